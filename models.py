@@ -1,0 +1,353 @@
+"""Tables and every query on them: nobody else writes SQL or sets a status.
+
+Times are whole microseconds since 1970 (UTC), given by the caller; nothing here reads a clock. Whatever changes a row
+is called by the ledger's thread only, inside `writing()`; whatever reads may be called by any thread.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from peewee import (
+    SQL,
+    AutoField,
+    BigIntegerField,
+    Case,
+    CharField,
+    DatabaseProxy,
+    ForeignKeyField,
+    Model,
+    NodeList,
+    SmallIntegerField,
+    SqliteDatabase,
+    UUIDField,
+    fn,
+)
+from playhouse.db_url import connect
+
+from schemas import Station as StationOut
+from schemas import Status
+from schemas import Transaction as TransactionOut
+
+SECOND = 1_000_000
+LONGEST_BACKOFF = 30 * SECOND
+WINDOW = 1000  # questions that are open at one time: asked, not answered, their clock running
+CLAIM = 500  # rows that one claim takes at most
+
+database = DatabaseProxy()
+
+
+class Refusal(Exception):
+    """A request that the rules refuse; `status` is the HTTP status (RFC 9110) that says so."""
+
+    status = 500
+
+
+class NotFound(Refusal):
+    status = 404
+
+
+class Conflict(Refusal):
+    status = 409
+
+
+class Unprocessable(Refusal):
+    status = 422
+
+
+class NeverReusedField(AutoField):
+    """An id that is not given out again after its row was deleted; SQLite has to be told."""
+
+    def ddl(self, ctx):
+        keyword = [SQL("AUTOINCREMENT")] if isinstance(database.obj, SqliteDatabase) else []
+        return NodeList([super().ddl(ctx), *keyword])
+
+
+class Station(Model):
+    id = NeverReusedField()
+    description = CharField(255)
+
+    class Meta:
+        database = database
+
+
+class Transaction(Model):
+    id = UUIDField(primary_key=True)
+    station = ForeignKeyField(Station, on_delete="RESTRICT", index=False)
+    status = CharField(9)
+    created = BigIntegerField()
+    updated = BigIntegerField()
+    idempotency_key = CharField(255, null=True)
+    attempts = SmallIntegerField()  # how often the question was asked since its clock last started
+    asked_at = BigIntegerField(null=True)
+    retry_at = BigIntegerField(null=True)  # null: not PENDING, nothing to ask
+    expires_at = BigIntegerField(null=True)  # null: its clock does not run
+
+    class Meta:
+        database = database
+        table_name = "transaction"
+        indexes = ((("station", "id"), False), (("status", "id"), False), (("station", "status", "id"), False))
+
+
+WAITS = Transaction.retry_at.is_null(False) & Transaction.expires_at.is_null()
+OPEN = Transaction.retry_at.is_null(False) & (Transaction.expires_at > 0)
+Transaction.add_index(Transaction.index(Transaction.retry_at, where=WAITS))
+Transaction.add_index(Transaction.index(Transaction.expires_at, where=OPEN))
+Transaction.add_index(
+    Transaction.index(Transaction.idempotency_key, unique=True, where=Transaction.idempotency_key.is_null(False))
+)
+
+
+def bind(url: str) -> None:
+    """Say which database to use, as `playhouse.db_url` reads it; opens nothing."""
+    options = {}
+    if url.startswith("sqlite"):
+        pragmas = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1}
+        # IMMEDIATE: a transaction that reads first and writes later would fail at once where another process writes.
+        options = {"pragmas": pragmas, "timeout": 5, "lock_type": "IMMEDIATE"}
+    database.initialize(connect(url, **options))
+
+
+def create_tables() -> None:
+    """Create what does not exist yet."""
+    if isinstance(database.obj, SqliteDatabase):
+        os.makedirs(os.path.dirname(os.path.abspath(database.database)), exist_ok=True)
+    with writing():
+        database.create_tables([Station, Transaction])
+
+
+def writing():
+    """One database transaction, as a context manager: all of it is on disk afterwards, or none."""
+    return database.atomic()
+
+
+def close() -> None:
+    """Close the calling thread's connection; the next query opens another."""
+    if not database.is_closed():
+        database.close()
+
+
+def check() -> None:
+    """Raise peewee.DatabaseError or InterfaceError if the database does not answer."""
+    Station.select(SQL("1")).where(Station.id == 0).tuples().first()
+
+
+# Stations
+
+
+def get_station(station_id: int) -> StationOut:
+    """One station; raises NotFound."""
+    for row in Station.select().where(Station.id == station_id).tuples():
+        return StationOut(*row)
+    raise NotFound(f"There is no station {station_id}.")
+
+
+def list_stations(limit: int, after: int | None) -> list[StationOut]:
+    """At most `limit` stations, newest last, from the id behind `after`."""
+    rows = Station.select().where(Station.id > (after or 0)).order_by(Station.id).limit(limit)
+    return [StationOut(*row) for row in rows.tuples()]
+
+
+def create_station(description: str) -> StationOut:
+    """The new station, with its id."""
+    return StationOut(Station.insert(description=description).execute(), description)
+
+
+def change_station(station_id: int, description: str) -> StationOut:
+    """The station as it reads now; raises NotFound."""
+    Station.update(description=description).where(Station.id == station_id).execute()
+    return get_station(station_id)
+
+
+def delete_station(station_id: int) -> None:
+    """Raises NotFound, or Conflict while the station has transactions."""
+    get_station(station_id)
+    if Transaction.select(SQL("1")).where(Transaction.station == station_id).limit(1).tuples().first():
+        raise Conflict(f"Station {station_id} has transactions, so it stays.")
+    Station.delete().where(Station.id == station_id).execute()
+
+
+# Transactions
+
+
+def moment(microseconds: int) -> datetime:
+    """A stored time as a datetime with the zone UTC."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+
+
+COLUMNS = (
+    Transaction.id,
+    Transaction.station,
+    Station.description,
+    Transaction.status,
+    Transaction.created,
+    Transaction.updated,
+)
+
+
+def _read(row: Sequence) -> TransactionOut:
+    key, station_id, description, status, created, updated = row
+    return TransactionOut(key, StationOut(station_id, description), Status(status), moment(created), moment(updated))
+
+
+def get_transaction(key: UUID) -> TransactionOut:
+    """One transaction; raises NotFound."""
+    for row in Transaction.select(*COLUMNS).join(Station).where(Transaction.id == key).tuples():
+        return _read(row)
+    raise NotFound(f"There is no transaction {key}.")
+
+
+def list_transactions(
+    limit: int, after: UUID | None = None, status: Status | None = None, station_id: int | None = None
+) -> list[TransactionOut]:
+    """At most `limit` transactions, newest first, from the one behind `after`."""
+    rows = Transaction.select(*COLUMNS).join(Station).order_by(Transaction.id.desc()).limit(limit)
+    if after is not None:
+        rows = rows.where(Transaction.id < after)
+    if status is not None:
+        rows = rows.where(Transaction.status == status)
+    if station_id is not None:
+        rows = rows.where(Transaction.station == station_id)
+    return [_read(row) for row in rows.tuples()]
+
+
+def statuses(keys: Iterable[UUID]) -> dict[UUID, Status]:
+    """The status of each of these transactions that exists."""
+    rows = Transaction.select(Transaction.id, Transaction.status).where(Transaction.id << list(keys))
+    return {key: Status(status) for key, status in rows.tuples()}
+
+
+class Question(NamedTuple):
+    """What is asked of the equipment, and in how many microseconds it will be asked again."""
+
+    transaction_id: UUID
+    station_id: int
+    backoff: int
+
+
+class Order(NamedTuple):
+    """A transaction that a client wants."""
+
+    transaction_id: UUID
+    station_id: int
+    idempotency_key: str | None
+
+
+class Clocks(NamedTuple):
+    """VALIDATION_RETRY and VALIDATION_TIMEOUT, in microseconds."""
+
+    retry: int
+    timeout: int
+
+
+def create_transactions(
+    orders: Sequence[Order], now: int, clocks: Clocks, room: int
+) -> tuple[list[TransactionOut | Refusal], list[Question]]:
+    """Store each order as PENDING, the first `room` of them as asked.
+
+    Returns an answer for each order (the transaction, or why there is none) and the questions to publish once this is
+    committed. An order whose key was used before gets the first answer again if it is for the same station.
+    """
+    wanted = Station.select().where(Station.id << list({order.station_id for order in orders}))
+    stations = {row[0]: StationOut(*row) for row in wanted.tuples()}
+    valid = [order for order in orders if order.station_id in stations]
+    asked = {"attempts": 1, "asked_at": now, "retry_at": now + clocks.retry, "expires_at": now + clocks.timeout}
+    unasked = {"attempts": 0, "asked_at": None, "retry_at": now, "expires_at": None}
+    rows = [
+        {"id": order.transaction_id, "station": order.station_id, "idempotency_key": order.idempotency_key}
+        | {"status": Status.PENDING, "created": now, "updated": now}
+        | (asked if place < room else unasked)
+        for place, order in enumerate(valid)
+    ]
+    keys = {order.idempotency_key for order in valid} - {None}
+    first = {}
+    if rows:
+        insert = Transaction.insert_many(rows)
+        (insert.on_conflict(action="nothing") if keys else insert).execute()
+    if keys:
+        columns = (Transaction.idempotency_key, Transaction.id, Transaction.station, Transaction.created)
+        found = Transaction.select(*columns).where(Transaction.idempotency_key << list(keys))
+        first = {key: found for key, *found in found.tuples()}
+
+    def answer(order: Order) -> TransactionOut | Refusal:
+        if order.station_id not in stations:
+            return Unprocessable(f"body.station_id: There is no station {order.station_id}.")
+        key, station_id, created = first.get(order.idempotency_key, (order.transaction_id, order.station_id, now))
+        if station_id != order.station_id:
+            return Unprocessable(f"Idempotency-Key: was used before, for station {station_id}.")
+        return TransactionOut(key, stations[station_id], Status.PENDING, moment(created), moment(created))
+
+    answers = [answer(order) for order in orders]
+    stored = {a.id for a in answers if isinstance(a, TransactionOut)}
+    opened = [order for order in valid[:room] if order.transaction_id in stored]
+    return answers, [Question(order.transaction_id, order.station_id, clocks.retry) for order in opened]
+
+
+def settle(verdicts: dict[UUID, Status], now: int) -> dict[UUID, bool]:
+    """Store the verdicts of transactions that have none.
+
+    Returns the transactions that this changed, and whether each was late: past its time when the verdict came.
+    """
+    changed = {}
+    for status in (Status.COMPLETED, Status.ERROR):
+        keys = [key for key, verdict in verdicts.items() if verdict is status]
+        if keys:
+            settled = (
+                Transaction.update(status=status, updated=now, retry_at=None)
+                .where(Transaction.id << keys, Transaction.status << [Status.PENDING, Status.EXPIRED])
+                .returning(Transaction.id, Transaction.expires_at)
+            )
+            changed |= {key: bool(deadline and deadline <= now) for key, deadline in settled.tuples()}
+    return changed
+
+
+def expire(now: int) -> list[UUID]:
+    """Make EXPIRED what nobody answered in time; returns the ids."""
+    expired = Transaction.update(status=Status.EXPIRED, updated=now, retry_at=None)
+    late = expired.where(OPEN, Transaction.expires_at <= now)
+    return [key for (key,) in late.returning(Transaction.id).tuples()]
+
+
+def room() -> int:
+    """How many more questions may be opened now."""
+    opened = Transaction.select(SQL("1")).where(OPEN).limit(WINDOW)
+    return WINDOW - opened.count()
+
+
+def claim(now: int, clocks: Clocks, limit: int, waiting: bool = False, probing: bool = False) -> list[Question]:
+    """Take at most `limit` questions that are due as asked now; returns them, to be published once this is committed.
+
+    Takes open questions, which are asked again with a backoff that doubles, or, with `waiting`, those that wait to be
+    asked first, whose clock starts now. With `probing`, while the broker refuses what is published, neither backoff nor
+    clock goes on: they start anew.
+    """
+    due = Transaction.select(Transaction.id).where(WAITS if waiting else OPEN, Transaction.retry_at <= now)
+    due = due.order_by(Transaction.retry_at).limit(limit)
+    backoffs, backoff = {}, clocks.retry
+    while backoff < LONGEST_BACKOFF and not probing:
+        backoffs[len(backoffs)] = now + backoff
+        backoff *= 2
+    again = Case(Transaction.attempts, tuple(backoffs.items()), now + min(backoff, LONGEST_BACKOFF))
+    expires_at = now + clocks.timeout
+    claimed = Transaction.update(
+        attempts=1 if probing else Transaction.attempts + 1,
+        asked_at=now,
+        retry_at=again if backoffs else now + clocks.retry,
+        expires_at=expires_at if probing else fn.COALESCE(Transaction.expires_at, expires_at),
+    ).where(Transaction.id << due, Transaction.retry_at <= now)
+    returned = claimed.returning(Transaction.id, Transaction.station, Transaction.retry_at).tuples()
+    return [Question(key, station_id, retry_at - now) for key, station_id, retry_at in returned]
+
+
+def rearm(now: int) -> None:
+    """Let every open question be asked again, a second after it was last asked, its clock stopped until then.
+
+    What waits further ahead than that, as after a step of the wall clock and a restart, is due now too.
+    """
+    stale = (Transaction.asked_at < now - SECOND) | (Transaction.asked_at > now)
+    again = Case(None, ((stale, now),), Transaction.asked_at + SECOND)
+    far = WAITS & (Transaction.retry_at > now + SECOND)
+    Transaction.update(attempts=0, retry_at=again, expires_at=None).where(OPEN).execute()
+    Transaction.update(retry_at=now).where(far).execute()

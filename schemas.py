@@ -1,0 +1,131 @@
+"""Everything that crosses a boundary: HTTP bodies, queries and headers, MQTT payloads."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+from uuid import UUID
+
+from msgspec import UNSET, Meta, Struct, UnsetType, field
+
+
+class Status(StrEnum):
+    """Where a transaction stands: PENDING until a verdict (COMPLETED, ERROR) or the timeout (EXPIRED)."""
+
+    PENDING = "PENDING"
+    COMPLETED = "COMPLETED"
+    ERROR = "ERROR"
+    EXPIRED = "EXPIRED"
+
+
+StationId = Annotated[int, Meta(ge=1, le=2**31 - 1, examples=[1])]
+TransactionId = Annotated[UUID, Meta(description="UUIDv7", examples=["019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"])]
+NO_NUL = r"^[^\u0000]*$"  # the one character that PostgreSQL cannot store in a text
+Description = Annotated[str, Meta(min_length=1, max_length=255, pattern=NO_NUL, examples=["Teste"])]
+Limit = Annotated[int, Meta(ge=1, le=200, description="items on a page", examples=[20])]
+Prefer = Annotated[
+    str,
+    Meta(description="`wait=N` holds the answer until the verdict, N seconds at most (RFC 7240)", examples=["wait=5"]),
+]
+IdempotencyKey = Annotated[
+    str,
+    Meta(min_length=1, max_length=255, pattern=NO_NUL, description="the same key and body get the first answer again"),
+]
+Next = Annotated[str | None, Meta(description="the next page; null on the last one")]
+
+
+class NewStation(Struct, forbid_unknown_fields=True):
+    description: Description
+
+
+class StationChange(Struct, forbid_unknown_fields=True):
+    description: Description | UnsetType = UNSET
+
+
+class Station(Struct, frozen=True):
+    id: StationId
+    description: Description
+
+
+class StationQuery(Struct, forbid_unknown_fields=True):
+    limit: Limit = 50
+    after: Annotated[StationId | UnsetType, Meta(description="list what comes after this id")] = UNSET
+
+
+class StationPage(Struct):
+    items: list[Station]
+    next: Next
+
+
+class NewTransaction(Struct, forbid_unknown_fields=True):
+    station_id: StationId
+
+
+class Transaction(Struct, frozen=True):
+    id: TransactionId
+    station: Station
+    status: Status
+    created: Annotated[datetime, Meta(tz=True, examples=["2026-03-28T00:18:13.786299Z"])]
+    updated: Annotated[datetime, Meta(tz=True, examples=["2026-03-28T00:18:13.788410Z"])]
+
+
+class TransactionQuery(Struct, forbid_unknown_fields=True):
+    status: Status | UnsetType = UNSET
+    station_id: StationId | UnsetType = UNSET
+    limit: Limit = 50
+    after: Annotated[TransactionId | UnsetType, Meta(description="list what is older than this id")] = UNSET
+
+
+class TransactionPage(Struct):
+    items: list[Transaction]
+    next: Next
+
+
+class WaitHeaders(Struct):
+    prefer: Prefer = field(default="", name="Prefer")
+
+
+class TransactionHeaders(WaitHeaders):
+    idempotency_key: IdempotencyKey | None = field(default=None, name="Idempotency-Key")
+
+
+class Problem(Struct):
+    """An error, as RFC 9457 shapes it."""
+
+    title: Annotated[str, Meta(examples=["Unprocessable Content"])]
+    status: Annotated[int, Meta(ge=400, le=599, examples=[422])]
+    detail: Annotated[str, Meta(examples=["body.station_id: Expected `int`, got `str`"])]
+    type: str = "about:blank"
+
+
+class Unready(Problem, kw_only=True):
+    """Why the whole job cannot be done now; the members are those of Readiness."""
+
+    database: str
+    broker: str
+    equipment: dict[str, str]
+
+
+class Health(Struct):
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(Struct):
+    database: Annotated[str, Meta(description="`ok`, or what is wrong with it")]
+    broker: Annotated[str, Meta(description="`ok`, or what is wrong with it")]
+    equipment: Annotated[
+        dict[str, str], Meta(description="what each equipment said last", examples=[{"validator-1": "online"}])
+    ]
+
+
+class Question(Struct):
+    """Published on EQUIPMENT/VALIDATION."""
+
+    transaction_id: UUID
+    station_id: int
+
+
+class Verdict(Struct):
+    """Received on EQUIPMENT/VALIDATION/RESPONSE."""
+
+    transaction_id: UUID
+    status: Literal["COMPLETED", "ERROR"]
