@@ -1,0 +1,381 @@
+"""The one writer: a thread that drains one queue, commits a batch at a time, and asks again what nobody answered.
+
+Requests and verdicts hand their writes to this thread. One batch is one database transaction, so one fsync serves
+everybody who was waiting. Only after the commit do requests get their answer, questions get published and verdicts get
+acknowledged. Between batches the same thread expires what is late and asks again what is due.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import NamedTuple, Protocol
+from uuid import UUID
+
+from peewee import DatabaseError, InterfaceError, OperationalError
+from uuid_utils.compat import uuid7
+
+import models
+from schemas import Status, Transaction
+from settings import Settings
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 10 * models.SECOND  # how long a request waits for its job to be taken
+QUEUE = 10_000  # jobs that may wait; a batch takes up to BATCH of them
+BATCH = 500
+ROUND = models.SECOND // 4  # how often what is late or due is looked for
+LOOK = models.SECOND // 10  # how often verdicts that another process stored are looked for
+
+
+class Unavailable(models.Refusal):
+    """The database cannot be written now; nothing was stored."""
+
+    status = 503
+
+
+def ledger_clock() -> Callable[[], int]:
+    """A clock in microseconds since 1970 that starts at the wall clock's time and then ignores its steps."""
+    start, zero = time.time_ns(), time.monotonic_ns()
+    return lambda: (start + time.monotonic_ns() - zero) // 1000
+
+
+class Call(Future):
+    """A job for one request: a function of `models` and its arguments. Its result is set after the commit."""
+
+    def __init__(self, function: Callable, *arguments):
+        super().__init__()
+        self.function, self.arguments = function, arguments
+
+
+class Creation(Future):
+    """A job for one request: a transaction to be stored as PENDING. Its result is set after the commit."""
+
+    def __init__(self, order: models.Order):
+        super().__init__()
+        self.order = order
+
+
+class Verdict(NamedTuple):
+    """A job for one answer of the equipment; `acknowledge` is called when it was dealt with, stored or not."""
+
+    transaction_id: UUID
+    status: Status
+    acknowledge: Callable[[], None]
+
+
+class Wire(Protocol):
+    """What the ledger knows of MQTT: the listener."""
+
+    alive: bool  # False once its thread has died
+
+    def publish(self, questions: Iterable[models.Question]) -> None:
+        """Ask these, if connected; raises nothing."""
+
+
+class Ledger:
+    """Made empty; `start` binds it. `counts` says how many verdicts of which kind came, and how many questions went."""
+
+    def __init__(self):
+        self._thread = None
+
+    def start(
+        self,
+        settings: Settings,
+        wire: Wire,
+        clock: Callable[[], int] | None = None,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Open the database and write, in a thread of its own, until `stop`; `stopping` tells waiters to give up."""
+        self.prepare(settings, wire, clock, stopping)
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._thread.start()
+
+    def prepare(self, settings, wire, clock=None, stopping=lambda: False) -> None:
+        """Everything that `start` does but the thread, for whoever calls `step` by hand."""
+        self.counts = Counter()
+        self.subscribed = False  # somebody could answer: set by the listener
+        self.refused = False  # the broker refuses what is published: set by the listener
+        self._clock = clock or ledger_clock()
+        self._clocks = models.Clocks(
+            round(settings.validation_retry * models.SECOND), round(settings.validation_timeout * models.SECOND)
+        )
+        self._wire, self._stopping = wire, stopping
+        self._queue = SimpleQueue()
+        self._rearm = True  # a restart may have lost what was under way
+        self._room = 0  # questions that may be opened; never more than models.room() says
+        self._next_round = self._next_look = 0
+        self._waiters: dict[UUID, list[threading.Event]] = {}
+        self._waiters_lock = threading.Lock()
+        self._max_waiters = settings.threads // 2
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Write what is still in the queue and end the thread."""
+        if self._thread:
+            self._stopped = True
+            self._queue.put(None)
+            self._thread.join(3)
+            self._thread = None
+
+    @property
+    def alive(self) -> bool:
+        """True while the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    # What requests call
+
+    def create(self, station_id: int, idempotency_key: str | None) -> Transaction:
+        """Store a new transaction as PENDING; raises models.Unprocessable, Unavailable."""
+        return self._wait_for(Creation(models.Order(uuid7(), station_id, idempotency_key)))
+
+    def change(self, function: Callable, *arguments):
+        """Run a function of `models` that writes, and return what it returns or raise what it raises."""
+        return self._wait_for(Call(function, *arguments))
+
+    def _wait_for(self, job: Call | Creation):
+        if self._stopped or self._queue.qsize() >= QUEUE:
+            raise Unavailable("The service is stopping." if self._stopped else "Too many requests wait already.")
+        self._queue.put(job)
+        deadline = self._clock() + PATIENCE
+        while not job.done():
+            try:
+                return job.result(timeout=0.25)
+            except TimeoutError:
+                # Either this withdraws the job, or the thread has taken it and will answer.
+                if self._clock() >= deadline and job.cancel():
+                    raise Unavailable("The database was busy for too long; nothing was stored.") from None
+        return job.result()
+
+    def wait(self, transaction_id: UUID, seconds: float) -> bool:
+        """Wait until a transaction is no longer PENDING, `seconds` at most; False if too many wait already."""
+        event = threading.Event()
+        with self._waiters_lock:
+            if sum(map(len, self._waiters.values())) >= self._max_waiters:
+                return False
+            self._waiters.setdefault(transaction_id, []).append(event)
+        try:
+            # Its verdict may have come before this registered.
+            if models.statuses([transaction_id]).get(transaction_id) is Status.PENDING:
+                event.wait(seconds)
+        finally:
+            with self._waiters_lock:
+                waiting = self._waiters.get(transaction_id, [])
+                if event in waiting:
+                    waiting.remove(event)
+                if not waiting:
+                    self._waiters.pop(transaction_id, None)
+        return True
+
+    # What the listener calls
+
+    def settle(self, verdict: Verdict) -> None:
+        """Take a verdict; a full queue drops it, since its question will be asked again."""
+        if self._queue.qsize() < QUEUE:
+            self._queue.put(verdict)
+        else:
+            verdict.acknowledge()
+
+    def rearm(self) -> None:
+        """What was asked may be lost: let everything PENDING be asked again, its clock starting with that."""
+        self._rearm = True
+        self._next_round = 0
+        self._queue.put(None)
+
+    # The thread
+
+    def _run(self) -> None:
+        try:
+            while not self._open():
+                time.sleep(1)
+            while not (self._stopped and self._queue.empty()):
+                self.step()
+            models.close()
+        except BaseException:
+            log.critical("the ledger's thread died, the process ends", exc_info=True)
+            self._give_up()
+            # Not 3 and not 4: with those gunicorn would halt instead of starting a new worker.
+            os._exit(1)
+
+    def _open(self) -> bool:
+        try:
+            models.create_tables()
+        except (DatabaseError, InterfaceError, OSError) as error:
+            self._failed("cannot be opened", error)
+            return self._stopped
+        return True
+
+    def _give_up(self) -> None:
+        """Tell those whose job was not taken that it never will be; whoever's was taken must not be told anything."""
+        self._stopped = True
+        while not self._queue.empty():
+            job = self._queue.get()
+            if isinstance(job, Future) and job.set_running_or_notify_cancel():
+                job.set_exception(Unavailable("The service restarts; nothing was stored."))
+        self._wake(list(self._waiters))
+        time.sleep(0.1)  # for their answers to leave
+
+    def step(self, patience: float | None = None) -> None:
+        """Commit one batch, waiting for its first job until something is due; then do what is due."""
+        jobs = self._take(self._until_due() if patience is None else patience)
+        if jobs:
+            self._write(jobs)
+        now = self._clock()
+        if now >= self._next_round:
+            self._next_round = now + min(ROUND, self._clocks.retry // 2)
+            self._round(now)
+        if self._waiters and now >= self._next_look:
+            self._next_look = now + LOOK
+            self._look()
+
+    def _until_due(self) -> float:
+        due = min(self._next_round, self._next_look) if self._waiters else self._next_round
+        return max(0, due - self._clock()) / models.SECOND
+
+    def _take(self, patience: float) -> list[Call | Creation | Verdict]:
+        jobs = []
+        try:
+            job = self._queue.get(timeout=patience) if patience else self._queue.get_nowait()
+            while True:
+                # A withdrawn job is passed over; from here on, one that is taken cannot be withdrawn.
+                if isinstance(job, Verdict) or (job and job.set_running_or_notify_cancel()):
+                    jobs.append(job)
+                if len(jobs) == BATCH:
+                    break
+                job = self._queue.get_nowait()
+        except Empty:
+            pass
+        return jobs
+
+    def _write(self, jobs: list[Call | Creation | Verdict]) -> None:
+        """Commit these jobs, then answer, publish and acknowledge; a job that cannot be stored fails alone."""
+        verdicts = [job for job in jobs if isinstance(job, Verdict)]
+        calls = [job for job in jobs if isinstance(job, Call)]
+        creations = [job for job in jobs if isinstance(job, Creation)]
+        now = self._clock()
+        try:
+            with models.writing():
+                changed, kinds = self._judge(verdicts, now)
+                results = [_outcome(call) for call in calls]
+                room = self._room_for(len(creations))
+                created, questions = models.create_transactions([c.order for c in creations], now, self._clocks, room)
+        except (OperationalError, InterfaceError) as error:
+            self._failed("cannot be written", error)
+            self._fail(jobs, Unavailable("The database cannot be written; nothing was stored."))
+        except Exception as error:
+            if len(jobs) == 1:
+                log.exception("a job cannot be stored")
+                self._fail(jobs, error)
+            else:
+                for job in jobs:
+                    self._write([job])
+        else:
+            self._room -= len(questions)
+            self.counts.update(kinds)
+            for job, result in zip(calls + creations, results + created, strict=True):
+                _answer(job, result)
+            self._ask(questions)
+            for verdict in verdicts:
+                verdict.acknowledge()
+            self._wake(changed)
+
+    def _judge(self, verdicts: list[Verdict], now: int) -> tuple[dict[UUID, bool], list[str]]:
+        """Settle these verdicts, the first one of each transaction; what that changed, and of which kind each was."""
+        first = {}
+        for verdict in verdicts:
+            first.setdefault(verdict.transaction_id, verdict)
+        changed = models.settle({key: verdict.status for key, verdict in first.items()}, now)
+        kinds = ["late" if late else "settled" for late in changed.values()]
+        others = [v for v in verdicts if v.transaction_id not in changed or first[v.transaction_id] is not v]
+        stored = models.statuses({v.transaction_id for v in others}) if others else {}
+        for verdict in others:
+            status = stored.get(verdict.transaction_id)
+            kinds.append("unknown" if status is None else "duplicate" if status is verdict.status else "contradiction")
+        return changed, kinds
+
+    def _fail(self, jobs: list[Call | Creation | Verdict], error: Exception) -> None:
+        for job in jobs:
+            # A verdict that was not stored is acknowledged all the same: its question will be asked again.
+            job.acknowledge() if isinstance(job, Verdict) else job.set_exception(error)
+        self._rearm = True
+
+    def _failed(self, what: str, error: Exception) -> None:
+        log.error("the database %s: %s", what, error)
+        models.close()
+
+    def _room_for(self, wanted: int) -> int:
+        """How many of `wanted` questions may be asked at once."""
+        if not self.subscribed or self.refused:
+            return 0
+        if self._room < wanted:
+            self._room = models.room()
+        return min(self._room, wanted)
+
+    def _round(self, now: int) -> None:
+        """Expire what is late, ask again what is due, and open questions for those that wait."""
+        if not self._wire.alive:
+            raise RuntimeError("the MQTT thread died")
+        if not self.subscribed:
+            return
+        rearm, self._rearm = self._rearm, False
+        limit = 1 if self.refused else models.CLAIM
+        try:
+            with models.writing():
+                if rearm:
+                    models.rearm(now)
+                expired = [] if self.refused else models.expire(now)
+                questions = models.claim(now, self._clocks, limit, probing=self.refused)
+                room = limit - len(questions) if self.refused else self._room_for(limit)
+                opened = models.claim(now, self._clocks, room, waiting=True, probing=self.refused)
+        except (DatabaseError, InterfaceError) as error:
+            self._rearm = True
+            self._failed("cannot be written", error)
+        else:
+            if self.refused:
+                self._next_round = now + self._clocks.retry
+            elif len(opened) == limit:
+                self._next_round = now
+            self._room -= len(opened)
+            self.counts["expired"] += len(expired)
+            self._ask(questions + opened)
+            self._wake(expired)
+
+    def _ask(self, questions: list[models.Question]) -> None:
+        if questions:
+            self.counts["asked"] += len(questions)
+            self._wire.publish(questions)
+
+    def _look(self) -> None:
+        """Wake those whose verdict another process stored."""
+        try:
+            statuses = models.statuses(list(self._waiters))
+        except (DatabaseError, InterfaceError) as error:
+            self._failed("cannot be read", error)
+        else:
+            everybody = self._stopping()
+            self._wake(key for key in list(self._waiters) if everybody or statuses.get(key) is not Status.PENDING)
+
+    def _wake(self, keys: Iterable[UUID]) -> None:
+        with self._waiters_lock:
+            for key in keys:
+                for event in self._waiters.get(key, ()):
+                    event.set()
+
+
+def _outcome(call: Call):
+    """What a call returns, or the refusal that it raises; anything else is no ordinary bad case and goes on."""
+    try:
+        return call.function(*call.arguments)
+    except models.Refusal as refusal:
+        return refusal
+
+
+def _answer(job: Call | Creation, result) -> None:
+    if isinstance(result, models.Refusal):
+        job.set_exception(result)
+    else:
+        job.set_result(result)

@@ -1,0 +1,431 @@
+"""The one writer, called step by step with a clock of the test's own, and as the thread that it is."""
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import ledger as ledger_module
+import models
+import pytest
+from ledger import Call, Creation, Ledger, Unavailable, Verdict, ledger_clock
+from models import SECOND, Order
+from programs import ROOT, wait_until
+from schemas import Status
+from settings import Settings
+from uuid_utils.compat import uuid7
+
+
+class Clock:
+    """A clock that moves when it is told to."""
+
+    now = 1_800_000_000 * SECOND
+
+    def __call__(self) -> int:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += int(seconds * SECOND)
+
+
+class Wire:
+    """What the ledger is handed for MQTT: it keeps what it was asked to publish."""
+
+    alive = True
+
+    def __init__(self):
+        self.published = []
+
+    def publish(self, questions) -> None:
+        self.published += [question.transaction_id for question in questions]
+
+
+class Bench:
+    """A ledger without its thread, and what a test does with it."""
+
+    def __init__(self, settings: Settings):
+        self.settings, self.clock, self.wire = settings, Clock(), Wire()
+        self.pool = ThreadPoolExecutor(64)
+        models.create_tables()
+        models.create_station("Teste")
+        self.restart()
+
+    def restart(self) -> None:
+        self.ledger = Ledger()
+        self.ledger.prepare(self.settings, self.wire, self.clock)
+        self.subscribe()
+
+    def subscribe(self, subscribed: bool = True) -> None:
+        self.ledger.subscribed = subscribed
+        if subscribed:
+            self.ledger.rearm()
+            self.step()
+
+    def step(self, seconds: float = 0) -> None:
+        self.clock.advance(seconds)
+        self.ledger.step(0)
+
+    def submit(self, function, *arguments):
+        """Call something that waits for the ledger, in a thread; returns when its job is in the queue."""
+        before = self.ledger._queue.qsize()
+        future = self.pool.submit(function, *arguments)
+        wait_until(lambda: self.ledger._queue.qsize() > before or future.done(), "the job is in the queue")
+        return future
+
+    def create(self, count: int = 1, key: str | None = None) -> list:
+        """So many transactions, in one batch; their ids."""
+        futures = [self.submit(self.ledger.create, 1, key) for _ in range(count)]
+        self.step()
+        return [future.result(1).id for future in futures]
+
+    def store(self, count: int) -> list:
+        """The same for large numbers, straight into the queue."""
+        jobs = [Creation(Order(uuid7(), 1, None)) for _ in range(count)]
+        for job in jobs:
+            self.ledger._queue.put(job)
+        while not self.ledger._queue.empty():
+            self.step()
+        return [job.result(0).id for job in jobs]
+
+    def answer(self, key, status=Status.COMPLETED) -> list:
+        """Hand in a verdict; the list has one item once it was acknowledged."""
+        acknowledged = []
+        self.ledger.settle(Verdict(key, status, lambda: acknowledged.append(True)))
+        return acknowledged
+
+    def status(self, key) -> Status:
+        return models.get_transaction(key).status
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(database_url=f"sqlite:///{tmp_path}/energy2go.db")
+
+
+@pytest.fixture
+def bench(settings):
+    models.bind(settings.database_url)
+    bench = Bench(settings)
+    yield bench
+    bench.clock.advance(60)  # whoever still waits withdraws
+    bench.pool.submit(models.close).result()
+    bench.pool.shutdown()
+    models.close()
+
+
+def test_one_step_answers_everybody_who_waits(bench):
+    keys = bench.create(20)
+    assert [bench.status(key) for key in keys] == [Status.PENDING] * 20
+    assert sorted(bench.wire.published) == sorted(keys)
+
+
+def test_a_question_is_published_after_its_commit_and_an_answer_acknowledged_after_its(bench):
+    seen = []
+
+    class Other(Wire):
+        def publish(self, questions):
+            # Another connection sees what is committed, and nothing else.
+            seen.extend(bench.pool.submit(bench.status, q.transaction_id).result() for q in questions)
+
+    bench.ledger._wire = Other()
+    (key,) = bench.create()
+    bench.ledger.settle(Verdict(key, Status.ERROR, lambda: seen.append(bench.pool.submit(bench.status, key).result())))
+    bench.step()
+    assert seen == [Status.PENDING, Status.ERROR]
+
+
+def test_a_poisoned_job_in_a_full_batch_hurts_nobody_else(bench):
+    orders = [Order(uuid7(), 1, None) for _ in range(ledger_module.BATCH - 1)]
+    orders.insert(250, Order(object(), 1, None))
+    jobs = [Creation(order) for order in orders]
+    for job in jobs:
+        bench.ledger._queue.put(job)
+    bench.step()
+    poisoned = jobs.pop(250)
+    assert not isinstance(poisoned.exception(0), models.Refusal | None)
+    assert [job.result(0).id for job in jobs] == [job.order.transaction_id for job in jobs]
+    assert len(models.list_transactions(10_000)) == ledger_module.BATCH - 1
+
+
+def test_a_poisoned_verdict_is_acknowledged_and_hurts_nobody_else(bench):
+    (key,) = bench.create()
+    bad, good = bench.answer(object()), bench.answer(key)
+    bench.step()
+    assert bad == good == [True]
+    assert bench.status(key) is Status.COMPLETED
+
+
+def test_a_refused_change_hurts_nobody_else(bench):
+    refused = bench.submit(bench.ledger.change, models.delete_station, 77)
+    made = bench.submit(bench.ledger.change, models.create_station, "another")
+    bench.step()
+    assert made.result(1).id == 2
+    with pytest.raises(models.NotFound):
+        refused.result(1)
+
+
+def test_a_request_withdraws_after_ten_seconds_and_is_never_written(bench):
+    waiting = bench.submit(bench.ledger.create, 1, None)
+    bench.clock.advance(9.9)
+    assert not waiting.done()
+    bench.clock.advance(0.2)
+    with pytest.raises(Unavailable, match="nothing was stored"):
+        waiting.result(5)
+    bench.step()
+    assert models.list_transactions(5) == []
+
+
+def test_a_job_that_was_taken_is_waited_for(bench):
+    taken, release = threading.Event(), threading.Event()
+
+    def slow():
+        taken.set()
+        release.wait(10)
+        return "done"
+
+    waiting = bench.submit(bench.ledger.change, slow)
+    stepping = bench.pool.submit(bench.step)
+    assert taken.wait(5)
+    bench.clock.advance(60)
+    release.set()
+    assert waiting.result(5) == "done"
+    stepping.result(5)
+
+
+def test_a_full_queue_refuses_requests_and_drops_verdicts(bench, monkeypatch):
+    monkeypatch.setattr(ledger_module, "QUEUE", 1)
+    first = bench.submit(bench.ledger.create, 1, None)
+    with pytest.raises(Unavailable, match="Too many"):
+        bench.ledger.create(1, None)
+    assert bench.answer(uuid7()) == [True]
+    bench.step()
+    assert bench.status(first.result(1).id) is Status.PENDING
+
+
+def test_the_first_verdict_wins_and_the_others_are_counted(bench):
+    first, second = bench.create(2)
+    answers = [(first, "ERROR"), (first, "COMPLETED"), (second, "COMPLETED"), (second, "COMPLETED"), (uuid7(), "ERROR")]
+    acknowledged = [bench.answer(key, Status(status)) for key, status in answers]
+    bench.step()
+    assert acknowledged == [[True]] * 5
+    assert bench.status(first) is Status.ERROR
+    bench.answer(second, Status.ERROR)
+    bench.step()
+    assert bench.status(second) is Status.COMPLETED
+    counts = {kind: bench.ledger.counts[kind] for kind in ("settled", "duplicate", "contradiction", "unknown", "late")}
+    assert counts == {"settled": 2, "duplicate": 1, "contradiction": 2, "unknown": 1, "late": 0}
+
+
+def test_a_verdict_and_the_timeout_in_one_step_settle(bench):
+    (key,) = bench.create()
+    bench.answer(key)
+    bench.step(61)
+    assert bench.status(key) is Status.COMPLETED
+
+
+def test_silence_expires_and_a_late_verdict_settles(bench):
+    (key,) = bench.create()
+    bench.step(61)
+    assert bench.status(key) is Status.EXPIRED
+    bench.answer(key, Status.ERROR)
+    bench.step()
+    assert bench.status(key) is Status.ERROR
+    assert bench.ledger.counts["late"] == 1
+
+
+def test_a_question_is_asked_again_with_a_growing_distance(bench):
+    (key,) = bench.create()
+    for seconds, times in ((4.6, 1), (0.4, 2), (9.6, 2), (0.4, 3), (19.6, 3), (0.4, 4)):
+        bench.step(seconds)
+        assert bench.wire.published == [key] * times
+
+
+def test_nothing_is_asked_and_nothing_expires_while_nobody_could_answer(bench):
+    (asked,) = bench.create()
+    bench.subscribe(False)
+    (unasked,) = bench.create()
+    for _ in range(100):
+        bench.step(60)
+    assert bench.wire.published == [asked]
+    assert bench.status(asked) is bench.status(unasked) is Status.PENDING
+    bench.subscribe()
+    assert sorted(bench.wire.published) == sorted([asked, asked, unasked])
+    bench.step(59)
+    assert bench.status(asked) is bench.status(unasked) is Status.PENDING
+
+
+def test_a_broker_that_refuses_is_probed_with_one_question_and_nothing_expires(bench):
+    keys = bench.create(3)
+    bench.ledger.refused = True
+    for _ in range(100):
+        bench.step(5)
+    assert len(bench.wire.published) == 3 + 100
+    bench.ledger.refused = False
+    bench.ledger.rearm()
+    bench.step()
+    assert {bench.status(key) for key in keys} == {Status.PENDING}
+    bench.step(2)
+    assert {*bench.wire.published[-3:]} == {*keys}
+
+
+def test_only_a_window_of_questions_is_open_and_it_moves_on(bench):
+    keys = bench.store(models.WINDOW + 300)
+    assert len(bench.wire.published) == models.WINDOW
+    for key in bench.wire.published[:400]:
+        bench.answer(key)
+    bench.step(0.3)
+    bench.step(0.3)
+    assert sorted(bench.wire.published) == sorted(keys)
+
+
+def test_a_backlog_is_asked_in_bounded_batches(bench):
+    bench.subscribe(False)
+    bench.store(2 * models.CLAIM)
+    bench.ledger.subscribed = True
+    sizes, before = [], 0
+    for _ in range(3):
+        bench.step(0.3)
+        sizes.append(len(bench.wire.published) - before)
+        before = len(bench.wire.published)
+    assert sizes == [models.CLAIM, models.CLAIM, 0]
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_step_of_the_wall_clock_between_two_runs_loses_nothing(bench, hours):
+    asked, unasked = bench.create(), None
+    bench.subscribe(False)
+    unasked = bench.create()
+    bench.clock.advance(hours * 3600)
+    bench.wire.published.clear()
+    bench.restart()
+    assert sorted(bench.wire.published) == sorted(asked + unasked)
+    bench.step(59)
+    assert {bench.status(key) for key in asked + unasked} == {Status.PENDING}
+    bench.step(2)
+    assert {bench.status(key) for key in asked + unasked} == {Status.EXPIRED}
+
+
+def test_the_clock_of_the_ledger_ignores_steps_of_the_wall_clock(monkeypatch):
+    clock = ledger_clock()
+    before = clock()
+    monkeypatch.setattr("time.time_ns", lambda: 0)
+    assert 0 <= clock() - before < 60 * SECOND
+
+
+def test_a_waiter_is_woken_by_the_commit_of_its_verdict(bench):
+    (key,) = bench.create()
+    waiting = bench.pool.submit(bench.ledger.wait, key, 30)
+    wait_until(lambda: bench.ledger._waiters, "it waits")
+    assert not waiting.done()
+    bench.answer(key)
+    bench.step()
+    assert waiting.result(5) is True
+    assert not bench.ledger._waiters
+
+
+def test_a_waiter_finds_the_verdict_that_another_process_stored(bench):
+    (key,) = bench.create()
+    waiting = bench.pool.submit(bench.ledger.wait, key, 30)
+    wait_until(lambda: bench.ledger._waiters, "it waits")
+    bench.pool.submit(models.settle, {key: Status.ERROR}, bench.clock.now).result()
+    bench.step(0.1)
+    assert waiting.result(5) is True
+
+
+def test_a_waiter_gives_up_when_the_process_stops(bench):
+    (key,) = bench.create()
+    bench.ledger._stopping = lambda: True
+    waiting = bench.pool.submit(bench.ledger.wait, key, 30)
+    wait_until(lambda: bench.ledger._waiters, "it waits")
+    bench.step(0.1)
+    assert waiting.result(5) is True
+
+
+def test_at_most_half_the_threads_wait(bench):
+    (key,) = bench.create()
+    waiting = [bench.pool.submit(bench.ledger.wait, key, 30) for _ in range(8)]
+    wait_until(lambda: len(bench.ledger._waiters.get(key, ())) == 8, "eight wait")
+    assert bench.ledger.wait(key, 30) is False
+    bench.answer(key)
+    bench.step()
+    assert all(future.result(5) for future in waiting)
+
+
+def test_a_verdict_that_is_there_already_is_not_waited_for(bench):
+    (key,) = bench.create()
+    bench.answer(key)
+    bench.step()
+    assert bench.ledger.wait(key, 30) is True
+
+
+def test_a_failed_commit_refuses_the_requests_and_asks_again_afterwards(bench, tmp_path):
+    (key,) = bench.create()
+    acknowledged = bench.answer(key)
+    waiting = bench.submit(bench.ledger.create, 1, None)
+    models.database.obj.timeout = 0
+    other = type(models.database.obj)(tmp_path / "energy2go.db")
+    other.execute_sql("BEGIN IMMEDIATE")
+    bench.step()
+    with pytest.raises(Unavailable, match="nothing was stored"):
+        waiting.result(1)
+    assert acknowledged == [True]
+    other.close()
+    bench.wire.published.clear()
+    bench.step(2)
+    assert bench.wire.published == [key]
+
+
+def test_the_thread_writes_what_is_in_the_queue_before_it_stops(bench, settings):
+    ledger = Ledger()
+    ledger.start(settings, Wire())
+    jobs = [Creation(Order(uuid7(), 1, None)) for _ in range(2000)]
+    for job in jobs:
+        ledger._queue.put(job)
+    ledger.stop()
+    assert not ledger.alive
+    assert {job.result(0).status for job in jobs} == {Status.PENDING}
+    with pytest.raises(Unavailable, match="stopping"):
+        ledger.create(1, None)
+
+
+def test_a_database_that_cannot_be_opened_yet_is_waited_for(tmp_path):
+    settings = Settings(database_url=f"sqlite:///{tmp_path}/var/energy2go.db")
+    (tmp_path / "var").write_text("in the way")
+    models.bind(settings.database_url)
+    ledger = Ledger()
+    ledger.start(settings, Wire())
+    waiting = Call(models.create_station, "Teste")
+    ledger._queue.put(waiting)
+    assert ledger.alive
+    assert not waiting.done()
+    (tmp_path / "var").unlink()
+    assert waiting.result(10).id == 1
+    ledger.stop()
+
+
+SECOND_PROCESS = """
+import sys, models, ledger, settings
+class Wire:
+    alive = True
+    def publish(self, questions): pass
+settings = settings.Settings(database_url=sys.argv[1])
+models.bind(settings.database_url)
+writer = ledger.Ledger()
+writer.start(settings, Wire())
+print("ready", flush=True)
+for _ in range(200):
+    writer.create(1, None)
+writer.stop()
+"""
+
+
+def test_two_processes_write_to_one_file(bench, settings):
+    command = [sys.executable, "-c", SECOND_PROCESS, settings.database_url]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "ready\n"
+        ledger = Ledger()
+        ledger.start(settings, Wire())
+        list(bench.pool.map(lambda _: ledger.create(1, None), range(200)))
+        assert other.wait(60) == 0
+    ledger.stop()
+    assert len(models.list_transactions(1000)) == 400
