@@ -1,0 +1,88 @@
+"""The process: where it listens, how it logs, and when the ledger and the listener start and stop."""
+
+import logging
+import os
+import threading
+
+import msgspec
+
+from settings import load
+
+settings = load()
+
+bind = settings.bind
+worker_class = "gthread"
+workers = 1
+threads = settings.threads
+keepalive = 30  # seconds
+graceful_timeout = 3  # seconds; honcho kills after 5
+access_log_format = '%(h)s "%(r)s" %(s)s, %(B)s bytes, %(M)s ms'
+control_socket_disable = True  # it would lie under the home directory
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record):
+        line = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
+        line["message"] = record.getMessage()
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
+
+
+logconfig_dict = {
+    "formatters": {
+        "text": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+        "json": {"()": JsonLines},
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": settings.log_format}},
+    "root": {"level": settings.log_level, "handlers": ["stderr"]},
+    "loggers": {
+        "gunicorn.error": {"propagate": True},
+        # A line per request is for those who follow one.
+        "gunicorn.access": {"propagate": True, "level": "INFO" if settings.log_level == "DEBUG" else "WARNING"},
+        "peewee": {"level": "INFO"},  # below that it logs every statement
+    },
+}
+
+
+def on_starting(server):
+    """Refuse what cannot work: threads do not survive a fork, and two writers on one SQLite file only wait."""
+    if server.cfg.preload_app:
+        raise SystemExit("preload_app: must stay off, since the service's threads start in the worker.")
+    if server.cfg.workers > 1 and settings.database_url.startswith("sqlite"):
+        raise SystemExit("workers: must be 1 with SQLite; DATABASE_URL=postgresql://… takes more.")
+
+
+def when_ready(server):
+    """Say where to look."""
+    host, port = settings.address
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    server.log.info("ready at %s, Swagger UI at %s/swagger/; try:", url, url)
+    server.log.info("""  curl --json '{"description": "Teste"}' %s/stations""", url)
+    server.log.info("""  curl --json '{"station_id": 1}' -H 'Prefer: wait=5' %s/transactions""", url)
+
+
+def post_worker_init(worker):
+    """Start the threads in the process that uses them."""
+    import app
+
+    threading.excepthook = end_the_process
+    app.start(settings, stopping=lambda: not worker.alive)
+    worker.started = os.getpid()
+
+
+def end_the_process(args):
+    """A thread that died must not leave a process behind that accepts and forgets; gunicorn starts another."""
+    logging.critical("a thread died, the process ends", exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
+    os._exit(1)  # 3 and 4 would halt gunicorn
+
+
+def worker_exit(server, worker):
+    """Stop them; this may run twice, and in the master for a worker that never started."""
+    if getattr(worker, "started", None) == os.getpid():
+        worker.started = None
+        import app
+
+        app.stop()
