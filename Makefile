@@ -1,0 +1,54 @@
+# Everything from a clean checkout: `make` says what there is.
+.DELETE_ON_ERROR:
+PYTHON = python3
+WITH_ENV = .venv/bin/dotenv -f .env run --no-override --
+
+help: ## print this
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+setup: .venv/installed ## install what is missing and build the equipment
+	@$(MAKE) -s -C validator
+
+run: setup ## start broker, equipment and service; Ctrl-C stops them
+	@$(WITH_ENV) .venv/bin/python settings.py
+	@exec $(WITH_ENV) .venv/bin/honcho -e /dev/null start
+
+test: lint ## run every test
+	.venv/bin/pytest
+
+docker-test: ## build the containers, use and hurt them, take them down
+	@sh tests/docker-test.sh
+
+lint: setup ## check the style of the Python and the warnings of the C
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	@$(MAKE) -s -C validator lint
+
+clean: ## remove what was installed here and built; the data in var/ stays
+	rm -rf .venv .ruff_cache __pycache__ tests/__pycache__
+	@$(MAKE) -s -C validator clean
+
+# What apt has to bring, where it is missing; root needs no sudo.
+packages:
+	@set --; \
+	PATH="$$PATH:/usr/sbin"; \
+	command -v mosquitto_passwd >/dev/null || set -- $$@ mosquitto; \
+	command -v mosquitto_pub >/dev/null || set -- $$@ mosquitto-clients; \
+	command -v cc >/dev/null || set -- $$@ gcc; \
+	command -v curl >/dev/null || set -- $$@ curl; \
+	for header in stdio.h:libc6-dev mosquitto.h:libmosquitto-dev cjson/cJSON.h:libcjson-dev; do \
+	    [ -e /usr/include/$${header%:*} ] || set -- $$@ $${header#*:}; \
+	done; \
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || set -- $$@ python3-venv; \
+	[ $$# = 0 ] && exit; \
+	[ "$$(id -u)" = 0 ] || sudo=sudo; \
+	echo "installing $$@"; \
+	$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$@ >/dev/null
+
+.venv/installed: requirements.txt requirements-dev.txt | packages
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("PYTHON: 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install -q --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+.PHONY: help setup run test docker-test lint clean packages

@@ -1,0 +1,33 @@
+#!/bin/sh
+# Starts the broker with mosquitto.conf and mosquitto.acl as they fit here: mosquitto.sh DIRECTORY [LISTENER].
+# What it writes goes into DIRECTORY; LISTENER is "PORT [ADDRESS]" as mosquitto.conf(5) has it.
+set -eu
+PATH=$PATH:/usr/sbin  # where Debian puts mosquitto
+directory=$1
+listener=${2:-"$MQTT_PORT 127.0.0.1"}
+here=$(dirname "$0")
+
+for account in MQTT VALIDATOR; do
+    eval "name=\${${account}_USERNAME:-} password=\${${account}_PASSWORD:-}"
+    case $name in
+        "" | *[!A-Za-z0-9_-]*) echo "${account}_USERNAME: must be letters, digits, - and _" >&2; exit 2 ;;
+    esac
+    case $password in  # mosquitto_passwd would cut it, and nobody could log in
+        "" | *[[:cntrl:]:]* | " "* | *" ")
+            echo "${account}_PASSWORD: must not be empty, hold a colon, or begin or end with a space" >&2; exit 2 ;;
+    esac
+done
+[ "$MQTT_USERNAME" != "$VALIDATOR_USERNAME" ] || { echo "VALIDATOR_USERNAME: must differ from MQTT_USERNAME" >&2; exit 2; }
+
+umask 077
+mkdir -p "$directory"
+printf '%s:%s\n' "$MQTT_USERNAME" "$MQTT_PASSWORD" "$VALIDATOR_USERNAME" "$VALIDATOR_PASSWORD" > "$directory/passwords"
+mosquitto_passwd -U "$directory/passwords"
+sed -e "s/^user MQTT_USERNAME$/user $MQTT_USERNAME/" -e "s/^user VALIDATOR_USERNAME$/user $VALIDATOR_USERNAME/" \
+    "$here/mosquitto.acl" > "$directory/mosquitto.acl"
+sed -e "s|^listener .*|listener $listener|" -e "s|/mosquitto/config/|$directory/|" \
+    "$here/mosquitto.conf" > "$directory/mosquitto.conf"
+# Started by root, mosquitto would become a user that cannot read this directory.
+echo "user $(id -un)" >> "$directory/mosquitto.conf"
+
+exec mosquitto -c "$directory/mosquitto.conf"
