@@ -1,0 +1,62 @@
+"""Clients that post transactions, each over one connection, and remember what they were told."""
+
+import http.client
+import json
+import threading
+from collections import Counter
+from itertools import count
+from uuid import uuid4
+
+from programs import Service
+
+
+class Load:
+    """`accepted` are the ids that came with a 201; `refused` the keys of what got another status; `broken` the keys of
+    what got no answer at all, so that nobody knows; `statuses` how often each status came."""
+
+    def __init__(self, service: Service, clients: int = 8, total: int | None = None, pause: float = 0):
+        self.service, self.pause = service, pause
+        self.accepted, self.refused, self.broken, self.statuses = [], [], [], Counter()
+        self._numbers = iter(range(total)) if total else count()
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._threads = [threading.Thread(target=self._post, daemon=True) for _ in range(clients)]
+
+    def start(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def join(self, seconds: float = 120) -> None:
+        """Wait until all is posted."""
+        for thread in self._threads:
+            thread.join(seconds)
+            assert not thread.is_alive(), "a client hangs"
+
+    def stop(self) -> None:
+        """Post no more, and wait for what is under way."""
+        self._stop.set()
+        self.join()
+
+    def _post(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=30)
+        while not self._stop.wait(self.pause):
+            with self._lock:
+                if next(self._numbers, None) is None:
+                    break
+            key = str(uuid4())
+            headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+            try:
+                connection.request("POST", "/transactions", json.dumps({"station_id": 1}), headers)
+                answer = connection.getresponse()
+                body = answer.read()
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                self.broken.append(key)
+                self._stop.wait(0.05)
+                continue
+            self.statuses[answer.status] += 1
+            if answer.status == 201:
+                self.accepted.append(json.loads(body)["id"])
+            else:
+                self.refused.append(key)
+        connection.close()

@@ -1,0 +1,178 @@
+"""The real programs, started on free ports in a folder of the test's own and ended by pid."""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
+ACCOUNTS = {
+    "MQTT_USERNAME": "energy2go",
+    "MQTT_PASSWORD": "service-secret",
+    "VALIDATOR_USERNAME": "validator",
+    "VALIDATOR_PASSWORD": "equipment-secret",
+}
+
+
+def free_port() -> int:
+    """A port on 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(condition: Callable, what: str, seconds: float = 15):
+    """Return the first true value of `condition`, or raise AssertionError that names `what` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.01)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def listening(port: int) -> bool:
+    """True if somebody accepts connections on this port."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+class Program:
+    """One process; its standard error goes to `log`, its standard output to `output`."""
+
+    def __init__(self, name: str, command: str | list, folder: Path, environment: dict):
+        self.name, self.folder = name, folder
+        self.command = shlex.split(command) if isinstance(command, str) else command
+        self.environment = {"PATH": os.environ["PATH"], "HOME": str(folder)} | environment
+        self.log, self.output = folder / f"{name}.log", folder / f"{name}.out"
+        self.process = None
+
+    def start(self):
+        """Start it; returns itself at once, whether or not it is ready."""
+        assert not self.running
+        with self.log.open("ab") as log, self.output.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command, cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=log
+            )
+        return self
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL)."""
+        self.stop(signal.SIGKILL)
+
+    def stop(self, number: int = signal.SIGTERM, seconds: float = 15) -> int | None:
+        """Send a signal, wait for the end, return the exit status; a frozen one is continued first."""
+        if self.running:
+            self.send(number)
+            self.send(signal.SIGCONT)
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise AssertionError(f"{self.name} did not end within {seconds} s:\n{self.said()}") from None
+        return self.process.returncode if self.process else None
+
+    def said(self) -> str:
+        """Everything on its standard error until now."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+class Broker(Program):
+    """The real Mosquitto, with the project's own configuration."""
+
+    def __init__(self, folder: Path, port: int | None = None, **environment):
+        self.port = port or free_port()
+        self.environment_of_clients = {"MQTT_HOST": "127.0.0.1", "MQTT_PORT": str(self.port)} | ACCOUNTS | environment
+        command = [*shlex.split(PROCFILE["broker"].removeprefix("exec "))[:-1], str(folder / "broker")]
+        super().__init__("broker", command, folder, self.environment_of_clients)
+
+    def start(self):
+        super().start()
+        wait_until(lambda: listening(self.port) or not self.running, "the broker listens")
+        assert self.running, self.said()
+        return self
+
+
+class Equipment(Program):
+    """The real equipment; `build` names another binary of the same program."""
+
+    def __init__(self, folder: Path, broker: Broker, build: str = "", name: str = "validator", **environment):
+        command = build or PROCFILE["validator"].removeprefix("exec ")
+        defaults = {"VALIDATOR_CONFIRM_RATE": "0.6", "VALIDATOR_SEED": "1", "VALIDATOR_ID": name}
+        environment = broker.environment_of_clients | defaults | environment
+        super().__init__(name, command, folder, environment)
+
+
+class Answer:
+    """What a service answered: `status`, `headers`, `json` (None where the body is none)."""
+
+    def __init__(self, status: int, headers, body: bytes):
+        self.status, self.headers, self.body = status, headers, body
+        self.json = json.loads(body) if "json" in headers.get("Content-Type", "") else None
+
+
+class Service(Program):
+    """The real service: gunicorn with the project's own configuration."""
+
+    def __init__(self, folder: Path, broker: Broker, port: int | None = None, **environment):
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        gunicorn = shlex.split(PROCFILE["web"].removeprefix("exec "))[1:]
+        command = [str(Path(sys.executable).with_name("gunicorn")), *gunicorn]
+        own = {"BIND": f"127.0.0.1:{self.port}", "DATABASE_URL": f"sqlite:///{folder}/energy2go.db"}
+        super().__init__("service", command, folder, broker.environment_of_clients | own | environment)
+
+    def start(self):
+        super().start()
+        wait_until(lambda: listening(self.port) or not self.running, "the service listens")
+        assert self.running, self.said()
+        return self
+
+    def request(self, method: str, path: str, body=None, timeout: float = 40, **headers) -> Answer:
+        """One request; raises OSError where there is no answer. `body` is JSON, or bytes as they are."""
+        if body is not None:
+            headers.setdefault("Content-Type", "application/json")
+            body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(self.url + path, body, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                return Answer(answer.status, answer.headers, answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, error.headers, error.read())
+
+    def get(self, path: str, **headers) -> Answer:
+        return self.request("GET", path, **headers)
+
+    def post(self, path: str, body, **headers) -> Answer:
+        return self.request("POST", path, body, **headers)
+
+    def ready(self) -> bool:
+        """True once the whole job can be done."""
+        with contextlib.suppress(OSError):
+            return self.get("/readyz").status == 200
+        return False
