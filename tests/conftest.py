@@ -1,10 +1,10 @@
 """What tests share: folders, programs that are always ended, a database, a ledger that runs."""
 
 import pytest
-from programs import Broker, Equipment, Service, free_port, wait_until
 from webtest import TestApp
 
 import app
+from programs import Broker, Equipment, Service, free_port, wait_until
 from settings import Settings
 
 

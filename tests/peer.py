@@ -1,6 +1,7 @@
 """Another client at the broker: it subscribes, keeps what it gets, and publishes."""
 
 from paho.mqtt.client import CallbackAPIVersion, Client, MQTTv5
+
 from programs import Broker, wait_until
 
 

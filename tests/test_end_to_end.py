@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from load import Load
 from programs import ROOT, Broker, free_port, listening, wait_until
 

@@ -5,15 +5,16 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+from uuid_utils.compat import uuid7
+
 import ledger as ledger_module
 import models
-import pytest
 from ledger import Call, Creation, Ledger, Unavailable, Verdict, ledger_clock
 from models import SECOND, Order
 from programs import ROOT, wait_until
 from schemas import Status
 from settings import Settings
-from uuid_utils.compat import uuid7
 
 
 class Clock:

@@ -7,8 +7,9 @@ import socket
 import threading
 from uuid import UUID
 
-import models
 import pytest
+
+import models
 from ledger import Ledger
 from mqtt_listener import QUESTIONS, STATUSES, VERDICTS, Listener
 from peer import Peer
