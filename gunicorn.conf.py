@@ -4,8 +4,7 @@ import logging
 import os
 import threading
 
-import msgspec
-
+import logs
 from settings import load
 
 settings = load()
@@ -18,33 +17,7 @@ keepalive = 30  # seconds
 graceful_timeout = 3  # seconds; honcho kills after 5
 access_log_format = '%(h)s "%(r)s" %(s)s, %(B)s bytes, %(M)s ms'
 control_socket_disable = True  # it would lie under the home directory
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record):
-        line = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
-        line["message"] = record.getMessage()
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
-
-
-logconfig_dict = {
-    "formatters": {
-        "text": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
-        "json": {"()": JsonLines},
-    },
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": settings.log_format}},
-    "root": {"level": settings.log_level, "handlers": ["stderr"]},
-    "loggers": {
-        "gunicorn.error": {"propagate": True},
-        # A line per request is for those who follow one.
-        "gunicorn.access": {"propagate": True, "level": "INFO" if settings.log_level == "DEBUG" else "WARNING"},
-        "peewee": {"level": "INFO"},  # below that it logs every statement
-    },
-}
+logconfig_dict = logs.configuration(settings)
 
 
 def on_starting(server):
@@ -56,9 +29,12 @@ def on_starting(server):
 
 
 def when_ready(server):
-    """Say where to look."""
+    """Say where to look, and warn where anybody could."""
     host, port = settings.address
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    if host not in ("localhost", "::1") and not host.startswith("127.") and not settings.api_token:
+        server.log.warning("BIND=%s is open to other machines, and without an API_TOKEN to everybody", settings.bind)
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    url = f"http://{f'[{here}]' if ':' in here else here}:{port}"
     server.log.info("ready at %s, Swagger UI at %s/swagger/; try:", url, url)
     server.log.info("""  curl --json '{"description": "Teste"}' %s/stations""", url)
     server.log.info("""  curl --json '{"station_id": 1}' -H 'Prefer: wait=5' %s/transactions""", url)
