@@ -38,10 +38,10 @@ class Unavailable(models.Refusal):
     status = 503
 
 
-def ledger_clock() -> Callable[[], int]:
+def ledger_clock(wall=time.time_ns, monotonic=time.monotonic_ns) -> Callable[[], int]:
     """A clock in microseconds since 1970 that starts at the wall clock's time and then ignores its steps."""
-    start, zero = time.time_ns(), time.monotonic_ns()
-    return lambda: (start + time.monotonic_ns() - zero) // 1000
+    offset = wall() - monotonic()
+    return lambda: (offset + monotonic()) // 1000
 
 
 class Call(Future):
@@ -106,7 +106,8 @@ class Ledger:
         )
         self._wire, self._stopping = wire, stopping
         self._queue = SimpleQueue()
-        self._rearm = True  # a restart may have lost what was under way
+        self._rearm = threading.Event()
+        self._rearm.set()  # a restart may have lost what was under way
         self._room = 0  # questions that may be opened; never more than models.room() says
         self._next_round = self._next_look = 0
         self._waiters: dict[UUID, list[threading.Event]] = {}
@@ -182,7 +183,7 @@ class Ledger:
 
     def rearm(self) -> None:
         """What was asked may be lost: let everything PENDING be asked again, its clock starting with that."""
-        self._rearm = True
+        self._rearm.set()
         self._next_round = 0
         self._queue.put(None)
 
@@ -301,7 +302,7 @@ class Ledger:
         for job in jobs:
             # A verdict that was not stored is acknowledged all the same: its question will be asked again.
             job.acknowledge() if isinstance(job, Verdict) else job.set_exception(error)
-        self._rearm = True
+        self._rearm.set()
 
     def _failed(self, what: str, error: Exception) -> None:
         log.error("the database %s: %s", what, error)
@@ -321,7 +322,9 @@ class Ledger:
             raise RuntimeError("the MQTT thread died")
         if not self.subscribed:
             return
-        rearm, self._rearm = self._rearm, False
+        rearm = self._rearm.is_set()
+        if rearm:
+            self._rearm.clear()  # before the work, so that a call that comes meanwhile counts again
         limit = 1 if self.refused else models.CLAIM
         try:
             with models.writing():
@@ -332,7 +335,7 @@ class Ledger:
                 room = limit - len(questions) if self.refused else self._room_for(limit)
                 opened = models.claim(now, self._clocks, room, waiting=True, probing=self.refused)
         except (DatabaseError, InterfaceError) as error:
-            self._rearm = True
+            self._rearm.set()
             self._failed("cannot be written", error)
         else:
             if self.refused:

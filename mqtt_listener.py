@@ -9,7 +9,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -53,7 +52,6 @@ class Listener:
         """Connect in the background, now and after every loss, until `stop`; never fails because of the broker."""
         self.counts = Counter()
         self.equipment: dict[str, str] = {}
-        self._next_line = 0
         self._broker = f"{settings.mqtt_host}:{settings.mqtt_port}"
         self.trouble = f"not connected to {self._broker} yet"
         # Unique to this process: two with one id would disconnect each other for ever (MQTT 5, section 3.1.4).
@@ -101,8 +99,8 @@ class Listener:
             properties.ContentType = "application/json"
             payload = msgspec.json.encode(QuestionPayload(question.transaction_id, question.station_id))
             info = self._client.publish(QUESTIONS, payload, qos=1, properties=properties)
-            if info.rc not in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN):
-                log.warning("a question could not be published: %s", info.rc.name)
+            if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                log.warning("a question could not be published, it will be asked again: %s", info.rc.name)
 
     def receive(self, topic: str, payload: bytes, retained: bool, acknowledge: Callable[[], None]) -> None:
         """Deal with one message; whatever it is, `acknowledge` is called, a verdict's after its commit."""
@@ -126,17 +124,14 @@ class Listener:
             self._ledger.rearm()
 
     def _ignore(self, topic: str, payload: bytes, error: Exception) -> None:
-        """Count what cannot be read, and show the start of one a second."""
+        """Count what cannot be read, and show the start of it."""
         self.counts["unreadable"] += 1
-        if time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + 1
-            count = self.counts["unreadable"]
-            log.warning("ignored on %.80r: %.80s: %r (%d until now)", topic, error, payload[:64], count)
+        log.warning("ignored on %.80r: %.80s: %r", topic, error, payload[:64])
 
     def _say(self, trouble: str) -> None:
         if trouble != self.trouble:
             self.trouble = trouble
-            log.warning("%s", trouble) if trouble else log.info("connected to %s and subscribed", self._broker)
+            log.log(logging.WARNING if trouble else logging.INFO, "%s", trouble or f"subscribed at {self._broker}")
 
     # Callbacks
 
@@ -170,8 +165,10 @@ class Listener:
         self._ledger.rearm()
 
     def _on_disconnect(self, client, userdata, flags, reason_code, properties):
-        if self._ledger.subscribed:
-            self._ledger.subscribed = False
+        subscribed, self._ledger.subscribed = self._ledger.subscribed, False
+        if self._thread is None:
+            self._say("stopped")
+        elif subscribed:
             self._say(f"the connection to {self._broker} was lost: {reason_code}")
         elif not self._answered:
             self._say(f"{self._broker} accepts connections but does not answer")
