@@ -54,3 +54,22 @@ def api(tmp_path):
     app.start(Settings(database_url=f"sqlite:///{tmp_path}/energy2go.db", mqtt_port=free_port()))
     yield TestApp(app.app)
     app.stop()
+
+
+ROWS = pytest.StashKey[list]()
+
+
+@pytest.fixture
+def table(request):
+    """Where a trial puts its row; what is in it is printed at the end of the run."""
+    return request.config.stash.setdefault(ROWS, [])
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash.get(ROWS, [])
+    if rows:
+        terminalreporter.section("faults")
+        terminalreporter.line("| fault | injections | accepted | lost | stuck | settled after |")
+        terminalreporter.line("|---|---|---|---|---|---|")
+        for name, injections, accepted, lost, stuck, took in rows:
+            terminalreporter.line(f"| {name} | {injections} | {accepted} | {lost} | {stuck} | {took:.1f} s |")

@@ -14,8 +14,10 @@ class Load:
     """`accepted` are the ids that came with a 201; `refused` the keys of what got another status; `broken` the keys of
     what got no answer at all, so that nobody knows; `statuses` how often each status came."""
 
-    def __init__(self, service: Service, clients: int = 8, total: int | None = None, pause: float = 0):
-        self.service, self.pause = service, pause
+    def __init__(
+        self, service: Service, clients: int = 8, total: int | None = None, pause: float = 0, keep_alive: bool = True
+    ):
+        self.service, self.pause, self.keep_alive = service, pause, keep_alive
         self.accepted, self.refused, self.broken, self.statuses = [], [], [], Counter()
         self._numbers = iter(range(total)) if total else count()
         self._lock, self._stop = threading.Lock(), threading.Event()
@@ -45,6 +47,7 @@ class Load:
                     break
             key = str(uuid4())
             headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+            headers |= {} if self.keep_alive else {"Connection": "close"}
             try:
                 connection.request("POST", "/transactions", json.dumps({"station_id": 1}), headers)
                 answer = connection.getresponse()

@@ -1,0 +1,35 @@
+"""The service, and a route of the tests' own that makes one of its threads die."""
+
+import ctypes
+import threading
+
+from app import app, ledger, listener
+
+
+def exit_thread(name: str) -> None:
+    """Raise SystemExit in the thread whose name begins so; Python ends such a thread without a word."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(name):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+
+
+def break_ledger() -> None:
+    ledger._next_round = "never"
+
+
+def break_callback() -> None:
+    listener._client.on_publish = lambda *_: 1 / 0
+
+
+WAYS = {
+    "an error in the ledger": break_ledger,
+    "an exit of the ledger": lambda: exit_thread("ledger"),
+    "an error in a callback": break_callback,
+    "an exit of the listener": lambda: exit_thread("paho-mqtt-client"),
+}
+
+
+@app.post("/die/<way>", skip=True)
+def die(way):
+    WAYS[way]()
+    return ""

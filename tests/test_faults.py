@@ -1,0 +1,334 @@
+"""Faults, under load, in the real programs: nothing is lost, nothing stays PENDING, nobody is told a lie.
+
+`make test` injects each a time or two, `make test-faults` as often as its table shows.
+"""
+
+import ast
+import contextlib
+import os
+import random
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from load import Load
+from programs import ROOT, Broker, Service, wait_until
+from trial import FULL, Trial, children, resident
+
+SOME = 10 if FULL else 2
+
+
+@pytest.fixture
+def trial(tmp_path, programs):
+    """A function that makes a trial: `trial(VALIDATION_TIMEOUT="3")`."""
+    return lambda **options: Trial(tmp_path, programs, **options)
+
+
+def pause(seconds: float) -> None:
+    """Let real time pass, where a fault is one of time."""
+    threading.Event().wait(seconds)
+
+
+# The broker
+
+
+def test_the_broker_is_killed(trial, table):
+    run = trial().start()
+    for _ in range(SOME):
+        run.note()
+        run.broker.kill()
+        run.more()
+        run.broker.start()
+        run.more()
+    run.finish("broker killed (SIGKILL)", table)
+    assert set(run.told()) == {201}
+    assert not run.load.broken
+
+
+def test_the_broker_is_stopped(trial, table):
+    run = trial().start()
+    run.note()
+    run.broker.stop()
+    run.more()
+    run.broker.start()
+    run.finish("broker stopped (SIGTERM)", table)
+    assert set(run.told()) == {201}
+
+
+def test_the_broker_is_away_for_longer_than_the_timeout(trial, table):
+    run = trial(VALIDATION_TIMEOUT="3").start()
+    run.note()
+    run.broker.kill()
+    run.more(300)
+    early = resident(run.worker)
+    pause(30 if FULL else 5)
+    late = resident(run.worker)
+    run.broker.start()
+    run.finish("broker away for longer than VALIDATION_TIMEOUT", table)
+    assert set(run.told()) == {201}
+    assert late - early < 5, "the service's memory grows with the outage"
+
+
+def test_the_broker_is_frozen_for_longer_than_the_keepalive(trial, table):
+    run = trial().start()
+    for _ in range(3 if FULL else 1):
+        run.note()
+        run.broker.send(signal.SIGSTOP)
+        wait_until(lambda: "was lost" in unready(run.service), "readyz says it", 15)
+        wait_until(lambda: "does not answer" in unready(run.service), "readyz says why", 15)
+        run.broker.send(signal.SIGCONT)
+        run.ready()
+    run.finish("broker frozen (SIGSTOP)", table)
+    assert set(run.told()) == {201}
+
+
+def unready(service: Service) -> str:
+    """What /readyz says against readiness, or nothing."""
+    return service.get("/readyz").json.get("detail", "")
+
+
+def test_something_else_accepts_and_never_speaks(trial, table):
+    run = trial().start()
+    run.note()
+    run.broker.kill()
+    with socket.create_server(("127.0.0.1", run.broker.port)):
+        wait_until(lambda: "does not answer" in unready(run.service), "readyz says it", 15)
+        run.more()
+    run.broker.start()
+    run.finish("something in the broker's place never speaks", table)
+    assert set(run.told()) == {201}
+
+
+def test_the_broker_refuses_the_password(trial, table):
+    run = trial().start()
+    run.note()
+    run.broker.stop()
+    other = Broker(run.folder, run.broker.port, MQTT_PASSWORD="another")
+    other.start()
+    wait_until(lambda: "Not authorized" in unready(run.service), "readyz says it", 15)
+    run.more()
+    other.stop()
+    run.broker.start()
+    run.finish("broker refuses the password", table)
+    assert set(run.told()) == {201}
+
+
+def test_the_broker_refuses_the_right_to_publish(trial, table):
+    run = trial(VALIDATION_TIMEOUT="3").start()
+    run.note()
+    acl = run.folder / "broker" / "mosquitto.acl"
+    allowed = acl.read_text()
+    acl.write_text(allowed.replace("topic write EQUIPMENT/VALIDATION\n", ""))
+    run.broker.send(signal.SIGHUP)
+    wait_until(lambda: "refuses what is published" in unready(run.service), "readyz says it", 15)
+    pause(4)
+    run.more()
+    acl.write_text(allowed)
+    run.broker.send(signal.SIGHUP)
+    run.finish("broker refuses the right to publish", table)
+    assert set(run.told()) == {201}
+
+
+# The equipment
+
+
+def test_the_equipment_is_killed(trial, table):
+    run = trial().start()
+    for _ in range(SOME):
+        run.note()
+        run.equipment.kill()
+        run.more()
+        run.equipment.start()
+        run.more()
+    run.finish("equipment killed (SIGKILL)", table)
+    assert set(run.told()) == {201}
+
+
+def test_the_late_verdicts_of_a_frozen_equipment_settle_what_had_expired(trial, table):
+    run = trial(VALIDATION_TIMEOUT="2", VALIDATION_RETRY="30").start()
+    run.note()
+    run.equipment.send(signal.SIGSTOP)
+    wait_until(lambda: run.status("EXPIRED") > 50, "some have expired")
+    run.equipment.send(signal.SIGCONT)
+    run.load.stop()
+    wait_until(lambda: run.status("EXPIRED") + run.status("PENDING") == 0, "late verdicts settle them", 35)
+    run.finish("equipment frozen (SIGSTOP) for longer than VALIDATION_TIMEOUT", table)
+    assert set(run.told()) == {201}
+
+
+# The service
+
+
+def kill(pids: list[int]) -> None:
+    """SIGKILL, by pid, and wait until they are gone."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids), "they are gone")
+
+
+def test_the_service_is_killed_at_random_moments(trial, table):
+    run = trial().start()
+    moments = random.Random(20)
+    for _ in range(20 if FULL else 2):
+        run.note()
+        run.more(moments.randrange(1, 60))
+        workers = children(run.service.pid)
+        run.service.kill()
+        kill(workers)
+        assert run.query("PRAGMA integrity_check") == [("ok",)]
+        run.service.start()
+        run.more(1)
+    run.finish("service killed (SIGKILL, master and worker)", table)
+    assert set(run.told()) == {201}
+
+
+def test_the_worker_is_killed(trial, table):
+    run = trial().start()
+    for _ in range(SOME):
+        run.note()
+        kill([run.worker])
+        run.more()
+    run.finish("worker killed (SIGKILL)", table)
+    assert set(run.told()) == {201}
+
+
+def test_the_service_reloads(trial, table):
+    run = trial().start(keep_alive=False)
+    for _ in range(SOME):
+        run.note()
+        old = run.worker
+        run.service.send(signal.SIGHUP)
+        wait_until(lambda: old not in children(run.service.pid), "the old worker has gone")  # noqa: B023
+        run.more()
+    run.finish("service reloaded (SIGHUP)", table)
+    assert set(run.told()) == {201}
+    assert not run.load.broken
+
+
+def test_the_service_is_stopped(trial, table):
+    run = trial().start(keep_alive=False)
+    for _ in range(SOME):
+        run.note()
+        assert run.service.stop() == 0
+        stored = {key for (key,) in run.query('SELECT idempotency_key FROM "transaction"')}
+        assert not stored & set(run.load.broken), "a request was stored and not answered"
+        run.service.start()
+        run.more()
+    run.finish("service stopped (SIGTERM)", table)
+    assert set(run.told()) == {201}
+
+
+@pytest.mark.parametrize(
+    "way", ["an error in the ledger", "an exit of the ledger", "an error in a callback", "an exit of the listener"]
+)
+def test_a_thread_dies(trial, table, way):
+    run = trial(PYTHONPATH=f"{ROOT}:{ROOT}/tests")
+    run.service.command[-1] = "dying:app"
+    run.start()
+    for _ in range(3 if FULL else 1):
+        run.note()
+        worker = run.worker
+        # The answer may not arrive any more.
+        with contextlib.suppress(OSError):
+            run.service.post(f"/die/{quote(way)}", {})
+        wait_until(lambda: not Path(f"/proc/{worker}/exe").exists(), "the process has ended", 5)  # noqa: B023
+        run.more()
+        run.ready()
+    run.finish(f"a thread dies: {way}", table)
+    assert set(run.told()) <= {201, 503}
+    assert "the process ends" in run.service.said()
+
+
+# The database
+
+
+QUERY = "import sqlite3, sys; print(repr(sqlite3.connect(sys.argv[1], timeout=10).execute(sys.argv[2]).fetchall()))"
+
+
+class SmallDisk(Trial):
+    """Its database is on a small disk that only the service sees: a mount in a namespace of its own."""
+
+    def __init__(self, folder: Path, programs: list):
+        super().__init__(folder, programs)
+        self.disk = folder / "disk"
+        self.disk.mkdir()
+        self.user = [] if os.geteuid() == 0 else ["--user"]  # whoever is not root needs a user namespace for it
+        mount = f'mount -t tmpfs -o size=3m tmpfs "{self.disk}" && exec "$@"'
+        unshare = ["unshare", "--mount", *(["--map-root-user"] if self.user else [])]
+        self.service.command = [*unshare, "sh", "-c", mount, "sh", *self.service.command]
+        self.service.environment["DATABASE_URL"] = f"sqlite:///{self.disk}/energy2go.db"
+
+    def query(self, sql: str) -> list[tuple]:
+        # SQLite resolves /proc/PID/root to /, so the question is asked from inside.
+        enter = ["nsenter", f"--target={self.service.pid}", "--mount", *self.user]
+        command = [*enter, sys.executable, "-c", QUERY, str(self.disk / "energy2go.db"), sql]
+        return ast.literal_eval(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    def fill(self) -> Path:
+        """Write until nothing more fits; returns the file that did it."""
+        filler = Path(f"/proc/{self.service.pid}/root{self.disk}/filler")
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+        return filler
+
+
+def test_the_disk_is_full(tmp_path, programs, table):
+    run = SmallDisk(tmp_path, programs).start()
+    for _ in range(3 if FULL else 1):
+        run.note()
+        filler = run.fill()
+        before = run.told()[503]
+        wait_until(lambda: run.told()[503] > before + 20, "requests are refused")  # noqa: B023
+        answer = run.service.post("/transactions", {"station_id": 1})
+        assert answer.status == 503
+        assert answer.headers["Retry-After"]
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        for path in ("/stations/1", "/transactions", f"/transactions/{run.load.accepted[0]}", "/healthz"):
+            assert run.service.get(path).status == 200
+        filler.unlink()
+        run.more()
+    run.finish("disk full", table)
+    assert set(run.told()) == {201, 503}
+
+
+def test_a_backlog_of_100000_is_drained_while_http_stays_responsive(trial, table):
+    run = trial()
+    count = 100_000 if FULL else 20_000
+    run.equipment.environment["VALIDATOR_DELAY_MS"] = "200"
+    run.service.start()
+    run.service.post("/stations", {"description": "Teste"})
+    run.service.stop()
+    now = int(time.time() * 1e6)
+    with contextlib.closing(sqlite3.connect(run.folder / "energy2go.db")) as database, database:
+        rows = ((uuid.uuid4().hex, now + number, now, now + number) for number in range(count))
+        database.executemany(
+            'INSERT INTO "transaction" (id, station_id, status, created, updated, attempts, retry_at) '
+            "VALUES (?, 1, 'PENDING', ?, ?, 0, ?)",
+            rows,
+        )
+    run.broker.start()
+    run.equipment.start()
+    run.service.start()
+    run.ready()
+    run.load = Load(run.service, clients=2, pause=0.05).start()
+    run.note()
+    run.more()
+    early = resident(run.worker)
+    wait_until(lambda: run.status("PENDING") < count / 2, "half of it is settled", 600)
+    assert run.service.get("/transactions?status=PENDING", timeout=2).status == 200
+    late = resident(run.worker)
+    assert late - early < 10, "the service's memory grows"
+    wait_until(lambda: run.status("PENDING") < 2000, "the rest is settled", 600)
+    run.finish(f"{count} PENDING at start, equipment slow", table)
+    assert set(run.told()) == {201}
