@@ -16,6 +16,9 @@ run: setup ## start broker, equipment and service; Ctrl-C stops them
 test: lint ## run every test
 	.venv/bin/pytest
 
+test-faults: setup ## inject every fault many times under load, and print a table
+	FAULTS=full .venv/bin/pytest tests/test_faults.py
+
 docker-test: ## build the containers, use and hurt them, take them down
 	@sh tests/docker-test.sh
 
@@ -51,4 +54,4 @@ packages:
 	.venv/bin/pip install -q --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-.PHONY: help setup run test docker-test lint clean packages
+.PHONY: help setup run test test-faults docker-test lint clean packages

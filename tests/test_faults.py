@@ -20,7 +20,10 @@ from urllib.parse import quote
 
 import pytest
 
+import models
+from ledger import ledger_clock
 from load import Load
+from pair import Pair
 from programs import ROOT, Broker, Service, wait_until
 from trial import FULL, Trial, children, resident
 
@@ -247,6 +250,36 @@ def test_a_thread_dies(trial, table, way):
     run.finish(f"a thread dies: {way}", table)
     assert set(run.told()) <= {201, 503}
     assert "the process ends" in run.service.said()
+
+
+# The clock
+
+
+def test_the_wall_clock_steps_back_and_forth(tmp_path, programs, table, broker, equipment):
+    steps = [3600, -3600, 7200, -7200, 0] * (2 if FULL else 1)
+    wall, began = [0], time.monotonic()
+    clock = lambda: ledger_clock(lambda: time.time_ns() + wall[0] * 10**9)  # noqa: E731
+    pair = Pair(tmp_path, broker.port, clock())
+    keys, asked = [], 0
+    for step in steps:
+        pair.ready()
+        keys += [pair.create() for _ in range(20)]
+        # While it runs, a step changes nothing: what is open is asked once a second, and the backoff grows.
+        wall[0] = step
+        before = pair.ledger.counts["asked"]
+        wait_until(lambda: pair.ledger.counts["asked"] >= before + 20, "what is open is asked again")  # noqa: B023
+        asked += pair.ledger.counts["asked"]
+        # After a restart the ledger starts at another time.
+        pair.stop()
+        pair = Pair(tmp_path, broker.port, clock())
+    seconds = time.monotonic() - began
+    assert asked <= len(keys) * (len(steps) + seconds), "a stampede"
+    equipment()
+    ended = time.monotonic()
+    for key in keys:
+        wait_until(lambda: models.get_transaction(key).status in ("COMPLETED", "ERROR"), "settled", 7)  # noqa: B023
+    table.append(("wall clock steps an hour", len(steps), len(keys), 0, 0, time.monotonic() - ended))
+    pair.stop()
 
 
 # The database

@@ -10,66 +10,32 @@ from uuid import UUID
 import pytest
 
 import models
-from ledger import Ledger
 from mqtt_listener import QUESTIONS, STATUSES, VERDICTS, Listener
+from pair import Pair
 from peer import Peer
-from programs import ACCOUNTS, Broker, free_port, wait_until
+from programs import Broker, free_port, wait_until
 from schemas import Status
-from settings import Settings
-
-
-class Bench:
-    """A ledger and a listener that run, on a database of the test's own."""
-
-    def __init__(self, folder, port: int, **options):
-        accounts = {name.lower(): value for name, value in ACCOUNTS.items() if name.startswith("MQTT")}
-        url = f"sqlite:///{folder}/energy2go.db"
-        options = {"validation_retry": 1} | accounts | options
-        self.settings = Settings(database_url=url, mqtt_port=port, **options)
-        self.ledger = Ledger()
-        self.listener = Listener(self.ledger)
-        models.bind(url)
-        self.ledger.start(self.settings, self.listener)
-        self.listener.start(self.settings)
-        self.ledger.change(models.create_station, "Teste")
-
-    def create(self) -> UUID:
-        return self.ledger.create(1, None).id
-
-    def ready(self) -> None:
-        wait_until(lambda: not self.listener.trouble, "the listener is ready", 30)
-
-    def says(self, *words: str, seconds: float = 15) -> None:
-        wait_until(lambda: all(word in self.listener.trouble for word in words), f"it says {words}", seconds)
-
-    def settled(self, key: UUID, status: Status = Status.COMPLETED, seconds: float = 15) -> None:
-        wait_until(lambda: models.get_transaction(key).status is status, f"{key} is {status}", seconds)
-
-    def stop(self) -> None:
-        self.listener.stop()
-        self.ledger.stop()
-        models.close()
 
 
 @pytest.fixture
 def start(tmp_path):
-    """A function that starts a bench: `start(broker.port)`."""
+    """A function that starts a pair: `start(broker.port)`."""
     started = []
 
-    def start(port: int, **options) -> Bench:
-        started.append(Bench(tmp_path, port, **options))
+    def start(port: int, **options) -> Pair:
+        started.append(Pair(tmp_path, port, **options))
         return started[-1]
 
     yield start
-    for bench in started:
-        bench.stop()
+    for pair in started:
+        pair.stop()
 
 
 @pytest.fixture
-def bench(start, broker):
-    bench = start(broker.port)
-    bench.ready()
-    return bench
+def pair(start, broker):
+    pair = start(broker.port)
+    pair.ready()
+    return pair
 
 
 @pytest.fixture
@@ -83,8 +49,8 @@ def verdict(key: UUID, status: str = "COMPLETED") -> bytes:
     return json.dumps({"transaction_id": str(key), "status": status}).encode()
 
 
-def test_a_question_carries_what_the_contract_says(bench, peer):
-    key = bench.create()
+def test_a_question_carries_what_the_contract_says(pair, peer):
+    key = pair.create()
     message = wait_until(lambda: peer.messages and peer.messages[0], "the question")
     assert message.topic == QUESTIONS
     assert message.qos == 1
@@ -96,16 +62,16 @@ def test_a_question_carries_what_the_contract_says(bench, peer):
     assert message.properties.ContentType == "application/json"
 
 
-def test_a_verdict_is_stored(bench, peer):
-    confirmed, refused = bench.create(), bench.create()
+def test_a_verdict_is_stored(pair, peer):
+    confirmed, refused = pair.create(), pair.create()
     peer.publish(VERDICTS, verdict(confirmed))
     peer.publish(VERDICTS, verdict(refused, "ERROR"))
-    bench.settled(confirmed)
-    bench.settled(refused, Status.ERROR)
+    pair.settled(confirmed)
+    pair.settled(refused, Status.ERROR)
 
 
-def test_a_verdict_is_acknowledged_only_after_its_commit(bench):
-    key, seen = bench.create(), []
+def test_a_verdict_is_acknowledged_only_after_its_commit(pair):
+    key, seen = pair.create(), []
     done = threading.Event()
 
     def acknowledge():
@@ -113,13 +79,13 @@ def test_a_verdict_is_acknowledged_only_after_its_commit(bench):
         models.close()
         done.set()
 
-    bench.listener.receive(VERDICTS, verdict(key), False, acknowledge)
+    pair.listener.receive(VERDICTS, verdict(key), False, acknowledge)
     assert done.wait(10)
     assert seen == [Status.COMPLETED]
 
 
-def test_an_unanswered_question_is_asked_again(bench, peer):
-    key = bench.create()
+def test_an_unanswered_question_is_asked_again(pair, peer):
+    key = pair.create()
     wait_until(lambda: len(peer.messages) >= 2, "it is asked twice")
     assert {json.loads(message.payload)["transaction_id"] for message in peer.messages} == {str(key)}
 
@@ -144,27 +110,27 @@ GARBAGE = [
 ]
 
 
-def test_garbage_is_counted_and_a_verdict_behind_it_is_stored(bench, peer):
-    key = bench.create()
+def test_garbage_is_counted_and_a_verdict_behind_it_is_stored(pair, peer):
+    key = pair.create()
     # More than the 20 messages that Mosquitto lets go unacknowledged.
     for payload in GARBAGE * 3:
         peer.publish(VERDICTS, payload.replace(b"%s", str(key).encode()))
         peer.publish(f"{STATUSES}other", payload)
     peer.publish(VERDICTS, verdict(key))
-    bench.settled(key)
-    assert bench.listener.counts["unreadable"] == 2 * 3 * len(GARBAGE)
+    pair.settled(key)
+    assert pair.listener.counts["unreadable"] == 2 * 3 * len(GARBAGE)
 
 
 def test_a_fresh_online_asks_again_at_once_and_a_replayed_one_does_not(start, broker, tmp_path):
     with Peer(broker, QUESTIONS) as peer:
         peer.publish(f"{STATUSES}validator-1", "online", retain=True)
-        bench = start(broker.port, validation_timeout=86400, validation_retry=30)
-        bench.ready()
-        wait_until(lambda: bench.listener.equipment == {"validator-1": "online"}, "the replayed status")
-        bench.create()
+        pair = start(broker.port, validation_timeout=86400, validation_retry=30)
+        pair.ready()
+        wait_until(lambda: pair.listener.equipment == {"validator-1": "online"}, "the replayed status")
+        pair.create()
         wait_until(lambda: peer.messages, "the question")
         peer.publish(f"{STATUSES}validator-1", "offline", retain=True)
-        wait_until(lambda: bench.listener.equipment == {"validator-1": "offline"}, "the news")
+        wait_until(lambda: pair.listener.equipment == {"validator-1": "offline"}, "the news")
         assert len(peer.messages) == 1
         peer.publish(f"{STATUSES}validator-1", "online", retain=True)
         wait_until(lambda: len(peer.messages) == 2, "the question again")
@@ -172,49 +138,49 @@ def test_a_fresh_online_asks_again_at_once_and_a_replayed_one_does_not(start, br
 
 def test_it_starts_without_a_broker_and_asks_when_there_is_one(start, tmp_path, programs):
     port = free_port()
-    bench = start(port)
-    bench.says(f"127.0.0.1:{port}", "cannot be reached", "refused")
-    keys = [bench.create() for _ in range(5)]
-    assert bench.ledger.counts["asked"] == 0
+    pair = start(port)
+    pair.says(f"127.0.0.1:{port}", "cannot be reached", "refused")
+    keys = [pair.create() for _ in range(5)]
+    assert pair.ledger.counts["asked"] == 0
     broker = Broker(tmp_path, port)
     programs.append(broker.start())
-    bench.ready()
-    wait_until(lambda: bench.ledger.counts["asked"] >= 5, "all are asked")
+    pair.ready()
+    wait_until(lambda: pair.ledger.counts["asked"] >= 5, "all are asked")
     with Peer(broker, QUESTIONS) as peer:
         wait_until(lambda: len(peer.messages) >= 5, "all arrive")
         for key in keys:
             peer.publish(VERDICTS, verdict(key))
-            bench.settled(key)
+            pair.settled(key)
 
 
-def test_a_broker_that_restarts_is_found_again(bench, broker):
+def test_a_broker_that_restarts_is_found_again(pair, broker):
     broker.kill()
-    bench.says("was lost")
-    key = bench.create()
+    pair.says("was lost")
+    key = pair.create()
     broker.start()
-    bench.ready()
+    pair.ready()
     with Peer(broker) as peer:
         peer.publish(VERDICTS, verdict(key))
-    bench.settled(key)
+    pair.settled(key)
 
 
-def test_a_broker_that_stops_answering_is_noticed(bench, broker):
+def test_a_broker_that_stops_answering_is_noticed(pair, broker):
     broker.send(signal.SIGSTOP)
-    bench.says("was lost")
-    bench.says("does not answer")
+    pair.says("was lost")
+    pair.says("does not answer")
     broker.send(signal.SIGCONT)
-    bench.ready()
+    pair.ready()
 
 
 def test_something_that_accepts_and_never_speaks_is_noticed(start):
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        bench = start(silent.getsockname()[1])
-        bench.says("accepts connections but does not answer")
+        pair = start(silent.getsockname()[1])
+        pair.says("accepts connections but does not answer")
 
 
 def test_a_refused_password_is_said_in_words(start, broker):
-    bench = start(broker.port, mqtt_password="wrong")
-    bench.says("refuses the connection", "Not authorized")
+    pair = start(broker.port, mqtt_password="wrong")
+    pair.says("refuses the connection", "Not authorized")
 
 
 def test_a_refused_publish_is_said_in_words_and_mended_without_a_restart(start, broker, tmp_path):
@@ -222,49 +188,49 @@ def test_a_refused_publish_is_said_in_words_and_mended_without_a_restart(start, 
     allowed = acl.read_text()
     acl.write_text(allowed.replace("topic write EQUIPMENT/VALIDATION\n", ""))
     broker.send(signal.SIGHUP)
-    bench = start(broker.port)
-    bench.ready()
-    keys = [bench.create() for _ in range(3)]
-    bench.says("refuses what is published on EQUIPMENT/VALIDATION", "Not authorized")
-    asked = bench.ledger.counts["asked"]
-    wait_until(lambda: bench.ledger.counts["asked"] > asked + 1, "it tries again")
+    pair = start(broker.port)
+    pair.ready()
+    keys = [pair.create() for _ in range(3)]
+    pair.says("refuses what is published on EQUIPMENT/VALIDATION", "Not authorized")
+    asked = pair.ledger.counts["asked"]
+    wait_until(lambda: pair.ledger.counts["asked"] > asked + 1, "it tries again")
     acl.write_text(allowed)
     broker.send(signal.SIGHUP)
     with Peer(broker, QUESTIONS) as peer:
-        bench.ready()
+        pair.ready()
         wait_until(
             lambda: {json.loads(m.payload)["transaction_id"] for m in peer.messages} == {str(key) for key in keys},
             "all are asked",
         )
 
 
-def test_two_listeners_do_not_disconnect_each_other(bench, broker):
-    other = Listener(bench.ledger)
-    other.start(bench.settings)
+def test_two_listeners_do_not_disconnect_each_other(pair, broker):
+    other = Listener(pair.ledger)
+    other.start(pair.settings)
     wait_until(lambda: not other.trouble, "the other is ready")
-    key = bench.create()
+    key = pair.create()
     with Peer(broker) as peer:
         peer.publish(VERDICTS, verdict(key))
-    bench.settled(key)
+    pair.settled(key)
     assert not other.trouble
-    assert not bench.listener.trouble
+    assert not pair.listener.trouble
     assert "already connected" not in broker.said()
     other.stop()
 
 
-def test_the_socket_sends_small_packets_at_once(bench):
-    assert bench.listener._client.socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+def test_the_socket_sends_small_packets_at_once(pair):
+    assert pair.listener._client.socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_a_listener_whose_thread_died_is_not_alive(bench):
-    assert bench.listener.alive
-    bench.listener._client.on_log = None
-    bench.listener._client.disconnect()
-    wait_until(lambda: not bench.listener.alive, "the thread has ended")
+def test_a_listener_whose_thread_died_is_not_alive(pair):
+    assert pair.listener.alive
+    pair.listener._client.on_log = None
+    pair.listener._client.disconnect()
+    wait_until(lambda: not pair.listener.alive, "the thread has ended")
 
 
-def test_stopping_does_not_wait_for_a_broker_that_hangs(bench, broker):
+def test_stopping_does_not_wait_for_a_broker_that_hangs(pair, broker):
     os.kill(broker.pid, signal.SIGSTOP)
-    bench.create()
-    bench.listener.stop()
-    assert bench.listener._thread is None
+    pair.create()
+    pair.listener.stop()
+    assert pair.listener._thread is None
