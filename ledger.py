@@ -22,6 +22,7 @@ from uuid_utils.compat import uuid7
 import models
 from schemas import Status, Transaction
 from settings import Settings
+from waiters import Waiters
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +111,7 @@ class Ledger:
         self._rearm.set()  # a restart may have lost what was under way
         self._room = 0  # questions that may be opened; never more than models.room() says
         self._next_round = self._next_look = 0
-        self._waiters: dict[UUID, list[threading.Event]] = {}
-        self._waiters_lock = threading.Lock()
-        self._max_waiters = settings.threads // 2
+        self.waiters = Waiters(settings.threads // 2)
         self._stopped = False
 
     def stop(self) -> None:
@@ -151,26 +150,6 @@ class Ledger:
                 if self._clock() >= deadline and job.cancel():
                     raise Unavailable("The database was busy for too long; nothing was stored.") from None
         return job.result()
-
-    def wait(self, transaction_id: UUID, seconds: float) -> bool:
-        """Wait until a transaction is no longer PENDING, `seconds` at most; False if too many wait already."""
-        event = threading.Event()
-        with self._waiters_lock:
-            if sum(map(len, self._waiters.values())) >= self._max_waiters:
-                return False
-            self._waiters.setdefault(transaction_id, []).append(event)
-        try:
-            # Its verdict may have come before this registered.
-            if models.statuses([transaction_id]).get(transaction_id) is Status.PENDING:
-                event.wait(seconds)
-        finally:
-            with self._waiters_lock:
-                waiting = self._waiters.get(transaction_id, [])
-                if event in waiting:
-                    waiting.remove(event)
-                if not waiting:
-                    self._waiters.pop(transaction_id, None)
-        return True
 
     # What the listener calls
 
@@ -217,7 +196,7 @@ class Ledger:
             job = self._queue.get()
             if isinstance(job, Future) and job.set_running_or_notify_cancel():
                 job.set_exception(Unavailable("The service restarts; nothing was stored."))
-        self._wake(list(self._waiters))
+        self.waiters.wake(self.waiters.keys())
         time.sleep(0.1)  # for their answers to leave
 
     def step(self, patience: float | None = None) -> None:
@@ -229,12 +208,12 @@ class Ledger:
         if now >= self._next_round:
             self._next_round = now + min(ROUND, self._clocks.retry // 2)
             self._round(now)
-        if self._waiters and now >= self._next_look:
+        if self.waiters.keys() and now >= self._next_look:
             self._next_look = now + LOOK
             self._look()
 
     def _until_due(self) -> float:
-        due = min(self._next_round, self._next_look) if self._waiters else self._next_round
+        due = min(self._next_round, self._next_look) if self.waiters.keys() else self._next_round
         return max(0, due - self._clock()) / models.SECOND
 
     def _take(self, patience: float) -> list[Call | Creation | Verdict]:
@@ -282,7 +261,7 @@ class Ledger:
             self._ask(questions)
             for verdict in verdicts:
                 verdict.acknowledge()
-            self._wake(changed)
+            self.waiters.wake(changed)
 
     def _judge(self, verdicts: list[Verdict], now: int) -> tuple[dict[UUID, bool], list[str]]:
         """Settle these verdicts, the first one of each transaction; what that changed, and of which kind each was."""
@@ -345,7 +324,7 @@ class Ledger:
             self._room -= len(opened)
             self.counts["expired"] += len(expired)
             self._ask(questions + opened)
-            self._wake(expired)
+            self.waiters.wake(expired)
 
     def _ask(self, questions: list[models.Question]) -> None:
         if questions:
@@ -354,19 +333,13 @@ class Ledger:
 
     def _look(self) -> None:
         """Wake those whose verdict another process stored."""
+        keys = self.waiters.keys()
         try:
-            statuses = models.statuses(list(self._waiters))
+            statuses = {} if self._stopping() else models.statuses(keys)
         except (DatabaseError, InterfaceError) as error:
             self._failed("cannot be read", error)
         else:
-            everybody = self._stopping()
-            self._wake(key for key in list(self._waiters) if everybody or statuses.get(key) is not Status.PENDING)
-
-    def _wake(self, keys: Iterable[UUID]) -> None:
-        with self._waiters_lock:
-            for key in keys:
-                for event in self._waiters.get(key, ()):
-                    event.set()
+            self.waiters.wake(key for key in keys if statuses.get(key) is not Status.PENDING)
 
 
 def _outcome(call: Call):

@@ -317,19 +317,19 @@ def test_the_clock_of_the_ledger_ignores_steps_of_the_wall_clock():
 
 def test_a_waiter_is_woken_by_the_commit_of_its_verdict(bench):
     (key,) = bench.create()
-    waiting = bench.pool.submit(bench.ledger.wait, key, 30)
-    wait_until(lambda: bench.ledger._waiters, "it waits")
+    waiting = bench.pool.submit(bench.ledger.waiters.wait, key, 30)
+    wait_until(bench.ledger.waiters.keys, "it waits")
     assert not waiting.done()
     bench.answer(key)
     bench.step()
     assert waiting.result(5) is True
-    assert not bench.ledger._waiters
+    assert not bench.ledger.waiters.keys()
 
 
 def test_a_waiter_finds_the_verdict_that_another_process_stored(bench):
     (key,) = bench.create()
-    waiting = bench.pool.submit(bench.ledger.wait, key, 30)
-    wait_until(lambda: bench.ledger._waiters, "it waits")
+    waiting = bench.pool.submit(bench.ledger.waiters.wait, key, 30)
+    wait_until(bench.ledger.waiters.keys, "it waits")
     bench.pool.submit(models.settle, {key: Status.ERROR}, bench.clock.now).result()
     bench.step(0.1)
     assert waiting.result(5) is True
@@ -338,17 +338,17 @@ def test_a_waiter_finds_the_verdict_that_another_process_stored(bench):
 def test_a_waiter_gives_up_when_the_process_stops(bench):
     (key,) = bench.create()
     bench.ledger._stopping = lambda: True
-    waiting = bench.pool.submit(bench.ledger.wait, key, 30)
-    wait_until(lambda: bench.ledger._waiters, "it waits")
+    waiting = bench.pool.submit(bench.ledger.waiters.wait, key, 30)
+    wait_until(bench.ledger.waiters.keys, "it waits")
     bench.step(0.1)
     assert waiting.result(5) is True
 
 
 def test_at_most_half_the_threads_wait(bench):
     (key,) = bench.create()
-    waiting = [bench.pool.submit(bench.ledger.wait, key, 30) for _ in range(8)]
-    wait_until(lambda: len(bench.ledger._waiters.get(key, ())) == 8, "eight wait")
-    assert bench.ledger.wait(key, 30) is False
+    waiting = [bench.pool.submit(bench.ledger.waiters.wait, key, 30) for _ in range(8)]
+    wait_until(lambda: len(bench.ledger.waiters._events.get(key, ())) == 8, "eight wait")
+    assert bench.ledger.waiters.wait(key, 30) is False
     bench.answer(key)
     bench.step()
     assert all(future.result(5) for future in waiting)
@@ -358,7 +358,7 @@ def test_a_verdict_that_is_there_already_is_not_waited_for(bench):
     (key,) = bench.create()
     bench.answer(key)
     bench.step()
-    assert bench.ledger.wait(key, 30) is True
+    assert bench.ledger.waiters.wait(key, 30) is True
 
 
 def test_a_failed_commit_refuses_the_requests_and_asks_again_afterwards(bench, tmp_path):

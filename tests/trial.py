@@ -46,7 +46,7 @@ class Trial:
             program.start()
         self.ready()
         self.service.post("/stations", {"description": "Teste"})
-        self.load = Load(self.service, **{"clients": 4, "pause": 0.01} | load).start()
+        self.load = Load(self.service, **{"clients": 4, "pause": 0.05} | load).start()
         self.more()
         return self
 
