@@ -59,6 +59,7 @@ class Creation(Future):
     def __init__(self, order: models.Order):
         super().__init__()
         self.order = order
+        self.in_doubt = False  # the connection was lost while it was being committed
 
 
 class Verdict(NamedTuple):
@@ -183,7 +184,7 @@ class Ledger:
 
     def _open(self) -> bool:
         try:
-            models.create_tables()
+            models.migrate()
         except (DatabaseError, InterfaceError, OSError) as error:
             self._failed("cannot be opened", error)
             return self._stopped
@@ -194,7 +195,7 @@ class Ledger:
         self._stopped = True
         while not self._queue.empty():
             job = self._queue.get()
-            if isinstance(job, Future) and job.set_running_or_notify_cancel():
+            if isinstance(job, Future) and not job.running() and job.set_running_or_notify_cancel():
                 job.set_exception(Unavailable("The service restarts; nothing was stored."))
         self.waiters.wake(self.waiters.keys())
         time.sleep(0.1)  # for their answers to leave
@@ -222,7 +223,7 @@ class Ledger:
             job = self._queue.get(timeout=patience) if patience else self._queue.get_nowait()
             while True:
                 # A withdrawn job is passed over; from here on, one that is taken cannot be withdrawn.
-                if isinstance(job, Verdict) or (job and job.set_running_or_notify_cancel()):
+                if isinstance(job, Verdict) or (job and (job.running() or job.set_running_or_notify_cancel())):
                     jobs.append(job)
                 if len(jobs) == BATCH:
                     break
@@ -236,16 +237,20 @@ class Ledger:
         verdicts = [job for job in jobs if isinstance(job, Verdict)]
         calls = [job for job in jobs if isinstance(job, Call)]
         creations = [job for job in jobs if isinstance(job, Creation)]
-        now = self._clock()
+        now, committing = self._clock(), False
         try:
             with models.writing():
                 changed, kinds = self._judge(verdicts, now)
                 results = [_outcome(call) for call in calls]
                 room = self._room_for(len(creations))
                 created, questions = models.create_transactions([c.order for c in creations], now, self._clocks, room)
+                committing = models.remote()
         except (OperationalError, InterfaceError) as error:
             self._failed("cannot be written", error)
-            self._fail(jobs, Unavailable("The database cannot be written; nothing was stored."))
+            if models.collided(error):
+                self._write(jobs)
+            else:
+                self._fail(jobs, Unavailable("The database cannot be written; nothing was stored."), committing)
         except Exception as error:
             if len(jobs) == 1:
                 log.exception("a job cannot be stored")
@@ -277,15 +282,22 @@ class Ledger:
             kinds.append("unknown" if status is None else "duplicate" if status is verdict.status else "contradiction")
         return changed, kinds
 
-    def _fail(self, jobs: list[Call | Creation | Verdict], error: Exception) -> None:
+    def _fail(self, jobs: list[Call | Creation | Verdict], error: Exception, committing: bool = False) -> None:
         for job in jobs:
-            # A verdict that was not stored is acknowledged all the same: its question will be asked again.
-            job.acknowledge() if isinstance(job, Verdict) else job.set_exception(error)
+            if isinstance(job, Verdict):
+                job.acknowledge()  # not stored, so its question will be asked again
+            elif isinstance(job, Creation) and (committing or job.in_doubt):
+                # It may be stored, so nobody may be told that it is not. Storing it again settles that.
+                job.in_doubt = True
+                self._queue.put(job)
+            else:
+                job.set_exception(error)
         self._rearm.set()
 
     def _failed(self, what: str, error: Exception) -> None:
         log.error("the database %s: %s", what, error)
         models.close()
+        time.sleep(0.05)  # so that trying again does not keep a processor busy
 
     def _room_for(self, wanted: int) -> int:
         """How many of `wanted` questions may be asked at once."""

@@ -12,19 +12,18 @@ from uuid import UUID
 
 from peewee import (
     SQL,
-    AutoField,
     BigIntegerField,
     Case,
     CharField,
     DatabaseProxy,
     ForeignKeyField,
     Model,
-    NodeList,
     SmallIntegerField,
     SqliteDatabase,
     UUIDField,
     fn,
 )
+from playhouse import migrations
 from playhouse.db_url import connect
 
 from schemas import Station as StationOut
@@ -35,6 +34,8 @@ SECOND = 1_000_000
 LONGEST_BACKOFF = 30 * SECOND
 WINDOW = 1000  # questions that are open at one time: asked, not answered, their clock running
 CLAIM = 500  # rows that one claim takes at most
+MIGRATIONS = os.path.join(os.path.dirname(__file__), "migrations")
+MIGRATING = 20260328  # the number of a lock that PostgreSQL keeps for whoever names it
 
 database = DatabaseProxy()
 
@@ -57,16 +58,17 @@ class Unprocessable(Refusal):
     status = 422
 
 
-class NeverReusedField(AutoField):
-    """An id that is not given out again after its row was deleted; SQLite has to be told."""
+class StatusField(CharField):
+    """A Status, stored as its text."""
 
-    def ddl(self, ctx):
-        keyword = [SQL("AUTOINCREMENT")] if isinstance(database.obj, SqliteDatabase) else []
-        return NodeList([super().ddl(ctx), *keyword])
+    def db_value(self, value):
+        return str(value)
+
+    def python_value(self, value):
+        return value and Status(value)
 
 
 class Station(Model):
-    id = NeverReusedField()
     description = CharField(255)
 
     class Meta:
@@ -75,11 +77,11 @@ class Station(Model):
 
 class Transaction(Model):
     id = UUIDField(primary_key=True)
-    station = ForeignKeyField(Station, on_delete="RESTRICT", index=False)
-    status = CharField(9)
+    station = ForeignKeyField(Station)
+    status = StatusField()
     created = BigIntegerField()
     updated = BigIntegerField()
-    idempotency_key = CharField(255, null=True)
+    idempotency_key = CharField(null=True)
     attempts = SmallIntegerField()  # how often the question was asked since its clock last started
     asked_at = BigIntegerField(null=True)
     retry_at = BigIntegerField(null=True)  # null: not PENDING, nothing to ask
@@ -87,17 +89,11 @@ class Transaction(Model):
 
     class Meta:
         database = database
-        table_name = "transaction"
-        indexes = ((("station", "id"), False), (("status", "id"), False), (("station", "status", "id"), False))
 
 
+# Each has an index of its own, which the planner finds by these very conditions.
 WAITS = Transaction.retry_at.is_null(False) & Transaction.expires_at.is_null()
 OPEN = Transaction.retry_at.is_null(False) & (Transaction.expires_at > 0)
-Transaction.add_index(Transaction.index(Transaction.retry_at, where=WAITS))
-Transaction.add_index(Transaction.index(Transaction.expires_at, where=OPEN))
-Transaction.add_index(
-    Transaction.index(Transaction.idempotency_key, unique=True, where=Transaction.idempotency_key.is_null(False))
-)
 
 
 def bind(url: str) -> None:
@@ -110,17 +106,34 @@ def bind(url: str) -> None:
     database.initialize(connect(url, **options))
 
 
-def create_tables() -> None:
-    """Create what does not exist yet."""
-    if isinstance(database.obj, SqliteDatabase):
+def migrate() -> None:
+    """Bring the schema up to date; of several processes that start together, one does."""
+    if not remote():
         os.makedirs(os.path.dirname(os.path.abspath(database.database)), exist_ok=True)
     with writing():
-        database.create_tables([Station, Transaction])
+        if remote():
+            database.execute_sql("SELECT pg_advisory_xact_lock(%s)", (MIGRATING,))
+        migrations.run(database.obj, MIGRATIONS)
 
 
 def writing():
     """One database transaction, as a context manager: all of it is on disk afterwards, or none."""
     return database.atomic()
+
+
+def locked(rows, strength: str):
+    """These rows, locked until the end of the database transaction where other writers could be in it meanwhile."""
+    return rows.for_update(strength) if database.for_update else rows
+
+
+def remote() -> bool:
+    """True if the connection can be lost while a commit is under way, so that nobody knows whether it was done."""
+    return not isinstance(database.obj, SqliteDatabase)
+
+
+def collided(error: Exception) -> bool:
+    """True if the database gave up this transaction for another one's sake: a deadlock or a serialization failure."""
+    return getattr(error.args[0] if error.args else None, "sqlstate", None) in ("40P01", "40001")
 
 
 def close() -> None:
@@ -163,7 +176,8 @@ def change_station(station_id: int, description: str) -> StationOut:
 
 def delete_station(station_id: int) -> None:
     """Raises NotFound, or Conflict while the station has transactions."""
-    get_station(station_id)
+    if not locked(Station.select().where(Station.id == station_id), "FOR UPDATE").first():
+        raise NotFound(f"There is no station {station_id}.")
     if Transaction.select(SQL("1")).where(Transaction.station == station_id).limit(1).tuples().first():
         raise Conflict(f"Station {station_id} has transactions, so it stays.")
     Station.delete().where(Station.id == station_id).execute()
@@ -189,7 +203,7 @@ COLUMNS = (
 
 def _read(row: Sequence) -> TransactionOut:
     key, station_id, description, status, created, updated = row
-    return TransactionOut(key, StationOut(station_id, description), Status(status), moment(created), moment(updated))
+    return TransactionOut(key, StationOut(station_id, description), status, moment(created), moment(updated))
 
 
 def get_transaction(key: UUID) -> TransactionOut:
@@ -216,7 +230,7 @@ def list_transactions(
 def statuses(keys: Iterable[UUID]) -> dict[UUID, Status]:
     """The status of each of these transactions that exists."""
     rows = Transaction.select(Transaction.id, Transaction.status).where(Transaction.id << list(keys))
-    return {key: Status(status) for key, status in rows.tuples()}
+    return dict(rows.tuples())
 
 
 class Question(NamedTuple):
@@ -248,10 +262,11 @@ def create_transactions(
     """Store each order as PENDING, the first `room` of them as asked.
 
     Returns an answer for each order (the transaction, or why there is none) and the questions to publish once this is
-    committed. An order whose key was used before gets the first answer again if it is for the same station.
+    committed. An order whose key was used before gets the first answer again if it is for the same station; one that is
+    stored already, as after a commit that was in doubt, stays as it is.
     """
     wanted = Station.select().where(Station.id << list({order.station_id for order in orders}))
-    stations = {row[0]: StationOut(*row) for row in wanted.tuples()}
+    stations = {row[0]: StationOut(*row) for row in locked(wanted, "FOR KEY SHARE").tuples()}
     valid = [order for order in orders if order.station_id in stations]
     asked = {"attempts": 1, "asked_at": now, "retry_at": now + clocks.retry, "expires_at": now + clocks.timeout}
     unasked = {"attempts": 0, "asked_at": None, "retry_at": now, "expires_at": None}
@@ -264,8 +279,7 @@ def create_transactions(
     keys = {order.idempotency_key for order in valid} - {None}
     first = {}
     if rows:
-        insert = Transaction.insert_many(rows)
-        (insert.on_conflict(action="nothing") if keys else insert).execute()
+        Transaction.insert_many(rows).on_conflict(action="nothing").execute()
     if keys:
         columns = (Transaction.idempotency_key, Transaction.id, Transaction.station, Transaction.created)
         found = Transaction.select(*columns).where(Transaction.idempotency_key << list(keys))
@@ -324,7 +338,7 @@ def claim(now: int, clocks: Clocks, limit: int, waiting: bool = False, probing: 
     clock goes on: they start anew.
     """
     due = Transaction.select(Transaction.id).where(WAITS if waiting else OPEN, Transaction.retry_at <= now)
-    due = due.order_by(Transaction.retry_at).limit(limit)
+    due = locked(due.order_by(Transaction.retry_at).limit(limit), "FOR UPDATE SKIP LOCKED")
     backoffs, backoff = {}, clocks.retry
     while backoff < LONGEST_BACKOFF and not probing:
         backoffs[len(backoffs)] = now + backoff

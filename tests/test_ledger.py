@@ -47,7 +47,7 @@ class Bench:
     def __init__(self, settings: Settings):
         self.settings, self.clock, self.wire = settings, Clock(), Wire()
         self.pool = ThreadPoolExecutor(64)
-        models.create_tables()
+        models.migrate()
         models.create_station("Teste")
         self.restart()
 
@@ -66,10 +66,21 @@ class Bench:
         self.clock.advance(seconds)
         self.ledger.step(0)
 
+    def run(self, function, *arguments):
+        """Call something in a thread, which closes its connection afterwards; its future."""
+
+        def call():
+            try:
+                return function(*arguments)
+            finally:
+                models.close()
+
+        return self.pool.submit(call)
+
     def submit(self, function, *arguments):
         """Call something that waits for the ledger, in a thread; returns when its job is in the queue."""
         before = self.ledger._queue.qsize()
-        future = self.pool.submit(function, *arguments)
+        future = self.run(function, *arguments)
         wait_until(lambda: self.ledger._queue.qsize() > before or future.done(), "the job is in the queue")
         return future
 
@@ -99,8 +110,8 @@ class Bench:
 
 
 @pytest.fixture
-def settings(tmp_path):
-    return Settings(database_url=f"sqlite:///{tmp_path}/energy2go.db")
+def settings(database_url):
+    return Settings(database_url=database_url)
 
 
 @pytest.fixture
@@ -109,7 +120,6 @@ def bench(settings):
     bench = Bench(settings)
     yield bench
     bench.clock.advance(60)  # whoever still waits withdraws
-    bench.pool.submit(models.close).result()
     bench.pool.shutdown()
     models.close()
 
@@ -126,11 +136,11 @@ def test_a_question_is_published_after_its_commit_and_an_answer_acknowledged_aft
     class Other(Wire):
         def publish(self, questions):
             # Another connection sees what is committed, and nothing else.
-            seen.extend(bench.pool.submit(bench.status, q.transaction_id).result() for q in questions)
+            seen.extend(bench.run(bench.status, q.transaction_id).result() for q in questions)
 
     bench.ledger._wire = Other()
     (key,) = bench.create()
-    bench.ledger.settle(Verdict(key, Status.ERROR, lambda: seen.append(bench.pool.submit(bench.status, key).result())))
+    bench.ledger.settle(Verdict(key, Status.ERROR, lambda: seen.append(bench.run(bench.status, key).result())))
     bench.step()
     assert seen == [Status.PENDING, Status.ERROR]
 
@@ -185,7 +195,7 @@ def test_a_job_that_was_taken_is_waited_for(bench):
         return "done"
 
     waiting = bench.submit(bench.ledger.change, slow)
-    stepping = bench.pool.submit(bench.step)
+    stepping = bench.run(bench.step)
     assert taken.wait(5)
     bench.clock.advance(60)
     release.set()
@@ -317,7 +327,7 @@ def test_the_clock_of_the_ledger_ignores_steps_of_the_wall_clock():
 
 def test_a_waiter_is_woken_by_the_commit_of_its_verdict(bench):
     (key,) = bench.create()
-    waiting = bench.pool.submit(bench.ledger.waiters.wait, key, 30)
+    waiting = bench.run(bench.ledger.waiters.wait, key, 30)
     wait_until(bench.ledger.waiters.keys, "it waits")
     assert not waiting.done()
     bench.answer(key)
@@ -328,9 +338,9 @@ def test_a_waiter_is_woken_by_the_commit_of_its_verdict(bench):
 
 def test_a_waiter_finds_the_verdict_that_another_process_stored(bench):
     (key,) = bench.create()
-    waiting = bench.pool.submit(bench.ledger.waiters.wait, key, 30)
+    waiting = bench.run(bench.ledger.waiters.wait, key, 30)
     wait_until(bench.ledger.waiters.keys, "it waits")
-    bench.pool.submit(models.settle, {key: Status.ERROR}, bench.clock.now).result()
+    bench.run(models.settle, {key: Status.ERROR}, bench.clock.now).result()
     bench.step(0.1)
     assert waiting.result(5) is True
 
@@ -338,7 +348,7 @@ def test_a_waiter_finds_the_verdict_that_another_process_stored(bench):
 def test_a_waiter_gives_up_when_the_process_stops(bench):
     (key,) = bench.create()
     bench.ledger._stopping = lambda: True
-    waiting = bench.pool.submit(bench.ledger.waiters.wait, key, 30)
+    waiting = bench.run(bench.ledger.waiters.wait, key, 30)
     wait_until(bench.ledger.waiters.keys, "it waits")
     bench.step(0.1)
     assert waiting.result(5) is True
@@ -346,7 +356,7 @@ def test_a_waiter_gives_up_when_the_process_stops(bench):
 
 def test_at_most_half_the_threads_wait(bench):
     (key,) = bench.create()
-    waiting = [bench.pool.submit(bench.ledger.waiters.wait, key, 30) for _ in range(8)]
+    waiting = [bench.run(bench.ledger.waiters.wait, key, 30) for _ in range(8)]
     wait_until(lambda: len(bench.ledger.waiters._events.get(key, ())) == 8, "eight wait")
     assert bench.ledger.waiters.wait(key, 30) is False
     bench.answer(key)
@@ -361,12 +371,13 @@ def test_a_verdict_that_is_there_already_is_not_waited_for(bench):
     assert bench.ledger.waiters.wait(key, 30) is True
 
 
-def test_a_failed_commit_refuses_the_requests_and_asks_again_afterwards(bench, tmp_path):
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_failed_commit_refuses_the_requests_and_asks_again_afterwards(bench):
     (key,) = bench.create()
     acknowledged = bench.answer(key)
     waiting = bench.submit(bench.ledger.create, 1, None)
     models.database.obj.timeout = 0
-    other = type(models.database.obj)(tmp_path / "energy2go.db")
+    other = type(models.database.obj)(models.database.database)
     other.execute_sql("BEGIN IMMEDIATE")
     bench.step()
     with pytest.raises(Unavailable, match="nothing was stored"):
@@ -428,7 +439,8 @@ def test_two_processes_write_to_one_file(bench, settings):
         assert other.stdout.readline() == "ready\n"
         ledger = Ledger()
         ledger.start(settings, Wire())
-        list(bench.pool.map(lambda _: ledger.create(1, None), range(200)))
+        for future in [bench.run(ledger.create, 1, None) for _ in range(200)]:
+            future.result(30)
         assert other.wait(60) == 0
     ledger.stop()
     assert len(models.list_transactions(1000)) == 400
