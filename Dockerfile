@@ -6,6 +6,7 @@ COPY requirements.txt .
 RUN pip install --no-cache-dir --root-user-action=ignore -r requirements.txt \
  && find /usr/local -path '*/swagger_ui_bundle/*.map' -delete
 COPY *.py ./
+COPY migrations migrations
 COPY static static
 # Compiled here, because at run time nothing here is writable; readable even if the checkout was made with umask 077.
 # A volume that is mounted at var/ for the first time gets its owner from here.

@@ -4,15 +4,19 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+
+import psycopg
 
 ROOT = Path(__file__).resolve().parent.parent
 PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
@@ -85,8 +89,9 @@ class Program:
     def stop(self, number: int = signal.SIGTERM, seconds: float = 15) -> int | None:
         """Send a signal, wait for the end, return the exit status; a frozen one is continued first."""
         if self.running:
+            if "(stopped)" in Path(f"/proc/{self.pid}/status").read_text():
+                self.send(signal.SIGCONT)
             self.send(number)
-            self.send(signal.SIGCONT)
             try:
                 self.process.wait(seconds)
             except subprocess.TimeoutExpired:
@@ -176,3 +181,68 @@ class Service(Program):
         with contextlib.suppress(OSError):
             return self.get("/readyz").status == 200
         return False
+
+
+class Postgres(Program):
+    """A real PostgreSQL with a cluster of its own, which is removed at the end; `create` makes a database in it."""
+
+    def __init__(self, port: int | None = None):
+        self.port = port or free_port()
+        # Not below pytest's folders: those are closed to the user that PostgreSQL insists on not being root.
+        folder = Path(tempfile.mkdtemp(prefix="energy2go-postgres-"))
+        folder.chmod(0o755)
+        programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))[-1]
+        self.user = [] if os.geteuid() else ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        self.cluster, self.count = folder / "cluster", 0
+        self.cluster.mkdir()
+        if self.user:
+            shutil.chown(self.cluster, "postgres", "postgres")
+        initdb = [
+            *self.user,
+            str(programs / "initdb"),
+            "-A",
+            "trust",
+            "-U",
+            "energy2go",
+            "-E",
+            "UTF8",
+            str(self.cluster),
+        ]
+        subprocess.run(initdb, check=True, capture_output=True, cwd="/")
+        options = ["-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=200"]
+        super().__init__(
+            "postgres", [*self.user, str(programs / "postgres"), "-D", str(self.cluster), *options], folder, {}
+        )
+
+    def start(self):
+        super().start()
+        wait_until(lambda: listening(self.port) or not self.running, "PostgreSQL listens", 30)
+        assert self.running, self.said()
+        wait_until(self.connects, "PostgreSQL takes connections", 30)
+        return self
+
+    def connects(self) -> bool:
+        """True once it is no longer starting up."""
+        with contextlib.suppress(psycopg.OperationalError):
+            self.execute("SELECT 1")
+            return True
+        return False
+
+    def url(self, database: str) -> str:
+        return f"postgresql://energy2go@127.0.0.1:{self.port}/{database}"
+
+    def execute(self, sql: str, database: str = "postgres") -> list[tuple]:
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            answer = connection.execute(sql)
+            return answer.fetchall() if answer.description else []
+
+    def create(self) -> str:
+        """The URL of a new, empty database."""
+        self.count += 1
+        self.execute(f"CREATE DATABASE test_{self.count}")
+        return self.url(f"test_{self.count}")
+
+    def remove(self) -> None:
+        """Stop at once, and leave nothing behind."""
+        self.stop(signal.SIGQUIT)
+        shutil.rmtree(self.folder)
