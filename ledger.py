@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from peewee import DatabaseError, InterfaceError, OperationalError
+from prometheus_client import Histogram
 from uuid_utils.compat import uuid7
 
 import models
@@ -26,6 +27,8 @@ from waiters import Waiters
 
 log = logging.getLogger(__name__)
 
+BATCHES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60)  # seconds
 PATIENCE = 10 * models.SECOND  # how long a request waits for its job to be taken
 QUEUE = 10_000  # jobs that may wait; a batch takes up to BATCH of them
 BATCH = 500
@@ -99,7 +102,9 @@ class Ledger:
 
     def prepare(self, settings, wire, clock=None, stopping=lambda: False) -> None:
         """Everything that `start` does but the thread, for whoever calls `step` by hand."""
-        self.counts = Counter()
+        self.counts = Counter()  # since the start: statuses, kinds of verdicts, questions
+        self.delays = Histogram("energy2go_verdict_seconds", "From creation to verdict", registry=None, buckets=DELAYS)
+        self.batches = Histogram("energy2go_batch_jobs", "Jobs in a batch", registry=None, buckets=BATCHES)
         self.subscribed = False  # somebody could answer: set by the listener
         self.refused = False  # the broker refuses what is published: set by the listener
         self._clock = clock or ledger_clock()
@@ -122,6 +127,15 @@ class Ledger:
             self._queue.put(None)
             self._thread.join(3)
             self._thread = None
+
+    @property
+    def queued(self) -> int:
+        """How many jobs wait."""
+        return self._queue.qsize()
+
+    def now(self) -> int:
+        """The ledger's time, in microseconds."""
+        return self._clock()
 
     @property
     def alive(self) -> bool:
@@ -260,27 +274,37 @@ class Ledger:
                     self._write([job])
         else:
             self._room -= len(questions)
-            self.counts.update(kinds)
             for job, result in zip(calls + creations, results + created, strict=True):
                 _answer(job, result)
-            self._ask(questions)
+            self._ask(questions, "asked")
             for verdict in verdicts:
                 verdict.acknowledge()
             self.waiters.wake(changed)
+            self._count(creations, created, changed, kinds)
+            self.batches.observe(len(jobs))
 
-    def _judge(self, verdicts: list[Verdict], now: int) -> tuple[dict[UUID, bool], list[str]]:
-        """Settle these verdicts, the first one of each transaction; what that changed, and of which kind each was."""
+    def _judge(self, verdicts: list[Verdict], now: int) -> tuple[dict[UUID, models.Settled], list[str]]:
+        """Settle these verdicts, the first one of each transaction; what that changed, and what each was worth."""
         first = {}
         for verdict in verdicts:
             first.setdefault(verdict.transaction_id, verdict)
         changed = models.settle({key: verdict.status for key, verdict in first.items()}, now)
-        kinds = ["late" if late else "settled" for late in changed.values()]
+        kinds = ["late" if settled.late else "settled" for settled in changed.values()]
+        kinds += [first[key].status for key in changed]
         others = [v for v in verdicts if v.transaction_id not in changed or first[v.transaction_id] is not v]
         stored = models.statuses({v.transaction_id for v in others}) if others else {}
         for verdict in others:
             status = stored.get(verdict.transaction_id)
             kinds.append("unknown" if status is None else "duplicate" if status is verdict.status else "contradiction")
         return changed, kinds
+
+    def _count(self, creations: list, created: list, changed: dict[UUID, models.Settled], kinds: list) -> None:
+        answers = zip(creations, created, strict=True)
+        new = [isinstance(answer, Transaction) and answer.id == job.order.transaction_id for job, answer in answers]
+        self.counts[Status.PENDING] += sum(new)
+        self.counts.update(kinds)
+        for settled in changed.values():
+            self.delays.observe(settled.age / models.SECOND)
 
     def _fail(self, jobs: list[Call | Creation | Verdict], error: Exception, committing: bool = False) -> None:
         for job in jobs:
@@ -334,13 +358,14 @@ class Ledger:
             elif len(opened) == limit:
                 self._next_round = now
             self._room -= len(opened)
-            self.counts["expired"] += len(expired)
-            self._ask(questions + opened)
+            self.counts[Status.EXPIRED] += len(expired)
+            self._ask(questions, "asked again")
+            self._ask(opened, "asked")
             self.waiters.wake(expired)
 
-    def _ask(self, questions: list[models.Question]) -> None:
+    def _ask(self, questions: list[models.Question], kind: str) -> None:
         if questions:
-            self.counts["asked"] += len(questions)
+            self.counts[kind] += len(questions)
             self._wire.publish(questions)
 
     def _look(self) -> None:

@@ -299,11 +299,15 @@ def create_transactions(
     return answers, [Question(order.transaction_id, order.station_id, clocks.retry) for order in opened]
 
 
-def settle(verdicts: dict[UUID, Status], now: int) -> dict[UUID, bool]:
-    """Store the verdicts of transactions that have none.
+class Settled(NamedTuple):
+    """A verdict that was stored: whether it came past its time, and how many microseconds after the creation."""
 
-    Returns the transactions that this changed, and whether each was late: past its time when the verdict came.
-    """
+    late: bool
+    age: int
+
+
+def settle(verdicts: dict[UUID, Status], now: int) -> dict[UUID, Settled]:
+    """Store the verdicts of transactions that have none; returns the transactions that this changed."""
     changed = {}
     for status in (Status.COMPLETED, Status.ERROR):
         keys = [key for key, verdict in verdicts.items() if verdict is status]
@@ -311,9 +315,10 @@ def settle(verdicts: dict[UUID, Status], now: int) -> dict[UUID, bool]:
             settled = (
                 Transaction.update(status=status, updated=now, retry_at=None)
                 .where(Transaction.id << keys, Transaction.status << [Status.PENDING, Status.EXPIRED])
-                .returning(Transaction.id, Transaction.expires_at)
+                .returning(Transaction.id, Transaction.expires_at, Transaction.created)
             )
-            changed |= {key: bool(deadline and deadline <= now) for key, deadline in settled.tuples()}
+            for key, deadline, created in settled.tuples():
+                changed[key] = Settled(bool(deadline and deadline <= now), now - created)
     return changed
 
 
@@ -322,6 +327,12 @@ def expire(now: int) -> list[UUID]:
     expired = Transaction.update(status=Status.EXPIRED, updated=now, retry_at=None)
     late = expired.where(OPEN, Transaction.expires_at <= now)
     return [key for (key,) in late.returning(Transaction.id).tuples()]
+
+
+def oldest_pending() -> int | None:
+    """When the oldest PENDING transaction was created, or None."""
+    pending = Transaction.select(Transaction.created).where(Transaction.status == Status.PENDING)
+    return pending.order_by(Transaction.id).limit(1).scalar()
 
 
 def room() -> int:

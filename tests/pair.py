@@ -28,6 +28,11 @@ class Pair:
     def create(self) -> UUID:
         return self.ledger.create(1, None).id
 
+    @property
+    def asked(self) -> int:
+        """How many questions were published."""
+        return self.ledger.counts["asked"] + self.ledger.counts["asked again"]
+
     def ready(self) -> None:
         wait_until(lambda: not self.listener.trouble, "the listener is ready", 30)
 

@@ -267,9 +267,9 @@ def test_the_wall_clock_steps_back_and_forth(tmp_path, programs, table, broker, 
         keys += [pair.create() for _ in range(20)]
         # While it runs, a step changes nothing: what is open is asked once a second, and the backoff grows.
         wall[0] = step
-        before = pair.ledger.counts["asked"]
-        wait_until(lambda: pair.ledger.counts["asked"] >= before + 20, "what is open is asked again")  # noqa: B023
-        asked += pair.ledger.counts["asked"]
+        before = pair.asked
+        wait_until(lambda: pair.asked >= before + 20, "what is open is asked again")  # noqa: B023
+        asked += pair.asked
         # After a restart the ledger starts at another time.
         pair.stop()
         pair = Pair(tmp_path, broker.port, clock())

@@ -60,7 +60,10 @@ def test_a_transaction_that_reads_first_may_write_later(database):
 def test_a_transaction_is_pending_until_its_verdict():
     key, other = create(2)
     assert status(key) is Status.PENDING
-    assert models.settle({key: Status.COMPLETED, other: Status.ERROR}, NOW + 5) == {key: False, other: False}
+    assert models.settle({key: Status.COMPLETED, other: Status.ERROR}, NOW + 5) == {
+        key: (False, 5),
+        other: (False, 5),
+    }
     assert status(key) is Status.COMPLETED
     assert status(other) is Status.ERROR
     assert models.get_transaction(key).updated == models.moment(NOW + 5)
@@ -82,7 +85,7 @@ def test_what_nobody_answered_expires_and_a_late_verdict_settles_it():
     assert models.expire(NOW + CLOCKS.timeout - 1) == []
     assert models.expire(NOW + CLOCKS.timeout) == [key]
     assert status(key) is Status.EXPIRED
-    assert models.settle({key: Status.COMPLETED}, NOW + CLOCKS.timeout + 1) == {key: True}
+    assert models.settle({key: Status.COMPLETED}, NOW + CLOCKS.timeout + 1) == {key: (True, CLOCKS.timeout + 1)}
     assert status(key) is Status.COMPLETED
 
 
@@ -248,6 +251,7 @@ def every_query() -> None:
     models.statuses([key])
     models.create_transactions([Order(uuid7(), 1, "key")], NOW, CLOCKS, MANY)
     models.room()
+    models.oldest_pending()
     for waiting in (False, True):
         for probing in (False, True):
             models.claim(NOW, CLOCKS, 5, waiting, probing)
