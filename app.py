@@ -6,15 +6,18 @@ docstring and its route's options (`status`, `errors`, `located`) are published 
 
 import hmac
 import logging
+import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import get_type_hints
 from urllib.parse import urlencode
 
 import msgspec
-from bottle import Bottle, HTTPError, HTTPResponse, request, response
+from bottle import Bottle, HTTPError, HTTPResponse, request, response, static_file
 from peewee import DatabaseError, InterfaceError
 
+import metrics
 import models
 import openapi
 from ledger import Ledger, Unavailable
@@ -44,6 +47,14 @@ log = logging.getLogger(__name__)
 
 LARGEST_BODY = 64 * 1024  # bytes
 LONGEST_WAIT = 30  # seconds
+STATIC = Path(__file__).with_name("static")
+GUARDS = {
+    # Swagger UI draws its icons from data URLs; nothing else comes from elsewhere, and nothing is inline.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 RETRY_LATER = {"Retry-After": "5"}  # seconds
 DATABASE_ERRORS = (DatabaseError, InterfaceError)
 
@@ -69,6 +80,7 @@ def stop() -> None:
 
 def problem(error: HTTPError) -> str:
     """Every error that leaves here, as application/problem+json (RFC 9457); a 500 shows no internals."""
+    guard()  # an unforeseen error passes the hook by
     response.content_type = "application/problem+json"
     if isinstance(error.body, Problem):
         return msgspec.json.encode(error.body)
@@ -77,6 +89,13 @@ def problem(error: HTTPError) -> str:
 
 
 app.default_error_handler = problem
+
+
+@app.hook("after_request")
+def guard():
+    """What every answer tells a browser not to do with it."""
+    for name, value in GUARDS.items():
+        response.set_header(name, value)
 
 
 @app.hook("before_request")
@@ -150,7 +169,7 @@ class Api:
             if "body" in hints:
                 arguments["body"] = read_body(hints["body"])
             try:
-                result = callback(**arguments)
+                result = twice(callback, arguments) if request.method in ("GET", "HEAD") else callback(**arguments)
             except models.Refusal as refusal:
                 later = RETRY_LATER if refusal.status == 503 else {}
                 raise HTTPError(refusal.status, str(refusal), **later) from None
@@ -161,7 +180,7 @@ class Api:
             response.status = status
             if result is None:
                 return None
-            if isinstance(result, HTTPResponse):
+            if isinstance(result, HTTPResponse | bytes):
                 return result
             response.content_type = "application/json"
             return msgspec.json.encode(result)
@@ -169,11 +188,20 @@ class Api:
         return handle
 
 
+def twice(callback, arguments: dict):
+    """Call what reads; and again, with another connection, if the first one turns out to be broken."""
+    try:
+        return callback(**arguments)
+    except DATABASE_ERRORS:
+        models.close()
+        return callback(**arguments)
+
+
 def authorize() -> None:
     """Raise HTTPError 401 unless the request bears the API_TOKEN, if there is one (RFC 6750)."""
     token = request.app.config["api_token"]
     scheme, _, given = (header("Authorization") or "").partition(" ")
-    matches = hmac.compare_digest(given.strip().encode("latin1"), token.encode())
+    matches = hmac.compare_digest(given.strip(" ").encode("latin1"), token.encode())
     if token and not (scheme.lower() == "bearer" and matches):
         raise HTTPError(401, "Authorization: must bear the API token.", **{"WWW-Authenticate": "Bearer"})
 
@@ -230,7 +258,13 @@ def create_transaction(body: NewTransaction, headers: TransactionHeaders) -> Tra
     """
     transaction = ledger.create(body.station_id, headers.idempotency_key)
     response.set_header("Location", f"/transactions/{transaction.id}")
-    return models.get_transaction(transaction.id) if waited(transaction.id, headers.prefer) else transaction
+    try:
+        return models.get_transaction(transaction.id) if waited(transaction.id, headers.prefer) else transaction
+    except DATABASE_ERRORS as error:
+        # It is stored, so whatever happens from here on, that is the answer.
+        log.error("the database cannot be read: %s", error)
+        models.close()
+        return transaction
 
 
 @app.get("/transactions")
@@ -274,6 +308,13 @@ def readyz() -> Readiness:
     return Readiness(equipment=listener.equipment, **state)
 
 
+@app.get("/metrics", produces="text/plain")
+def read_metrics():
+    """Read the service's metrics, as Prometheus does."""
+    response.content_type = metrics.CONTENT_TYPE
+    return metrics.Metrics(ledger, listener).text()
+
+
 @app.get("/openapi.json", token=False)
 def openapi_document() -> dict:
     """Read this document."""
@@ -286,23 +327,32 @@ def swagger():
     return openapi.swagger_file("index.html")
 
 
-@app.get("/swagger/<name>", token=False, produces="text/html", errors=(404,))
+@app.get("/swagger/<name>", token=False, produces="*/*", errors=(404,))
 def swagger_file(name: str):
     """Read a file of that page."""
     return openapi.swagger_file(name)
 
 
-@app.get("/", token=False, status=302, located=True)
+@app.get("/", token=False, produces="text/html")
 def index():
-    """Go to the page that shows the API."""
-    return HTTPResponse(status=302, Location="/swagger/")
+    """Watch stations and transactions, and start some."""
+    return static("index.html")
+
+
+@app.get("/static/<name>", token=False, produces="*/*", errors=(404,))
+def static(name: str):
+    """Read a file of that page."""
+    if name not in os.listdir(STATIC):
+        raise HTTPError(404, f"There is no file {name}.")
+    # To be asked for each time, so that files of two versions never meet; what did not change is not sent again.
+    return static_file(name, root=STATIC, headers={"Cache-Control": "no-cache"})
 
 
 def waited(key: TransactionId, prefer: str) -> bool:
     """Hold the answer as `Prefer: wait=N` asks (RFC 7240), unless too many are held already; False if it was not."""
     wanted = re.search(r"(?:^|[,;])\s*wait\s*=\s*(\"?)(\d{1,4000})\1\s*(?:$|[,;])", prefer, re.IGNORECASE)
     seconds = min(int(wanted[2]), LONGEST_WAIT) if wanted else 0
-    if not (wanted and ledger.wait(key, seconds)):
+    if not (wanted and ledger.waiters.wait(key, seconds)):
         return False
     response.set_header("Preference-Applied", f"wait={seconds}")
     return True

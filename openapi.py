@@ -107,7 +107,7 @@ def success(route: Route, status: int, returned: type, structs: set, waits: bool
     """The answer of a route that does what it was asked."""
     described = {"description": HTTPStatus(status).phrase}
     text = {"schema": {"type": "string"}}
-    headers = {"Location": text} if route.config.get("located") else {}
+    headers = {"Location": text | {"required": True}} if route.config.get("located") else {}
     headers |= {"Preference-Applied": text} if waits else {}
     if headers:
         described["headers"] = headers
@@ -150,12 +150,15 @@ def schema(hint: type, structs: set) -> dict:
 
 
 def in_3_0(node):
-    """A schema as OpenAPI 3.0 writes it: `nullable` for a type null, one `example` for many, no default null."""
+    """A schema as OpenAPI 3.0 writes it: `nullable` for a type null, one `example`, no default null, no empty list."""
     if isinstance(node, list):
         return [in_3_0(item) for item in node]
     if not isinstance(node, dict):
         return node
-    node = {key: in_3_0(value) for key, value in node.items() if (key, value) != ("default", None)}
+    dropped = ("default", None), ("required", [])
+    node = {key: in_3_0(value) for key, value in node.items() if (key, value) not in dropped}
+    if "enum" in node:
+        node.setdefault("type", "string")
     if "examples" in node:
         node["example"] = node.pop("examples")[0]
     if {"type": "null"} in node.get("anyOf", ()):

@@ -72,7 +72,7 @@ class TransactionQuery(Struct, forbid_unknown_fields=True):
     status: Status | UnsetType = UNSET
     station_id: StationId | UnsetType = UNSET
     limit: Limit = 50
-    after: Annotated[TransactionId | UnsetType, Meta(description="list what is older than this id")] = UNSET
+    after: Annotated[UUID | UnsetType, Meta(description="list what is older than this id")] = UNSET
 
 
 class TransactionPage(Struct):

@@ -1,0 +1,283 @@
+"""The document says what the service does, and Swagger UI shows it with nothing from elsewhere."""
+
+import copy
+import re
+
+import pytest
+from openapi_schema_validator import OAS30Validator, oas30_format_checker
+from openapi_spec_validator import OpenAPIV30SpecValidator
+
+import app
+from test_api import JSON, KIB, REFUSED, UNKNOWN, new_station, new_transaction, send, serving
+
+PROBLEM = "application/problem+json"
+
+
+@pytest.fixture
+def api(tmp_path):
+    with serving(tmp_path) as api:
+        yield api
+
+
+@pytest.fixture
+def document(api):
+    return api.get("/openapi.json").json
+
+
+def operations(document) -> dict[tuple[str, str], dict]:
+    """Each operation by its method and path."""
+    return {(method.upper(), path): says for path, item in document["paths"].items() for method, says in item.items()}
+
+
+def complaints(document, instance, schema) -> list[str]:
+    """What is wrong with an instance of a schema; a member that the schema does not know is wrong too."""
+    components = copy.deepcopy(document["components"])
+    for component in components["schemas"].values():
+        if component.get("type") == "object":
+            component.setdefault("additionalProperties", False)
+    whole = {"allOf": [schema], "components": components}
+    return [error.message for error in OAS30Validator(whole, format_checker=oas30_format_checker).iter_errors(instance)]
+
+
+def assert_as_documented(document, method: str, path: str, answer) -> tuple[str, str, str]:
+    """The document has this answer, its type, its headers and its shape; returns what it is an example of."""
+    says = operations(document)[method, path]["responses"][str(answer.status_int)]
+    if "content" in says:
+        ((content_type, content),) = says["content"].items()
+        given = answer.headers["Content-Type"].partition(";")[0]
+        assert content_type in ("*/*", given), (method, path, answer)
+        if given.endswith("json"):
+            assert complaints(document, answer.json, content["schema"]) == []
+            assert (given == PROBLEM) == (answer.status_int >= 400)
+    else:
+        assert answer.body == b""
+    assert ("Location" in answer.headers) == ("Location" in says.get("headers", ()))
+    return method, path, str(answer.status_int)
+
+
+# The document
+
+
+def test_every_route_is_in_the_document_and_the_other_way_round(document):
+    routes = [(route.method, re.sub(r"<(\w+)>", r"{\1}", route.rule)) for route in app.app.routes]
+    assert sorted(operations(document)) == sorted(routes)
+
+
+@pytest.mark.parametrize("token", ["", "open-sesame"])
+def test_the_document_is_valid(tmp_path, token):
+    with serving(tmp_path, api_token=token) as api:
+        document = api.get("/openapi.json").json
+    assert document["openapi"].startswith("3.0.")
+    assert list(OpenAPIV30SpecValidator(document).iter_errors()) == []
+
+
+def test_every_operation_says_what_it_is(document):
+    says = operations(document).values()
+    assert len({operation["operationId"] for operation in says}) == len(says)
+    for operation in says:
+        assert re.fullmatch(r"[A-Z].*\.", operation["summary"])
+        assert all(operation["tags"])
+
+
+def test_every_example_is_one(document):
+    def examples(node):
+        if isinstance(node, dict):
+            if "example" in node:
+                yield node["example"], node.get("schema", {name: node[name] for name in node if name != "example"})
+            for child in node.values():
+                yield from examples(child)
+        elif isinstance(node, list):
+            for child in node:
+                yield from examples(child)
+
+    found = list(examples(document))
+    assert len(found) > 20
+    for example, schema in found:
+        assert complaints(document, example, schema) == []
+
+
+# What it documents
+
+STATION, TRANSACTION = {"description": "Teste"}, {"station_id": 1}
+LONG = b" " * (64 * KIB + 1)
+ANSWERS = [
+    # status, method, path in the document, path, body
+    (201, "POST", "/stations", "/stations", STATION),
+    (201, "POST", "/stations", "/stations", STATION),
+    (200, "GET", "/stations", "/stations", None),
+    (200, "GET", "/stations", "/stations?limit=1", None),
+    (200, "GET", "/stations/{id}", "/stations/1", None),
+    (200, "PUT", "/stations/{id}", "/stations/1", STATION),
+    (200, "PATCH", "/stations/{id}", "/stations/1", STATION),
+    (200, "PATCH", "/stations/{id}", "/stations/1", {}),
+    (201, "POST", "/transactions", "/transactions", TRANSACTION),
+    (201, "POST", "/transactions", "/transactions", TRANSACTION),
+    (200, "GET", "/transactions", "/transactions", None),
+    (200, "GET", "/transactions", "/transactions?limit=1", None),
+    (409, "DELETE", "/stations/{id}", "/stations/1", None),
+    (204, "DELETE", "/stations/{id}", "/stations/2", None),
+    (200, "GET", "/healthz", "/healthz", None),
+    (503, "GET", "/readyz", "/readyz", None),
+    (200, "GET", "/openapi.json", "/openapi.json", None),
+    (200, "GET", "/swagger", "/swagger/", None),
+    (200, "GET", "/swagger/{name}", "/swagger/start.js", None),
+    (200, "GET", "/metrics", "/metrics", None),
+    (200, "GET", "/", "/", None),
+    (200, "GET", "/static/{name}", "/static/index.html", None),
+    (404, "GET", "/static/{name}", "/static/nope", None),
+    (422, "POST", "/stations", "/stations", {}),
+    (422, "GET", "/stations", "/stations?limit=0", None),
+    (422, "GET", "/stations/{id}", "/stations/x", None),
+    (422, "PUT", "/stations/{id}", "/stations/1", {}),
+    (422, "PATCH", "/stations/{id}", "/stations/1", []),
+    (422, "DELETE", "/stations/{id}", "/stations/0", None),
+    (422, "POST", "/transactions", "/transactions", {"station_id": 7}),
+    (422, "GET", "/transactions", "/transactions?status=DONE", None),
+    (422, "GET", "/transactions/{id}", "/transactions/1", None),
+    (404, "GET", "/stations/{id}", "/stations/7", None),
+    (404, "PUT", "/stations/{id}", "/stations/7", STATION),
+    (404, "PATCH", "/stations/{id}", "/stations/7", STATION),
+    (404, "DELETE", "/stations/{id}", "/stations/7", None),
+    (404, "GET", "/transactions/{id}", f"/transactions/{UNKNOWN}", None),
+    (404, "GET", "/swagger/{name}", "/swagger/nope", None),
+]
+WITH_BODY = [("POST", "/stations"), ("PUT", "/stations/{id}"), ("PATCH", "/stations/{id}"), ("POST", "/transactions")]
+
+
+def provoke_everything(api, document):
+    """Each documented answer of a service that works; yields what each is an example of."""
+    token = {"Authorization": "Bearer open-sesame"}
+    for status, method, documented, path, body in ANSWERS:
+        answer = send(api, method, path, body, **token)
+        assert answer.status_int == status, (method, path, answer)
+        yield assert_as_documented(document, method, documented, answer)
+
+    key = send(api, "GET", "/transactions", **token).json["items"][0]["id"]
+    answer = send(api, "GET", f"/transactions/{key}", **token)
+    yield assert_as_documented(document, "GET", "/transactions/{id}", answer)
+
+    for method, path in WITH_BODY:
+        for body, content_type, status in [(b"{", JSON, 400), (LONG, JSON, 413), ({}, "text/plain", 415)]:
+            answer = send(api, method, path.format(id=1), body, content_type, **token)
+            assert answer.status_int == status
+            yield assert_as_documented(document, method, path, answer)
+
+    for (method, path), says in operations(document).items():
+        if "security" in says:
+            answer = send(api, method, path.format(id=1))
+            assert answer.status_int == 401
+            yield assert_as_documented(document, method, path, answer)
+
+
+def provoke_503(api, document):
+    """The same of a service that has neither a ledger nor a database."""
+    for (method, path), says in operations(document).items():
+        if "503" in says["responses"]:
+            transactions = path.startswith("/transactions")
+            body = (TRANSACTION if transactions else STATION) if "requestBody" in says else None
+            answer = send(api, method, path.format(id=UNKNOWN if transactions else 1), body)
+            assert answer.status_int == 503, (method, path, answer)
+            yield assert_as_documented(document, method, path, answer)
+
+
+def test_every_documented_answer_occurs_as_documented(tmp_path):
+    with serving(tmp_path, api_token="open-sesame") as api:
+        document = api.get("/openapi.json").json
+        seen = set(provoke_everything(api, document))
+    (tmp_path / "garbage").write_text("This is no database. " * 1000)
+    with serving(tmp_path, ready=False, database_url=f"sqlite:///{tmp_path}/garbage") as api:
+        app.ledger.stop()
+        seen |= set(provoke_503(api, document))
+    documented = {(*which, status) for which, says in operations(document).items() for status in says["responses"]}
+    assert documented - seen == {("GET", "/readyz", "200")}  # which takes a broker
+
+
+def test_the_document_and_the_service_refuse_the_same_bodies(document):
+    # Whether a station exists no schema can say; and to JSON Schema 1.0 is an integer.
+    beyond = {"a station that does not exist", "station 1.0"}
+    bodies = {
+        name: (method, path.replace("/1", "/{id}"), body)
+        for name, (method, path, body, status, _) in REFUSED.items()
+        if status == 422 and body is not None and not isinstance(body, bytes) and name not in beyond
+    }
+    assert len(bodies) > 30
+    for name, (method, path, body) in bodies.items():
+        schema = operations(document)[method, path]["requestBody"]["content"][JSON]["schema"]
+        assert complaints(document, body, schema), name
+
+
+def test_the_document_and_the_service_agree_on_parameters(api, document):
+    new_station(api)
+    new_transaction(api)
+    tried = 0
+    for (_, path), says in operations(document).items():
+        for parameter in says.get("parameters", ()):
+            schema = parameter["schema"]
+            schema = document["components"]["schemas"]["Status"] if "$ref" in schema else schema
+            good, bad = schema.get("enum", [UNKNOWN]), ["", "x", "null"]
+            if schema.get("type") == "integer":
+                low, high = schema["minimum"], schema["maximum"]
+                good, bad = [low, high], [*bad, low - 1, high + 1]
+            if parameter["in"] == "query":
+                for value, status in [(value, 200) for value in good] + [(value, 422) for value in bad]:
+                    assert send(api, "GET", f"{path}?{parameter['name']}={value}").status_int == status
+                    tried += 1
+    assert tried > 30
+
+
+# Swagger UI
+
+
+def test_swagger_ui_refers_to_files_of_this_service_only(api):
+    answer = api.get("/swagger/")
+    assert answer.headers["Content-Type"].lower() == "text/html; charset=utf-8"
+    references = [tag[name] for tag in answer.html.find_all() for name in ("src", "href") if tag.has_attr(name)]
+    assert len(references) == 4
+    types = {"css": "text/css", "js": "(text|application)/javascript", "png": "image/png"}
+    for reference in references:
+        assert re.fullmatch(r"/swagger/[a-z0-9.-]+", reference)
+        given = api.get(reference, status=200).headers["Content-Type"]
+        assert re.match(types[reference.rpartition(".")[2]], given)
+    for text in (answer.text, api.get("/swagger/start.js").text):
+        assert not re.search(r"https?:|['\"]//|import", text)
+    # What the style sheet shows besides is part of it.
+    for location in re.findall(r"url\(([^)]{0,8})", api.get("/swagger/swagger-ui.css").text):
+        assert location.strip("'\"").startswith("data:")
+
+
+def test_swagger_ui_has_no_inline_script(api):
+    page = api.get("/swagger/").html
+    scripts = page.find_all("script")
+    assert len(scripts) == 2
+    for script in scripts:
+        assert script["src"]
+        assert not script.string
+    assert not page.find_all("style")
+    assert not [name for tag in page.find_all() for name in tag.attrs if name.startswith("on") or name == "style"]
+
+
+def test_swagger_ui_tries_out_the_document_of_this_service(api):
+    start = api.get("/swagger/start.js").text
+    for option in ('url: "/openapi.json"', "tryItOutEnabled: true", "validatorUrl: null"):
+        assert option in start
+    assert api.get("/swagger").body == api.get("/swagger/").body == api.get("/swagger/index.html").body
+
+
+def test_a_file_that_did_not_change_is_not_sent_again(api):
+    tag = api.get("/swagger/swagger-ui.css").headers["Etag"]
+    answer = send(api, "GET", "/swagger/swagger-ui.css", If_None_Match=tag)
+    assert (answer.status_int, answer.body) == (304, b"")
+
+
+NOT_SERVED = """
+    ..%2f..%2fapp.py %2e%2e/app.py ../../app.py ..%2f..%2f..%2fapp.py .. . %2e %2e%2e ..%2f ..%5c..%5capp.py
+    %2fetc%2fpasswd /etc/passwd %00 start.js%00 start.js%00.html ....//....//app.py %252e%252e%252fapp.py
+    .env nope vendor swagger %ff ~root
+"""
+
+
+@pytest.mark.parametrize("name", [*NOT_SERVED.split(), "a" * 300, "a" * 5000])
+def test_nothing_is_served_but_the_files_of_the_pages(api, name):
+    for folder in ("swagger", "static"):
+        answer = send(api, "GET", f"/{folder}/{name}")
+        assert (answer.status_int, answer.headers["Content-Type"]) == (404, PROBLEM)

@@ -1,0 +1,248 @@
+"""The environment: what `.env` says is what is read, and what is wrong is said in a sentence."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from dotenv import dotenv_values
+
+import settings
+from programs import ROOT, free_port
+from settings import Settings
+
+FIELDS = {field.encode_name: field for field in msgspec.structs.fields(Settings)}
+ENV = dotenv_values(ROOT / ".env", interpolate=False)
+ACCOUNTS = {"MQTT_USERNAME", "MQTT_PASSWORD", "VALIDATOR_USERNAME", "VALIDATOR_PASSWORD"}
+
+# An authority of nobody's; its key was thrown away.
+CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBdTCCARugAwIBAgIUfRZwASTC5X4yTz4yzxVuP2FkKjkwCgYIKoZIzj0EAwIw
+DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjQwNDEwMzhaGA8yMTI2MTAzMTA0MTAz
+OFowDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABCFJ
+8ShgZjyAwm3JamjiRA/3IqZ1lX6l/O3ExWXDIXO/shH0GllhIZrps39o309QLiKG
+cJGWuqfEKzaAv0bosuujUzBRMB0GA1UdDgQWBBSgGmS5cql7TDMLy+ECOMxzugpY
+MDAfBgNVHSMEGDAWgBSgGmS5cql7TDMLy+ECOMxzugpYMDAPBgNVHRMBAf8EBTAD
+AQH/MAoGCCqGSM49BAMCA0gAMEUCIQCBjVvOh+/V/kaZLNGoDVYk4kbZ5aBlwqIZ
+2lKpadapEgIgMhRMk4OM++1GuHbGLM4rjaeYiOnfqPT/YuDgfw6VH1A=
+-----END CERTIFICATE-----
+"""
+
+
+def defaults_of_the_equipment() -> dict[str, str]:
+    """The variables that validator/ reads, with the defaults that it has for them."""
+    source = "".join(path.read_text() for path in sorted((ROOT / "validator").glob("*.c")))
+    found = re.findall(r'\b(?:text|whole|share)\("([A-Z_]+)", (?:NULL|"([^"]*)")', source)
+    assert len(found) > 5
+    return dict(found)
+
+
+@pytest.fixture
+def environment():
+    """The environment without any of our variables; whatever happens to it is undone."""
+    before = dict(os.environ)
+    for name in FIELDS.keys() | ENV.keys():
+        os.environ.pop(name, None)
+    yield os.environ
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def run(*command, **environment) -> subprocess.CompletedProcess:
+    """A command in the project's folder, with nothing in its environment but this."""
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")} | environment
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def run_settings(**environment) -> subprocess.CompletedProcess:
+    ports = {"BIND": f"127.0.0.1:{free_port()}", "MQTT_PORT": str(free_port())}
+    return run(sys.executable, "settings.py", **ports | environment)
+
+
+# .env
+
+
+def test_every_variable_in_env_is_read_and_the_other_way_round():
+    assert ENV.keys() == FIELDS.keys() | defaults_of_the_equipment().keys()
+
+
+def test_nobody_else_reads_the_environment():
+    readers = [path.name for path in sorted(ROOT.glob("*.py")) if re.search(r"os\.environ|getenv", path.read_text())]
+    assert readers == ["settings.py"]
+    readers = [path.name for path in sorted((ROOT / "validator").glob("*.c")) if "getenv" in path.read_text()]
+    assert readers == ["settings.c"]
+
+
+def test_every_variable_in_env_is_explained():
+    explained = False
+    for line in (ROOT / ".env").read_text().splitlines():
+        if not line:
+            explained = False
+        elif line.startswith("#"):
+            explained = len(line) > 20
+        else:
+            assert re.fullmatch(r"[A-Z_]+=\S*", line)
+            assert explained, line
+
+
+def test_the_values_in_env_are_the_defaults(environment):
+    assert settings.load() == Settings(mqtt_username=ENV["MQTT_USERNAME"], mqtt_password=ENV["MQTT_PASSWORD"])
+    for name, default in defaults_of_the_equipment().items():
+        if name not in ACCOUNTS:
+            assert ENV[name] == default
+
+
+def test_the_accounts_in_env_are_two():
+    assert all(ENV[name] for name in ACCOUNTS)
+    assert ENV["MQTT_USERNAME"] != ENV["VALIDATOR_USERNAME"]
+    assert ENV["MQTT_PASSWORD"] != ENV["VALIDATOR_PASSWORD"]
+
+
+# What is read
+
+
+def test_the_environment_wins_over_env(environment):
+    environment["THREADS"] = "7"
+    environment["MQTT_USERNAME"] = "somebody"
+    loaded = settings.load()
+    assert (loaded.threads, loaded.mqtt_username) == (7, "somebody")
+    assert loaded.mqtt_port == int(ENV["MQTT_PORT"])
+
+
+def test_an_empty_variable_means_the_default(environment):
+    environment.update(dict.fromkeys(FIELDS, ""))
+    assert settings.load() == Settings()
+
+
+def test_what_is_not_ours_is_left_alone(environment):
+    environment |= {"threads": "x", "THREADS_": "x", "VALIDATOR_SEED": "x", "mqtt_port": "x"}
+    assert settings.load().threads == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("BIND", "0.0.0.0:80", "0.0.0.0:80"),
+        ("BIND", "localhost:65535", "localhost:65535"),
+        ("BIND", "[::1]:8000", "[::1]:8000"),
+        ("THREADS", "2", 2),
+        ("DATABASE_URL", "sqlite:////srv/energy2go/e.db", "sqlite:////srv/energy2go/e.db"),
+        ("MQTT_PORT", "8883", 8883),
+        ("VALIDATION_RETRY", "0.05", 0.05),
+        ("VALIDATION_RETRY", "30", 30.0),
+        ("VALIDATION_TIMEOUT", "86400", 86400.0),
+        ("API_TOKEN", "123", "123"),
+        ("API_TOKEN", "null", "null"),
+        ("MQTT_PASSWORD", "true", "true"),
+        ("MQTT_PASSWORD", " ä$HOME'\"", " ä$HOME'\""),
+        ("LOG_LEVEL", "DEBUG", "DEBUG"),
+        ("LOG_FORMAT", "json", "json"),
+    ],
+)
+def test_a_good_value_is_read_as_its_type(environment, name, text, value):
+    environment[name] = text
+    loaded = getattr(settings.load(), name.lower())
+    assert (loaded, type(loaded)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("bind", "address"), [("127.0.0.1:8000", ("127.0.0.1", 8000)), ("[::1]:80", ("::1", 80)), ("a.b:9", ("a.b", 9))]
+)
+def test_an_address_is_a_host_and_a_port(bind, address):
+    assert Settings(bind=bind).address == address
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    {
+        "BIND": "8000 :8000 127.0.0.1 127.0.0.1: 127.0.0.1:x 127.0.0.1:0 127.0.0.1:65536 ::1:8000 unix:/tmp/x a/b:1",
+        "THREADS": "0 1 257 -4 x 1.5 true 16x",
+        "DATABASE_URL": "x sqlite:// sqlite:/// sqlite:///:memory: sqlite:x.db mysql://a/b /var/energy2go.db",
+        "MQTT_PORT": "0 -1 65536 x 1883.5 1883/tcp",
+        "MQTT_CA_FILE": "/nowhere/ca.pem / /dev/null pyproject.toml",
+        "VALIDATION_RETRY": "0 0.04 30.1 -1 x nan inf 5s",
+        "VALIDATION_TIMEOUT": "0 86401 -1 x nan inf 1m",
+        "LOG_LEVEL": "info TRACE 20",
+        "LOG_FORMAT": "JSON xml",
+    }.items(),
+)
+def test_a_bad_value_is_refused_in_a_sentence_that_names_it(environment, name, values):
+    for value in values.split():
+        environment[name] = value
+        with pytest.raises(SystemExit) as refused:
+            settings.load()
+        sentence = str(refused.value)
+        assert sentence.startswith(f"{name}: " if name == "DATABASE_URL" else f"{name}={value!r}: "), value
+        assert sentence.endswith(f". See the line of {name} in .env.")
+        assert "\n" not in sentence
+
+
+def test_a_refused_url_is_not_shown_with_its_password(environment):
+    environment["DATABASE_URL"] = "mysql://user:secret@host/energy2go"
+    with pytest.raises(SystemExit) as refused:
+        settings.load()
+    assert "secret" not in str(refused.value)
+
+
+def test_a_file_of_certificates_is_accepted(environment, tmp_path):
+    (tmp_path / "ca.pem").write_text(CERTIFICATE)
+    environment["MQTT_CA_FILE"] = str(tmp_path / "ca.pem")
+    assert settings.load().mqtt_ca_file == str(tmp_path / "ca.pem")
+    (tmp_path / "ca.pem").write_text(CERTIFICATE[:-100])
+    with pytest.raises(SystemExit, match="MQTT_CA_FILE"):
+        settings.load()
+
+
+@pytest.mark.parametrize("command", [["settings.py"], ["-m", "gunicorn", "app:app"]])
+def test_a_program_with_a_bad_value_ends_with_one_sentence(command):
+    ended = run(sys.executable, *command, THREADS="many")
+    assert ended.returncode == 1
+    assert ended.stderr == "THREADS='many': Expected `int`, got `str`. See the line of THREADS in .env.\n"
+    assert ended.stdout == ""
+
+
+# Ports, before `make run` starts anything
+
+
+def test_free_ports_are_no_trouble():
+    ended = run_settings()
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("name", ["BIND", "MQTT_PORT"])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_port_that_is_taken_is_named_with_a_way_out(name, everywhere):
+    with socket.create_server(("0.0.0.0" if everywhere else "127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run_settings(**{name: str(port) if name == "MQTT_PORT" else f"127.0.0.1:{port}"})
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"{name}: port {port} on 127.0.0.1 cannot be used (Address already in use). ")
+    assert f"{name}=" in ended.stderr
+    assert "make run" in ended.stderr
+    assert ".env" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_address_of_another_machine_cannot_be_used():
+    for host in ("192.0.2.1", "[2001:db8::1]"):
+        ended = run_settings(BIND=f"{host}:8000")
+        assert ended.returncode == 1
+        assert ended.stderr.startswith(f"BIND: port 8000 on {host.strip('[]')} cannot be used")
+        assert "Traceback" not in ended.stderr
+
+
+def test_reading_the_settings_needs_no_env(tmp_path):
+    (tmp_path / "settings.py").write_text(Path(settings.__file__).read_text())
+    code = "import settings; print(settings.load())"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"THREADS": "3"}, capture_output=True, text=True, timeout=60
+    )
+    assert ended.stdout.strip() == str(Settings(threads=3)), ended.stderr
