@@ -2,6 +2,9 @@
 .DELETE_ON_ERROR:
 PYTHON = python3
 WITH_ENV = .venv/bin/dotenv -f .env run --no-override --
+SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
+APT = $(SUDO) sh -c 'echo "installing $$*" && apt-get update -qq && $(INSTALL) "$$@" >/dev/null' apt-get
 
 help: ## print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -13,11 +16,20 @@ run: setup ## start broker, equipment and service; Ctrl-C stops them
 	@$(WITH_ENV) .venv/bin/python settings.py
 	@exec $(WITH_ENV) .venv/bin/honcho -e /dev/null start
 
-test: lint ## run every test
+test: lint browser ## run every test
 	.venv/bin/pytest
 
 test-faults: setup ## inject every fault many times under load, and print a table
 	FAULTS=full .venv/bin/pytest tests/test_faults.py
+
+bench: setup ## measure speed and growth against a bare route, in four minutes
+	@PYTHONPATH=.:tests .venv/bin/python bench/run.py
+
+soak: setup ## send 200,000 transactions, and watch the memory
+	@PYTHONPATH=.:tests .venv/bin/python bench/soak.py
+
+fuzz: setup fuzzer ## throw generated questions at the equipment's rules for a minute
+	@$(MAKE) -s -C validator fuzz
 
 docker-test: ## build the containers, use and hurt them, take them down
 	@sh tests/docker-test.sh
@@ -31,7 +43,7 @@ clean: ## remove what was installed here and built; the data in var/ stays
 	rm -rf .venv .ruff_cache __pycache__ tests/__pycache__
 	@$(MAKE) -s -C validator clean
 
-# What apt has to bring, where it is missing; root needs no sudo.
+# What apt has to bring, where it is missing.
 packages:
 	@set --; \
 	PATH="$$PATH:/usr/sbin"; \
@@ -43,10 +55,17 @@ packages:
 	    [ -e /usr/include/$${header%:*} ] || set -- $$@ $${header#*:}; \
 	done; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || set -- $$@ python3-venv; \
-	[ $$# = 0 ] && exit; \
-	[ "$$(id -u)" = 0 ] || sudo=sudo; \
-	echo "installing $$@"; \
-	$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$@ >/dev/null
+	[ $$# = 0 ] || { $(APT) "$$@"; }
+
+# What tests/test_browser.py opens the pages in.
+browser:
+	@command -v chromium >/dev/null || { $(APT) chromium; }
+
+# libFuzzer is in a package of clang's own version.
+fuzzer:
+	@command -v clang >/dev/null || { $(APT) clang; }
+	@[ -e "$$(clang -print-file-name=libclang_rt.fuzzer-$$(uname -m).a)" ] || \
+	    { $(APT) "libclang-rt-$$(clang -dumpversion | cut -d. -f1)-dev"; }
 
 .venv/installed: requirements.txt requirements-dev.txt | packages
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("PYTHON: 3.11 or newer is needed: make PYTHON=python3.12 …")'
@@ -54,4 +73,4 @@ packages:
 	.venv/bin/pip install -q --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-.PHONY: help setup run test test-faults docker-test lint clean packages
+.PHONY: help setup run test test-faults bench soak fuzz docker-test lint clean packages browser fuzzer

@@ -41,7 +41,7 @@ from schemas import (
     Unready,
     WaitHeaders,
 )
-from settings import Settings
+from settings import VERSION, Settings
 
 log = logging.getLogger(__name__)
 
@@ -288,7 +288,7 @@ def healthz() -> Health:
     if not ledger.alive:
         raise Unavailable("The ledger's thread does not run.")
     models.check()
-    return Health()
+    return Health(VERSION)
 
 
 @app.get("/readyz", token=False, problem=Unready)

@@ -45,6 +45,7 @@ def post_worker_init(worker):
     import app
 
     threading.excepthook = end_the_process
+    app.app.add_hook("before_request", lambda: app.request.environ.update({"wsgi.errors": logs.Failures()}))
     app.start(settings, stopping=lambda: not worker.alive)
     worker.started = os.getpid()
 

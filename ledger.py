@@ -300,11 +300,14 @@ class Ledger:
 
     def _count(self, creations: list, created: list, changed: dict[UUID, models.Settled], kinds: list) -> None:
         answers = zip(creations, created, strict=True)
-        new = [isinstance(answer, Transaction) and answer.id == job.order.transaction_id for job, answer in answers]
-        self.counts[Status.PENDING] += sum(new)
+        for job, answer in answers:
+            if isinstance(answer, Transaction) and answer.id == job.order.transaction_id:
+                self.counts[Status.PENDING] += 1
+                log.debug("%(transaction)s is stored", {"transaction": answer.id})
         self.counts.update(kinds)
-        for settled in changed.values():
+        for key, settled in changed.items():
             self.delays.observe(settled.age / models.SECOND)
+            log.debug("%(transaction)s has its verdict after %(age)s µs", {"transaction": key, "age": settled.age})
 
     def _fail(self, jobs: list[Call | Creation | Verdict], error: Exception, committing: bool = False) -> None:
         for job in jobs:
@@ -350,7 +353,8 @@ class Ledger:
                 room = limit - len(questions) if self.refused else self._room_for(limit)
                 opened = models.claim(now, self._clocks, room, waiting=True, probing=self.refused)
         except (DatabaseError, InterfaceError) as error:
-            self._rearm.set()
+            if rearm or not models.collided(error):
+                self._rearm.set()
             self._failed("cannot be written", error)
         else:
             if self.refused:

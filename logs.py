@@ -11,37 +11,54 @@ BURST = 10  # lines that one message may have a second
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object a line: the event, the message that people read, and the fields that are named in it."""
 
     def format(self, record):
         line = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
-        line["message"] = record.getMessage()
+        line |= {"event": str(record.msg), "message": record.getMessage()}
+        if isinstance(record.args, dict):
+            line |= {"fields": {name: str(value) for name, value in record.args.items()}}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return msgspec.json.encode(line).decode()
 
 
 class Bounded(logging.Filter):
-    """Lets each warning or error through BURST times a second; the next one then tells how many were left out.
+    """Lets each place in the code warn BURST times a second; its next warning then tells how many were left out.
 
-    Whoever can make the service complain could fill its disk otherwise.
+    Whoever can make the service complain could fill its disk otherwise. What is counted is not the message, since
+    gunicorn puts into it what it was sent, and every one would be another.
     """
 
     def __init__(self):
         super().__init__()
-        self.seen: dict[str, tuple[int, int]] = {}  # of each message: the second, and how often it came
+        self.seen: dict[tuple[str, int], tuple[int, int]] = {}  # of each place: the second, and how often it came
 
     def filter(self, record):
         if record.levelno < logging.WARNING:
             return True
-        second, count = self.seen.get(record.msg, (0, 0))
+        if str(record.msg).startswith("Invalid request from"):
+            # gunicorn then quotes what it cannot read, which may be a mistyped header with somebody's token.
+            record.msg = ": ".join(record.msg.split(": ", 2)[:2])
+        place = record.pathname, record.lineno
+        second, count = self.seen.get(place, (0, 0))
         if second == int(time.monotonic()):
-            self.seen[record.msg] = second, count + 1
+            self.seen[place] = second, count + 1
             return count < BURST
         if count > BURST:
             record.msg, record.args = f"{record.getMessage()} ({count - BURST} like this were left out)", ()
-        self.seen[record.msg] = int(time.monotonic()), 1
+        self.seen[place] = int(time.monotonic()), 1
         return True
+
+
+class Failures:
+    """Stands in for `wsgi.errors`, where Bottle writes the traceback of a request that failed: one record for each."""
+
+    def write(self, text: str) -> None:
+        logging.getLogger("app").error("a request failed: %s", text.strip())
+
+    def flush(self) -> None:
+        pass
 
 
 def configuration(settings: Settings) -> dict:

@@ -35,6 +35,9 @@ LONGEST_BACKOFF = 30 * SECOND
 WINDOW = 1000  # questions that are open at one time: asked, not answered, their clock running
 CLAIM = 500  # rows that one claim takes at most
 MIGRATIONS = os.path.join(os.path.dirname(__file__), "migrations")
+# That a server has vanished without a word is noticed within eleven seconds (libpq, "Parameter Key Words").
+NOTICE = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
+NOTICE |= {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 MIGRATING = 20260328  # the number of a lock that PostgreSQL keeps for whoever names it
 
 database = DatabaseProxy()
@@ -103,7 +106,10 @@ def bind(url: str) -> None:
         pragmas = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1}
         # IMMEDIATE: a transaction that reads first and writes later would fail at once where another process writes.
         options = {"pragmas": pragmas, "timeout": 5, "lock_type": "IMMEDIATE"}
-    database.initialize(connect(url, **options))
+    else:
+        options = {name: value for name, value in NOTICE.items() if f"{name}=" not in url}
+        options["prefer_psycopg3"] = True
+    database.initialize(connect(url, unquote_user=True, unquote_password=True, **options))
 
 
 def migrate() -> None:
@@ -133,7 +139,7 @@ def remote() -> bool:
 
 def collided(error: Exception) -> bool:
     """True if the database gave up this transaction for another one's sake: a deadlock or a serialization failure."""
-    return getattr(error.args[0] if error.args else None, "sqlstate", None) in ("40P01", "40001")
+    return getattr(getattr(error, "orig", None), "sqlstate", None) in ("40P01", "40001")
 
 
 def close() -> None:
@@ -350,6 +356,8 @@ def claim(now: int, clocks: Clocks, limit: int, waiting: bool = False, probing: 
     """
     due = Transaction.select(Transaction.id).where(WAITS if waiting else OPEN, Transaction.retry_at <= now)
     due = locked(due.order_by(Transaction.retry_at).limit(limit), "FOR UPDATE SKIP LOCKED")
+    # PostgreSQL might run a mere subquery once for every row, and take other ones each time, beyond the limit.
+    due = due.cte("due", materialized=True)
     backoffs, backoff = {}, clocks.retry
     while backoff < LONGEST_BACKOFF and not probing:
         backoffs[len(backoffs)] = now + backoff
@@ -361,7 +369,7 @@ def claim(now: int, clocks: Clocks, limit: int, waiting: bool = False, probing: 
         asked_at=now,
         retry_at=again if backoffs else now + clocks.retry,
         expires_at=expires_at if probing else fn.COALESCE(Transaction.expires_at, expires_at),
-    ).where(Transaction.id << due, Transaction.retry_at <= now)
+    ).where(Transaction.id << due.select_from(due.c.id), Transaction.retry_at <= now)
     returned = claimed.returning(Transaction.id, Transaction.station, Transaction.retry_at).tuples()
     return [Question(key, station_id, retry_at - now) for key, station_id, retry_at in returned]
 

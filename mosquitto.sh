@@ -21,6 +21,8 @@ done
 
 umask 077
 mkdir -p "$directory"
+# What is left of another start may have been readable for others, and would stay so.
+rm -f "$directory/passwords" "$directory/mosquitto.acl" "$directory/mosquitto.conf"
 printf '%s:%s\n' "$MQTT_USERNAME" "$MQTT_PASSWORD" "$VALIDATOR_USERNAME" "$VALIDATOR_PASSWORD" > "$directory/passwords"
 mosquitto_passwd -U "$directory/passwords"
 sed -e "s/^user MQTT_USERNAME$/user $MQTT_USERNAME/" -e "s/^user VALIDATOR_USERNAME$/user $VALIDATOR_USERNAME/" \

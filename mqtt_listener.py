@@ -97,6 +97,7 @@ class Listener:
             properties.CorrelationData = question.transaction_id.bytes
             properties.ResponseTopic = VERDICTS
             properties.ContentType = "application/json"
+            log.debug("%(transaction)s is asked", {"transaction": question.transaction_id})
             payload = msgspec.json.encode(QuestionPayload(question.transaction_id, question.station_id))
             info = self._client.publish(QUESTIONS, payload, qos=1, properties=properties)
             if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
@@ -107,6 +108,8 @@ class Listener:
         try:
             if topic == VERDICTS:
                 verdict = decode_verdict(payload)
+                fields = {"transaction": verdict.transaction_id, "status": verdict.status}
+                log.debug("%(transaction)s is answered: %(status)s", fields)
                 self._ledger.settle(Verdict(verdict.transaction_id, Status(verdict.status), acknowledge))
                 return
             self._note(topic.removeprefix(STATUSES), payload.decode("ascii"), retained)

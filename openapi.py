@@ -12,6 +12,7 @@ from bottle import Bottle, HTTPError, HTTPResponse, Route, static_file
 from swagger_ui_bundle import swagger_ui_path
 
 from schemas import Problem
+from settings import VERSION
 
 OURS = Path(__file__).with_name("static") / "swagger"
 REFERENCE = "#/components/schemas/{name}"
@@ -54,7 +55,7 @@ def document(app: Bottle) -> dict:
         "openapi": "3.0.3",
         "info": {
             "title": "energy2go",
-            "version": "1.0.0",
+            "version": VERSION,
             "description": "Starts transactions for battery stations and tells what the equipment said.",
         },
         "paths": paths,

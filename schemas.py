@@ -106,6 +106,7 @@ class Unready(Problem, kw_only=True):
 
 
 class Health(Struct):
+    version: Annotated[str, Meta(examples=["1.0.0"])]
     status: Literal["ok"] = "ok"
 
 

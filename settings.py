@@ -13,6 +13,7 @@ import msgspec
 from dotenv import load_dotenv
 from msgspec import Meta
 
+VERSION = "1.0.0"
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Seconds = Annotated[float, Meta(ge=0.05, le=86400)]
 ADDRESS = r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):[0-9]{1,5}"

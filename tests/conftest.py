@@ -1,11 +1,23 @@
 """What tests share: folders, programs that are always ended, a database, a ledger that runs."""
 
+import hypothesis
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
 from webtest import TestApp
 
 import app
-from programs import Broker, Equipment, Service, free_port, wait_until
+from programs import Broker, Equipment, Postgres, Service, free_port, wait_until
 from settings import Settings
+
+# The same examples in every run, however long one takes, and none of them remembered.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("same")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hypothesis_home(tmp_path_factory):
+    """What Hypothesis writes all the same does not lie in the tree."""
+    set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))
 
 
 @pytest.fixture
@@ -48,10 +60,26 @@ def service(tmp_path, programs, broker):
     return start
 
 
+@pytest.fixture(scope="session")
+def postgres():
+    """A real PostgreSQL on a free port."""
+    server = Postgres().start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request, tmp_path):
+    """Where an empty database is: a file, and then a database in PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/var/energy2go.db"
+    return request.getfixturevalue("postgres").create()
+
+
 @pytest.fixture
-def api(tmp_path):
-    """The routes over a real SQLite file and a running ledger, without a broker: what is created stays PENDING."""
-    app.start(Settings(database_url=f"sqlite:///{tmp_path}/energy2go.db", mqtt_port=free_port()))
+def api(database_url):
+    """The routes over a real database and a running ledger, without a broker: what is created stays PENDING."""
+    app.start(Settings(database_url=database_url, mqtt_port=free_port()))
     yield TestApp(app.app)
     app.stop()
 

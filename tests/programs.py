@@ -1,8 +1,10 @@
 """The real programs, started on free ports in a folder of the test's own and ended by pid."""
 
 import contextlib
+import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -28,11 +30,18 @@ ACCOUNTS = {
 }
 
 
+# Below those that the kernel gives to whoever connects, and other ones for each process that tests run in.
+PORTS = itertools.cycle(range(20_000, 30_000, 20))
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw19").removeprefix("gw"))
+
+
 def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port on 127.0.0.1 that nobody listens on now, and that nobody else here will choose."""
+    for port in PORTS:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port + WORKER))
+            return port + WORKER
+    return 0
 
 
 def wait_until(condition: Callable, what: str, seconds: float = 15):
@@ -100,6 +109,20 @@ class Program:
                 raise AssertionError(f"{self.name} did not end within {seconds} s:\n{self.said()}") from None
         return self.process.returncode if self.process else None
 
+    @property
+    def children(self) -> list[int]:
+        """The processes that it started."""
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    def crash(self) -> None:
+        """End it and its children at once (SIGKILL), and wait until they are gone."""
+        children = self.children
+        self.kill()
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in children), "they are gone")
+
     def said(self) -> str:
         """Everything on its standard error until now."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
@@ -139,20 +162,16 @@ class Answer:
         self.json = json.loads(body) if "json" in headers.get("Content-Type", "") else None
 
 
-class Service(Program):
-    """The real service: gunicorn with the project's own configuration."""
+class HttpServer(Program):
+    """A program that answers HTTP on `port`."""
 
-    def __init__(self, folder: Path, broker: Broker, port: int | None = None, **environment):
-        self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        gunicorn = shlex.split(PROCFILE["web"].removeprefix("exec "))[1:]
-        command = [str(Path(sys.executable).with_name("gunicorn")), *gunicorn]
-        own = {"BIND": f"127.0.0.1:{self.port}", "DATABASE_URL": f"sqlite:///{folder}/energy2go.db"}
-        super().__init__("service", command, folder, broker.environment_of_clients | own | environment)
+    def __init__(self, name: str, command: list, folder: Path, environment: dict, port: int):
+        self.port, self.url = port, f"http://127.0.0.1:{port}"
+        super().__init__(name, command, folder, environment)
 
     def start(self):
         super().start()
-        wait_until(lambda: listening(self.port) or not self.running, "the service listens")
+        wait_until(lambda: listening(self.port) or not self.running, f"the {self.name} listens")
         assert self.running, self.said()
         return self
 
@@ -183,11 +202,44 @@ class Service(Program):
         return False
 
 
+class Service(HttpServer):
+    """The real service: gunicorn with the project's own configuration."""
+
+    def __init__(self, folder: Path, broker: Broker, port: int | None = None, name: str = "service", **environment):
+        port = port or free_port()
+        gunicorn = shlex.split(PROCFILE["web"].removeprefix("exec "))[1:]
+        command = [str(Path(sys.executable).with_name("gunicorn")), *gunicorn]
+        own = {"BIND": f"127.0.0.1:{port}", "DATABASE_URL": f"sqlite:///{folder}/energy2go.db"}
+        super().__init__(name, command, folder, broker.environment_of_clients | own | environment, port)
+
+
+class Nginx(HttpServer):
+    """The real nginx with the project's own configuration, in front of these services."""
+
+    def __init__(self, services: list[Service]):
+        port = free_port()
+        # Not below pytest's folders: those are closed to the user that nginx, started by root, becomes.
+        folder = Path(tempfile.mkdtemp(prefix="energy2go-nginx-"))
+        folder.chmod(0o755)
+        text = (ROOT / "nginx.conf").read_text()
+        for found, wanted in (("listen ", [port]), ("server ", [service.port for service in services])):
+            (line,) = re.findall(rf"^ *{found}127\.0\.0\.1:\d+.*;.*\n", text, re.MULTILINE)
+            text = text.replace(line, "".join(re.sub(r":\d+", f":{number}", line, count=1) for number in wanted))
+        (folder / "nginx.conf").write_text(text)
+        nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+        options = ["-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr", "-g", "daemon off;"]
+        super().__init__("nginx", [nginx, *options], folder, {}, port)
+
+    def kill(self) -> None:
+        """End it with its workers, which would outlive it, and leave nothing behind."""
+        self.stop()
+        shutil.rmtree(self.folder)
+
+
 class Postgres(Program):
     """A real PostgreSQL with a cluster of its own, which is removed at the end; `create` makes a database in it."""
 
     def __init__(self, port: int | None = None):
-        self.port = port or free_port()
         # Not below pytest's folders: those are closed to the user that PostgreSQL insists on not being root.
         folder = Path(tempfile.mkdtemp(prefix="energy2go-postgres-"))
         folder.chmod(0o755)
@@ -209,6 +261,7 @@ class Postgres(Program):
             str(self.cluster),
         ]
         subprocess.run(initdb, check=True, capture_output=True, cwd="/")
+        self.port = port or free_port()
         options = ["-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=200"]
         super().__init__(
             "postgres", [*self.user, str(programs / "postgres"), "-D", str(self.cluster), *options], folder, {}
@@ -218,7 +271,8 @@ class Postgres(Program):
         super().start()
         wait_until(lambda: listening(self.port) or not self.running, "PostgreSQL listens", 30)
         assert self.running, self.said()
-        wait_until(self.connects, "PostgreSQL takes connections", 30)
+        wait_until(lambda: self.connects() or not self.running, "PostgreSQL takes connections", 30)
+        assert self.running, self.said()
         return self
 
     def connects(self) -> bool:

@@ -16,7 +16,7 @@ import app
 import models
 from mqtt_listener import VERDICTS
 from programs import wait_until
-from settings import Settings
+from settings import VERSION, Settings
 
 UNKNOWN = "019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"  # no transaction has this id
 JSON = "application/json"
@@ -755,7 +755,7 @@ def test_what_fails_shows_no_internals(api):
 
 def test_alive_is_not_ready(api):
     answer = api.get("/healthz", status=200)
-    assert answer.json == {"status": "ok"}
+    assert answer.json == {"status": "ok", "version": VERSION}
     answer = send(api, "GET", "/readyz")
     assert_problem(answer, 503, "Service Unavailable", "broker", "127.0.0.1")
     assert answer.json.keys() == {"type", "title", "status", "detail", "database", "broker", "equipment"}
