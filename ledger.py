@@ -276,12 +276,12 @@ class Ledger:
             self._room -= len(questions)
             for job, result in zip(calls + creations, results + created, strict=True):
                 _answer(job, result)
+            self.batches.observe(len(jobs))
+            self._count(creations, created, changed, kinds)
             self._ask(questions, "asked")
             for verdict in verdicts:
                 verdict.acknowledge()
             self.waiters.wake(changed)
-            self._count(creations, created, changed, kinds)
-            self.batches.observe(len(jobs))
 
     def _judge(self, verdicts: list[Verdict], now: int) -> tuple[dict[UUID, models.Settled], list[str]]:
         """Settle these verdicts, the first one of each transaction; what that changed, and what each was worth."""
