@@ -1,7 +1,9 @@
 """How the process logs: one line an event to standard error, as text or JSON, at a bounded rate."""
 
 import logging
+import re
 import time
+from collections.abc import Mapping
 
 import msgspec
 
@@ -16,8 +18,9 @@ class JsonLines(logging.Formatter):
     def format(self, record):
         line = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
         line |= {"event": str(record.msg), "message": record.getMessage()}
-        if isinstance(record.args, dict):
-            line |= {"fields": {name: str(value) for name, value in record.args.items()}}
+        if isinstance(record.args, Mapping):
+            # Only those that the event names: gunicorn hands over every header of a request.
+            line["fields"] = {name: str(record.args[name]) for name in re.findall(r"%\((\w+)\)", str(record.msg))}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return msgspec.json.encode(line).decode()
