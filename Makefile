@@ -17,7 +17,8 @@ run: setup ## start broker, equipment and service; Ctrl-C stops them
 	@exec $(WITH_ENV) .venv/bin/honcho -e /dev/null start
 
 test: lint browser ## run every test
-	.venv/bin/pytest
+	@$(MAKE) -s -C validator validator-asan test_rules
+	.venv/bin/pytest -n 3 --dist worksteal
 
 test-faults: setup ## inject every fault many times under load, and print a table
 	FAULTS=full .venv/bin/pytest tests/test_faults.py
@@ -51,15 +52,21 @@ packages:
 	command -v mosquitto_pub >/dev/null || set -- $$@ mosquitto-clients; \
 	command -v cc >/dev/null || set -- $$@ gcc; \
 	command -v curl >/dev/null || set -- $$@ curl; \
+	command -v openssl >/dev/null || set -- $$@ openssl; \
 	for header in stdio.h:libc6-dev mosquitto.h:libmosquitto-dev cjson/cJSON.h:libcjson-dev; do \
 	    [ -e /usr/include/$${header%:*} ] || set -- $$@ $${header#*:}; \
 	done; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || set -- $$@ python3-venv; \
 	[ $$# = 0 ] || { $(APT) "$$@"; }
 
-# What tests/test_browser.py opens the pages in.
+# What only tests need: the browser, the other database, the proxy.
 browser:
-	@command -v chromium >/dev/null || { $(APT) chromium; }
+	@set --; \
+	PATH="$$PATH:/usr/sbin"; \
+	command -v chromium >/dev/null || set -- $$@ chromium; \
+	command -v nginx >/dev/null || set -- $$@ nginx-light; \
+	[ -d /usr/lib/postgresql ] || set -- $$@ postgresql; \
+	[ $$# = 0 ] || { $(APT) "$$@"; }
 
 # libFuzzer is in a package of clang's own version.
 fuzzer:

@@ -258,8 +258,12 @@ def create_transaction(body: NewTransaction, headers: TransactionHeaders) -> Tra
     """
     transaction = ledger.create(body.station_id, headers.idempotency_key)
     response.set_header("Location", f"/transactions/{transaction.id}")
-    try:
+
+    def answer() -> Transaction:
         return models.get_transaction(transaction.id) if waited(transaction.id, headers.prefer) else transaction
+
+    try:
+        return twice(answer, {})
     except DATABASE_ERRORS as error:
         # It is stored, so whatever happens from here on, that is the answer.
         log.error("the database cannot be read: %s", error)
@@ -296,10 +300,10 @@ def readyz() -> Readiness:
     """Tell whether the whole job can be done: stored, asked and answered."""
     database = "ok" if ledger.alive else "the ledger's thread does not run"
     try:
-        models.check()
+        twice(models.check, {})
     except DATABASE_ERRORS as error:
         models.close()
-        database = str(error)
+        database = str(error).partition("\n")[0]  # PostgreSQL goes on about the statement
     state = {"database": database, "broker": listener.trouble or "ok"}
     detail = "; ".join(f"{part}: {trouble}" for part, trouble in state.items() if trouble != "ok")
     if detail:

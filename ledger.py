@@ -116,6 +116,8 @@ class Ledger:
         self._rearm = threading.Event()
         self._rearm.set()  # a restart may have lost what was under way
         self._room = 0  # questions that may be opened; never more than models.room() says
+        # A commit that is in doubt holds its requests until the database is back; two threads stay free to say so.
+        self._creations = max(1, settings.threads - 2) if models.remote() else BATCH
         self._next_round = self._next_look = 0
         self.waiters = Waiters(settings.threads // 2)
         self._stopped = False
@@ -232,14 +234,15 @@ class Ledger:
         return max(0, due - self._clock()) / models.SECOND
 
     def _take(self, patience: float) -> list[Call | Creation | Verdict]:
-        jobs = []
+        jobs, creations = [], 0
         try:
             job = self._queue.get(timeout=patience) if patience else self._queue.get_nowait()
             while True:
                 # A withdrawn job is passed over; from here on, one that is taken cannot be withdrawn.
                 if isinstance(job, Verdict) or (job and (job.running() or job.set_running_or_notify_cancel())):
                     jobs.append(job)
-                if len(jobs) == BATCH:
+                    creations += isinstance(job, Creation)
+                if len(jobs) == BATCH or creations == self._creations:
                     break
                 job = self._queue.get_nowait()
         except Empty:
@@ -264,7 +267,8 @@ class Ledger:
             if models.collided(error):
                 self._write(jobs)
             else:
-                self._fail(jobs, Unavailable("The database cannot be written; nothing was stored."), committing)
+                stored = "whether this was stored is unknown" if committing else "nothing was stored"
+                self._fail(jobs, Unavailable(f"The database cannot be written; {stored}."), committing)
         except Exception as error:
             if len(jobs) == 1:
                 log.exception("a job cannot be stored")

@@ -46,7 +46,7 @@ class Listener:
 
     def __init__(self, ledger: Ledger):
         self._ledger = ledger
-        self._thread = None
+        self._client = self._thread = None
 
     def start(self, settings: Settings) -> None:
         """Connect in the background, now and after every loss, until `stop`; never fails because of the broker."""
@@ -79,7 +79,7 @@ class Listener:
     def stop(self) -> None:
         """Disconnect, and wait a second at most for that to be sent."""
         thread, self._thread = self._thread, None  # from here on its end is no death
-        if thread and self._client.disconnect() == MQTTErrorCode.MQTT_ERR_SUCCESS:
+        if self._client and self._client.disconnect() == MQTTErrorCode.MQTT_ERR_SUCCESS and thread:
             thread.join(1)
 
     @property

@@ -58,7 +58,7 @@ def load() -> Settings:
     if not re.match("sqlite:///(?!:memory:).|postgres(ql)?://.", settings.database_url):
         refuse("DATABASE_URL", "Expected sqlite:/// and the path of a file, or postgresql:// and the rest of its URL")
     if settings.database_url.startswith("postgres") and not (find_spec("psycopg2") or find_spec("psycopg")):
-        refuse("DATABASE_URL", "PostgreSQL wants a driver, which `pip install psycopg2-binary` brings")
+        refuse("DATABASE_URL", "PostgreSQL wants a driver, which `pip install -r requirements-postgres.txt` brings")
     if settings.mqtt_ca_file:
         try:
             ssl.create_default_context(cafile=settings.mqtt_ca_file)

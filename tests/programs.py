@@ -31,7 +31,8 @@ ACCOUNTS = {
 
 
 # Below those that the kernel gives to whoever connects, and other ones for each process that tests run in.
-PORTS = itertools.cycle(range(20_000, 30_000, 20))
+# Two runs at one time start at different places.
+PORTS = itertools.islice(itertools.cycle(range(20_000, 30_000, 20)), os.getpid() * 37 % 500, None)
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw19").removeprefix("gw"))
 
 

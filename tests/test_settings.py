@@ -192,6 +192,14 @@ def test_a_refused_url_is_not_shown_with_its_password(environment):
     assert "secret" not in str(refused.value)
 
 
+def test_a_url_without_its_driver_is_refused():
+    absent = "import sys; sys.modules |= dict.fromkeys(['psycopg', 'psycopg2']); import settings; settings.load()"
+    ended = run(sys.executable, "-c", absent, DATABASE_URL="postgresql://user:secret@host/energy2go")
+    assert ended.returncode == 1
+    assert re.fullmatch(r"DATABASE_URL: .*pip install.*\. See the line of DATABASE_URL in \.env\.\n", ended.stderr)
+    assert "secret" not in ended.stderr
+
+
 def test_a_file_of_certificates_is_accepted(environment, tmp_path):
     (tmp_path / "ca.pem").write_text(CERTIFICATE)
     environment["MQTT_CA_FILE"] = str(tmp_path / "ca.pem")

@@ -1,0 +1,114 @@
+"""What each operation costs with a thousand, a hundred thousand and a million rows: the queries, and over HTTP."""
+
+import contextlib
+import itertools
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+import models
+from clients import drive, request
+from schemas import Status
+from stack import STATION, Stack
+from traffic import POST
+
+STATIONS = 4  # few enough that a filtered page is full with a thousand rows too
+BATCH = 32  # rows that a write takes: what the ledger finds in its queue at 32 clients
+SAMPLE = 100  # rows that are read by id, from everywhere
+DEPTH = 10  # the deep page begins where this share of the rows, one in so many, is still to come
+CLOCKS = models.Clocks(5 * models.SECOND, 60 * models.SECOND)
+
+# A row a millisecond until now, in the order of their ids; 60 % confirmed, 38 % refused, 2 % expired; each tenth came
+# with a key. What is asked for later is newer than all of them, as it would be.
+FILL = """
+WITH RECURSIVE row(number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM row WHERE number < :rows),
+drawn AS (SELECT number, :now - (:rows - number + 1) * 1000 AS created, abs(random() % 100) AS lot FROM row)
+INSERT INTO "transaction" (id, station_id, status, created, updated, idempotency_key, attempts, asked_at, expires_at)
+SELECT printf('%012x7%03x8%s', created / 1000, abs(random() % 4096), lower(substr(hex(randomblob(8)), 2))),
+    abs(random() % :stations) + 1,
+    CASE WHEN lot < 60 THEN 'COMPLETED' WHEN lot < 98 THEN 'ERROR' ELSE 'EXPIRED' END,
+    created, created + 3000, CASE WHEN number % 10 = 0 THEN 'key ' || number END, 1, created, created + 60000000
+FROM drawn
+"""
+
+
+class Rows:
+    """A database of the service's own with so many settled transactions, and how long each operation took there."""
+
+    def __init__(self, folder: Path, rows: int):
+        self.folder, self.times = folder, {}
+        file = folder / "energy2go.db"
+        folder.mkdir()
+        models.bind(f"sqlite:///{file}")
+        models.migrate()
+        models.close()
+        self.database = models.database.obj
+        with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
+            database.execute("PRAGMA synchronous = OFF")
+            database.execute("BEGIN")
+            database.executemany("INSERT INTO station (description) VALUES (?)", [(f"{n}",) for n in range(STATIONS)])
+            database.execute(FILL, {"rows": rows, "stations": STATIONS, "now": time.time_ns() // 1000})
+            database.execute("COMMIT")
+            database.execute("PRAGMA synchronous = FULL")
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            offset = 'SELECT id FROM "transaction" ORDER BY id LIMIT 1 OFFSET ?'
+            places = [rows // DEPTH, *range(0, rows, rows // SAMPLE)]
+            found = [UUID(database.execute(offset, (place,)).fetchone()[0]) for place in places]
+        self.deep, self.some = found[0], itertools.cycle(found[1:])
+
+    @contextlib.contextmanager
+    def _timed(self, name: str):
+        began = time.perf_counter_ns()
+        yield
+        self.times.setdefault(name, []).append((time.perf_counter_ns() - began) / 1000)
+
+    def _write(self, name: str, function: Callable, *arguments):
+        """Time a function of `models` with the commit that makes it last, and that commit alone."""
+        with self._timed(name):
+            with models.writing():
+                result = function(*arguments)
+                began = time.perf_counter_ns()
+            self.times.setdefault(f"{name}: commit", []).append((time.perf_counter_ns() - began) / 1000)
+        return result
+
+    def queries(self) -> None:
+        """Time each query once in this process, as the ledger and the request threads would run it."""
+        models.database.initialize(self.database)
+        now = time.time_ns() // 1000
+        orders = [models.Order(uuid7(), STATION, None) for _ in range(BATCH)]
+        self._write("create", models.create_transactions, orders, now, CLOCKS, 0)
+        questions = self._write("claim", models.claim, now, CLOCKS, BATCH, True)
+        changed = self._write("settle", models.settle, {q.transaction_id: Status.COMPLETED for q in questions}, now)
+        assert len(changed) == BATCH, f"{len(changed)} of {BATCH} were settled"
+        self._write("expire", models.expire, now)
+        key = next(self.some)
+        with self._timed("get"):
+            models.get_transaction(key)
+        with self._timed("first page"):
+            models.list_transactions(50)
+        with self._timed("deep page"):
+            models.list_transactions(50, self.deep)
+        with self._timed("filtered page"):
+            models.list_transactions(50, None, Status.ERROR, STATION)
+
+    def requests(self, stack: Stack, repeats: int) -> None:
+        """Time so many requests of each kind to a service on these rows, one after the other."""
+        models.close()
+        for name, requests, status in (
+            ("POST", [POST], 201),
+            ("GET by id", (request("GET", f"/transactions/{next(self.some)}") for _ in range(repeats)), 200),
+            ("GET first page", [request("GET", "/transactions")], 200),
+            ("GET deep page", [request("GET", f"/transactions?after={self.deep}")], 200),
+        ):
+            sample = drive(stack.port, itertools.cycle(requests), 1, 60, status=status, most=repeats)
+            self.times.setdefault(name, []).extend(took * 1000 for took in sample.milliseconds())
+        stack.drain(30)
+
+    def medians(self) -> dict[str, float]:
+        """Microseconds by operation."""
+        return {name: median(values) for name, values in self.times.items()}

@@ -1,0 +1,161 @@
+"""What a run amounts to: the goals first, as ratios within the run, then the tables of what was measured."""
+
+from collections.abc import Callable, Iterable
+from statistics import median
+from typing import NamedTuple
+
+CLIENTS, BARE, GENERATOR = "32 clients", "bare, 32 clients", "generator alone, 32 clients"
+CALM = 0.3  # processors that others may keep busy
+PROCESSES = ("service", "master", "broker", "equipment", "all", "generator")
+
+
+class Goal(NamedTuple):
+    """`value` is to be at most `limit`, or at least, with `least`."""
+
+    name: str
+    value: float
+    limit: float
+    unit: str = ""
+    least: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.limit if self.least else self.value <= self.limit
+
+
+def ratio(rounds: list[dict], value: Callable[[dict], float], over: Callable[[dict], float]) -> float:
+    """The median over rounds of two numbers' ratio within one round, where a slow minute slows both."""
+    return median(value(one) / over(one) for one in rounds)
+
+
+def goals(found: dict) -> list[Goal]:
+    """What the run was for."""
+    rounds, phases, growth, peak = found["rounds"], found["phases"], found["growth µs"], found["peak MB"]
+    few, many = min(growth), max(growth)
+    grown = {name: growth[many][name] / growth[few][name] for name in growth[few] if not name.endswith(": commit")}
+    worst = max(grown, key=grown.get)
+    return [
+        Goal(
+            "settled/s at 32 clients ÷ bare",
+            ratio(rounds, lambda r: r[CLIENTS]["settled/s"], lambda r: r[BARE]["post/s"]),
+            0.6,
+            least=True,
+        ),
+        Goal("CPU a transaction at 32 clients, all processes", phases[CLIENTS]["cpu µs"]["all"], 600, " µs"),
+        Goal("post → verdict p50 at 1 client", phases["1 client"]["verdict ms"]["p50"], 2, " ms"),
+        Goal("post → verdict p50 at 32 clients", phases[CLIENTS]["verdict ms"]["p50"], 30, " ms"),
+        Goal("PENDING at the end", found["pending"], 0),
+        Goal(f"slowest growth, {few:,} to {many:,} rows: {worst}", grown[worst], 1.5, " ×"),
+        Goal("RSS of the service, at most", peak["service"], 60, " MB"),
+        Goal("RSS of the equipment, at most", peak["equipment"], 6, " MB"),
+    ]
+
+
+def ratio_table(rounds: list[dict]) -> str:
+    """What another machine should find too: numbers of the service over those of the bare route in the same round."""
+
+    def rate(name: str) -> Callable[[dict], float]:
+        return lambda one: one[name].get("settled/s", one[name]["post/s"])
+
+    def cpu(name: str, process: str) -> Callable[[dict], float]:
+        return lambda one: one[name]["cpu µs"][process]
+
+    def p50(name: str, what: str) -> Callable[[dict], float]:
+        return lambda one: one[name][what]["p50"]
+
+    rows = {
+        "settled/s at 1 client": (rate("1 client"), rate("bare, 1 client")),
+        "settled/s at 8 clients, over bare at 32": (rate("8 clients"), rate(BARE)),
+        "settled/s at 32 clients": (rate(CLIENTS), rate(BARE)),
+        "POST p50 at 1 client": (p50("1 client", "post ms"), p50("bare, 1 client", "post ms")),
+        "CPU of the service at 1 client": (cpu("1 client", "service"), cpu("bare, 1 client", "service")),
+        "CPU of the service at 32 clients": (cpu(CLIENTS, "service"), cpu(BARE, "service")),
+        "CPU of all processes at 32 clients": (cpu(CLIENTS, "all"), cpu(BARE, "all")),
+        "the generator's own ceiling": (rate(GENERATOR), rate(BARE)),
+    }
+    found = ((name, f"{ratio(rounds, value, over):.2f}") for name, (value, over) in rows.items())
+    return table(("times that of the bare route", ""), found)
+
+
+def number(value: float) -> str:
+    """Three digits that say something."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table that also reads well as it is."""
+    lines = [list(head), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    padded = [
+        [
+            cell.ljust(w) if place == 0 else cell.rjust(w)
+            for place, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def goal_table(found: list[Goal]) -> str:
+    return table(
+        ("goal", "measured", "wanted", ""),
+        (
+            (
+                g.name,
+                number(g.value) + g.unit,
+                f"{'≥' if g.least else '≤'} {g.limit:g}{g.unit}",
+                "met" if g.met else "MISSED",
+            )
+            for g in found
+        ),
+    )
+
+
+def phase_table(phases: dict[str, dict]) -> str:
+    """Rates, times and CPU of every phase."""
+
+    def times(result: dict, name: str) -> str:
+        return " / ".join(number(result[name][key]) for key in ("p50", "p99", "max")) if name in result else ""
+
+    def row(name: str, result: dict) -> list[str]:
+        rates = [number(result[key]) if key in result else "" for key in ("post/s", "settled/s")]
+        cpu = [number(result["cpu µs"][process]) if process in result["cpu µs"] else "" for process in PROCESSES]
+        return [name, *rates, times(result, "post ms"), times(result, "verdict ms"), *cpu]
+
+    head = ["", "post/s", "settled/s", "POST ms p50/p99/max", "post → verdict ms p50/p99/max"]
+    return table([*head, *(f"µs {process}" for process in PROCESSES)], (row(*item) for item in phases.items()))
+
+
+def growth_table(growth: dict[int, dict]) -> str:
+    """The median of every operation by the number of rows, and how much it grew."""
+    few, many = min(growth), max(growth)
+    return table(
+        ["median µs at … rows", *(f"{rows:,}" for rows in growth), "grew"],
+        (
+            [
+                name,
+                *(number(found[name]) for found in growth.values()),
+                f"{growth[many][name] / growth[few][name]:.2f} ×",
+            ]
+            for name in growth[few]
+        ),
+    )
+
+
+def memory_table(peak: dict[str, float]) -> str:
+    return table(("peak RSS", "MB"), ((name, number(held)) for name, held in peak.items()))
+
+
+def text(found: dict, goals: list[Goal]) -> str:
+    """All of it, what another machine should find too first."""
+    machine = found["machine"]
+    tables = [goal_table(goals), ratio_table(found["rounds"]), phase_table(found["phases"])]
+    tables += [growth_table(found["growth µs"]), memory_table(found["peak MB"])]
+    tables.append(
+        f"{machine['processors']} processors, of which others kept {machine['others']:.1f} busy; "
+        f"the disk syncs 4 KiB in {machine['sync µs']:.0f} µs."
+    )
+    if machine["others"] > CALM:
+        tables.append("That is much: rates and times are worse than in calm. Ratios hold better; measure again.")
+    return "\n\n".join(tables)

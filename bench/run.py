@@ -1,0 +1,126 @@
+"""`make bench`: measures the service against a bare route in one run, interleaved, and says which goals it meets."""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import sqlite3
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import growth
+import report
+from progress import Progress
+from stack import Bare, Fixed, Stack, end_on_signals
+from traffic import POST_AND_WAIT, Phase, measure, middle
+
+VAR = Path(__file__).resolve().parent.parent / "var"
+ROUNDS = 4
+ROWS = (1_000, 100_000, 1_000_000)
+QUERIES, REQUESTS = 15, 100  # runs of each operation in a round
+PHASES = (
+    Phase("generator alone, 32 clients", "fixed", 0.7),
+    Phase("bare, 1 client", "bare", 1, 1),
+    Phase("1 client", "service", 2.5, 1),
+    Phase("1 client, Prefer: wait", "service", 1.5, 1, post=POST_AND_WAIT),
+    Phase("8 clients", "service", 2.5, 8),
+    Phase("bare, 32 clients", "bare", 2),
+    Phase("32 clients", "service", 3),
+    Phase("100 posts a second", "service", 2.5, rate=100),
+    Phase("500 posts a second", "service", 2.5, rate=500),
+)
+FILL = 25e-6  # seconds that a row takes to be made
+
+
+def under_traffic(folder: Path, rounds: int, speed: float, progress: Progress) -> dict:
+    """Every phase, over and over."""
+    found = []
+    with contextlib.ExitStack() as ends:
+        servers = {"fixed": Fixed(folder, ends), "bare": Bare(folder, ends), "service": Stack(folder / "main", ends)}
+        for server in ("bare", "service"):
+            progress.step(f"warming up {server}", 1)
+            measure(Phase("", server, 1), servers[server])
+        for number in range(rounds):
+            found.append({})
+            for phase in PHASES:
+                progress.step(f"{phase.name}, round {number + 1} of {rounds}", phase.seconds / speed)
+                found[-1][phase.name] = measure(phase._replace(seconds=phase.seconds / speed), servers[phase.server])
+        return {
+            "phases": {phase.name: middle([one[phase.name] for one in found]) for phase in PHASES},
+            "peak MB": servers["service"].peak(),
+            "pending": servers["service"].pending(),
+            "rounds": found,
+        }
+
+
+def with_rows(folder: Path, sizes: tuple[int, ...], rounds: int, progress: Progress) -> dict[int, dict]:
+    """Every operation with so many rows, one size after the other, over and over; medians in microseconds."""
+    found = {}
+    for rows in sizes:
+        progress.step(f"making {rows:,} rows", rows * FILL)
+        found[rows] = growth.Rows(folder / f"{rows}", rows)
+    for number in range(rounds):
+        progress.step(f"queries with {sizes[0]:,} to {sizes[-1]:,} rows, round {number + 1} of {rounds}", QUERIES / 5)
+        for _ in range(QUERIES):
+            for one in found.values():
+                one.queries()
+    with contextlib.ExitStack() as ends:
+        progress.step("starting a service for each", 3)
+        stacks = {rows: Stack(one.folder, ends) for rows, one in found.items()}
+        for number in range(rounds * REQUESTS // 10):
+            progress.step(f"requests with {sizes[0]:,} to {sizes[-1]:,} rows, round {number + 1}", 0.6)
+            for rows, one in found.items():
+                one.requests(stacks[rows], 10)
+    return {rows: one.medians() for rows, one in found.items()}
+
+
+def sync_time(folder: Path) -> float:
+    """What the disk itself takes to keep 4 KiB, in microseconds: the median of fdatasync(2)."""
+    took = []
+    with (folder / "sync").open("wb", buffering=0) as file:
+        for _ in range(100):
+            file.write(bytes(4096))
+            began = time.perf_counter_ns()
+            os.fdatasync(file)
+            took.append((time.perf_counter_ns() - began) / 1000)
+    return median(took)
+
+
+def machine(rounds: list[dict], sync: float) -> dict:
+    """What all of it was measured on, and how many processors others kept busy meanwhile."""
+    others = median(phase["others"] for one in rounds for phase in one.values())
+    versions = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version, "system": platform.platform()}
+    return {"processors": os.cpu_count(), "others": others, "sync µs": sync} | versions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a fraction of it, to see whether it works")
+    quick = parser.parse_args().quick
+    rounds, speed, sizes = (1, 4, (1_000, 10_000)) if quick else (ROUNDS, 1, ROWS)
+    end_on_signals()
+    traffic = sum(phase.seconds / speed + 0.3 for phase in PHASES)
+    requests = QUERIES / 5 + 0.6 * REQUESTS / 10
+    progress = Progress(2 + 3 + rounds * (traffic + requests) + sum(sizes) * FILL)
+    # In var/, where `make run` has its data: /tmp may lie in memory, where nothing costs what it costs on a disk.
+    VAR.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=VAR) as name:
+        folder = Path(name)
+        sync = sync_time(folder)
+        found = under_traffic(folder, rounds, speed, progress)
+        found["growth µs"] = with_rows(folder, sizes, rounds, progress)
+    progress.end()
+    found["machine"] = machine(found["rounds"], sync)
+    goals = report.goals(found)
+    print(report.text(found, goals))
+    found["goals"] = [goal._asdict() | {"met": goal.met} for goal in goals]
+    (VAR / "bench.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    sys.exit(1 if found["pending"] else 0)
+
+
+if __name__ == "__main__":
+    main()

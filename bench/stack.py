@@ -1,0 +1,134 @@
+"""What is measured: broker, equipment and service on free ports, and what each used of the processor and of memory."""
+
+import contextlib
+import os
+import signal
+import sqlite3
+import sys
+import time
+from pathlib import Path
+
+from programs import Broker, Equipment, Program, Service, free_port, listening, wait_until
+
+STATION = 1
+
+
+def cpu_clock(pid: int) -> int:
+    """Nanoseconds that all threads of a process have spent on a processor (clock_getcpuclockid(3))."""
+    return time.clock_gettime_ns(~pid << 3 | 2)
+
+
+def busy() -> float:
+    """Seconds that all processors together have worked since the machine started, for whomever."""
+    user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9])
+    return sum((user, nice, system, *rest)) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(pid: int, field: str) -> float:
+    """MB of memory: `VmRSS` now, `VmHWM` at the most."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(fields[field].split()[0]) / 1024
+
+
+def worker_of(master: int) -> int:
+    """The pid of gunicorn's one worker."""
+    children = Path(f"/proc/{master}/task/{master}/children")
+    return wait_until(lambda: [int(pid) for pid in children.read_text().split()], "there is a worker")[0]
+
+
+def end_on_signals() -> None:
+    """Ctrl-C and SIGTERM end this process, and with it everything that it has started."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda number, frame: sys.exit(128 + number))
+
+
+class Server:
+    """Something that answers HTTP, and the processes it is made of: `pids` by name."""
+
+    def __init__(self, port: int, pids: dict[str, int]):
+        self.port, self.pids = port, pids
+
+    def cpu(self) -> dict[str, int]:
+        """Nanoseconds by process, and those of this one, the generator; raises OSError if one has died."""
+        return {name: cpu_clock(pid) for name, pid in self.pids.items()} | {"generator": cpu_clock(os.getpid())}
+
+    def peak(self) -> dict[str, float]:
+        """The most memory that each process held, in MB."""
+        return {name: memory(pid, "VmHWM") for name, pid in self.pids.items()}
+
+
+class Stack(Server):
+    """The three programs, ready, with one station; `ends` stops them."""
+
+    def __init__(self, folder: Path, ends: contextlib.ExitStack):
+        folder.mkdir(exist_ok=True)
+        self.file = folder / "energy2go.db"
+        self.broker = Broker(folder)
+        self.equipment = Equipment(folder, self.broker)
+        self.service = Service(folder, self.broker)
+        ends.push(self._explain)
+        for program in (self.broker, self.equipment, self.service):
+            ends.callback(program.stop)
+            program.start()
+        wait_until(self._online, "the service is ready and the equipment online", 30)
+        if not self.query("SELECT 1 FROM station"):
+            self.service.post("/stations", {"description": "Teste"})
+        pids = {"service": worker_of(self.service.pid), "master": self.service.pid}
+        super().__init__(self.service.port, pids | {"broker": self.broker.pid, "equipment": self.equipment.pid})
+
+    def _explain(self, kind, error, traceback) -> None:
+        """What the programs said, if it ends with an error; their logs are removed with the folder."""
+        if isinstance(error, Exception):
+            for program in (self.broker, self.equipment, self.service):
+                print(f"{program.name}: {program.said()[-2000:]}", file=sys.stderr)
+
+    def _online(self) -> bool:
+        with contextlib.suppress(OSError):
+            answer = self.service.get("/readyz")
+            return answer.status == 200 and "online" in answer.json["equipment"].values()
+        return False
+
+    def query(self, sql: str, *values) -> list[tuple]:
+        """Read the service's file."""
+        with contextlib.closing(sqlite3.connect(f"file:{self.file}?mode=ro", uri=True, timeout=10)) as database:
+            return database.execute(sql, values).fetchall()
+
+    def pending(self) -> int:
+        """How many transactions have neither verdict nor timeout."""
+        return self.query("SELECT count(*) FROM \"transaction\" WHERE status = 'PENDING'")[0][0]
+
+    def drain(self, seconds: float) -> None:
+        """Wait until nothing is PENDING; raises AssertionError if that takes longer."""
+        wait_until(lambda: not self.pending(), "nothing is PENDING", seconds)
+
+    def rows(self, since: int) -> dict[str, tuple[int, int]]:
+        """When each transaction stored from `since` on was created and got its verdict, by id; microseconds."""
+        sql = "SELECT id, created, updated FROM \"transaction\" WHERE created >= ? AND status IN ('COMPLETED', 'ERROR')"
+        return {key: (created, updated) for key, created, updated in self.query(sql, since)}
+
+
+class Bare(Server):
+    """The same gunicorn with a route that only parses and answers."""
+
+    def __init__(self, folder: Path, ends: contextlib.ExitStack):
+        port = free_port()
+        gunicorn = str(Path(sys.executable).with_name("gunicorn"))
+        command = [gunicorn, "-c", "bench/bare.conf.py", "--pythonpath", "bench", "bare:app"]
+        program = Program("bare", command, folder, {"BIND": f"127.0.0.1:{port}"})
+        ends.callback(program.stop)
+        program.start()
+        wait_until(lambda: listening(port), "the bare route is served")
+        super().__init__(port, {"service": worker_of(program.pid), "master": program.pid})
+
+
+class Fixed(Server):
+    """One answer for everything: what is measured against it is the generator."""
+
+    def __init__(self, folder: Path, ends: contextlib.ExitStack):
+        port = free_port()
+        environment = {"PYTHONPATH": os.environ["PYTHONPATH"]}
+        program = Program("fixed", [sys.executable, "bench/fixed.py", str(port)], folder, environment)
+        ends.callback(program.stop)
+        program.start()
+        wait_until(lambda: listening(port), "the fixed answer is served")
+        super().__init__(port, {"service": program.pid})

@@ -1,0 +1,156 @@
+"""What the process logs: one line an event, at a bounded rate, whatever somebody makes it complain of."""
+
+import io
+import json
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+import logs
+from logs import BURST, Bounded, JsonLines
+from programs import wait_until
+
+
+class Log(logging.Logger):
+    """A logger with the filter and one of the formatters; `lines()` are those that came out since the last call."""
+
+    def __init__(self, formatter=None):
+        super().__init__("test")
+        self.stream, self.bounded = io.StringIO(), Bounded()
+        handler = logging.StreamHandler(self.stream)
+        handler.setFormatter(formatter)
+        handler.addFilter(self.bounded)
+        self.addHandler(handler)
+
+    def lines(self) -> list[str]:
+        text = self.stream.getvalue()
+        self.stream.seek(0)
+        self.stream.truncate()
+        assert text == "" or text.endswith("\n")
+        return text.split("\n")[:-1]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of the module, in seconds."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def complain(log, times: int, text: str = "number %d is bad") -> list[str]:
+    for number in range(times):
+        log.warning(text, number)
+    return log.lines()
+
+
+def test_a_message_has_ten_lines_a_second_and_the_next_one_says_how_many_were_left_out(clock):
+    log = Log()
+    assert complain(log, 1000) == [f"number {number} is bad" for number in range(BURST)]
+    clock.now += 1
+    assert complain(log, 2) == ["number 0 is bad (990 like this were left out)", "number 1 is bad"]
+
+
+def test_what_fits_is_let_through_as_it_is(clock):
+    log = Log()
+    for _ in range(3):
+        assert complain(log, BURST) == [f"number {number} is bad" for number in range(BURST)]
+        clock.now += 1
+
+
+def test_second_after_second_no_more_than_that_comes_out(clock):
+    log = Log()
+    complain(log, 1000)
+    for _ in range(20):
+        clock.now += 1
+        said = complain(log, 1000)
+        assert len(said) == BURST
+        assert [line for line in said if "left out" in line] == ["number 0 is bad (990 like this were left out)"]
+    clock.now += 3600
+    assert complain(log, 1) == ["number 0 is bad (990 like this were left out)"]
+    clock.now += 1
+    assert complain(log, 1) == ["number 0 is bad"]
+
+
+def test_what_a_stranger_writes_makes_no_other_message(clock):
+    log = Log()
+    for second in range(10):
+        clock.now += 1
+        for number in range(100):
+            # As gunicorn does: what was sent is part of the message already.
+            log.warning(f"invalid: {second}.{number} %s %d {{}}")
+        assert len(log.lines()) == BURST
+    assert len(log.bounded.seen) == 1
+
+
+def test_one_message_does_not_use_up_the_lines_of_another(clock):
+    log = Log()
+    complain(log, 1000)
+    log.warning("something else")
+    log.error("something worse")
+    assert log.lines() == ["something else", "something worse"]
+
+
+def test_information_is_not_bounded(clock):
+    log = Log()
+    for number in range(1000):
+        log.info("number %d is good", number)
+    assert len(log.lines()) == 1000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "two\nlines",
+        "\r\n\x1b[2J\0\x7f\x85\u2028",
+        '"}\\',
+        "🔋 ação",
+        "%s %d {}",
+        "x" * 100_000,
+        pytest.param("a\ud800z", marks=pytest.mark.xfail(strict=True, reason="UTF-8 has no surrogates")),
+    ],
+    ids=["nothing", "two lines", "controls", "quotes", "beyond ASCII", "formats", "much", "a surrogate"],
+)
+def test_a_json_line_is_one_line_whatever_it_says(text):
+    log = Log(JsonLines())
+    log.info("%s", text)
+    (line,) = log.lines()
+    said = json.loads(line)
+    assert said.keys() == {"time", "level", "logger", "event", "message"}
+    assert (said["level"], said["logger"], said["event"]) == ("INFO", "test", "%s")
+    assert said["message"] == text.encode(errors="backslashreplace").decode()
+
+
+def test_a_json_line_has_the_fields_that_its_event_names_and_no_others():
+    log = Log(JsonLines())
+    log.info("%(who)s said %(what)r", {"who": "it", "what": "two\nlines", "secret": "sesame"})
+    (line,) = log.lines()
+    said = json.loads(line)
+    assert said["event"] == "%(who)s said %(what)r"
+    assert said["message"] == "it said 'two\\nlines'"
+    assert said["fields"] == {"who": "it", "what": "two\nlines"}
+
+
+def test_a_traceback_is_part_of_its_json_line():
+    log = Log(JsonLines())
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        log.exception("it failed")
+    (line,) = log.lines()
+    said = json.loads(line)
+    assert said["message"] == "it failed"
+    assert said["traceback"].startswith("Traceback (most recent call last):\n")
+    assert "ValueError: two\nlines" in said["traceback"]
+
+
+def test_the_service_logs_nothing_but_json_lines_if_told_so(service):
+    started = service(LOG_FORMAT="json", LOG_LEVEL="DEBUG")
+    started.get("/stations?x=%22%0a%1b")
+    wait_until(lambda: "/stations?" in started.said(), "the request is logged")
+    started.stop()
+    said = [json.loads(line) for line in started.said().splitlines()]
+    assert len(said) > 5
+    assert {"gunicorn.error", "gunicorn.access", "mqtt_listener"} <= {line["logger"] for line in said}

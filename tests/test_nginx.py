@@ -1,0 +1,230 @@
+"""The real nginx with the project's nginx.conf, in front of the real service: slow clients, dead replicas, errors."""
+
+import http.client
+import json
+import socket
+import threading
+import time
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from load import Load
+from programs import Nginx, listening, wait_until
+
+SLOW = 500
+MOST = 65_536  # bytes of a body that the service takes
+HEAD = b"POST /transactions HTTP/1.1\r\nHost: energy2go\r\nContent-Type: application/json\r\n"
+BODY = json.dumps({"station_id": 1}).encode()
+# A header that goes on for ever, and a body that takes its time.
+ENDLESS, LONG = HEAD + b"X-Slow: ", HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY)
+
+
+@pytest.fixture
+def nginx(programs):
+    """A function that starts nginx in front of these services."""
+
+    def start(*services) -> Nginx:
+        programs.append(Nginx(services))
+        return programs[-1].start()
+
+    return start
+
+
+class Drip:
+    """Connections that have sent so much each, and then a byte a second, each of what is left of `data`."""
+
+    def __init__(self, ends: ExitStack, port: int, count: int, begin: bytes, data: bytes):
+        self.sockets = [ends.enter_context(socket.create_connection(("127.0.0.1", port), 10)) for _ in range(count)]
+        self.left, self.seconds, self._stop = data, 0, threading.Event()
+        for connection in self.sockets:
+            connection.sendall(begin)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(1):
+            self.send(1)
+            self.seconds += 1
+
+    def send(self, count: int) -> None:
+        data, self.left = self.left[:count], self.left[count:]
+        for connection in self.sockets:
+            connection.sendall(data)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def answered(self) -> int:
+        """How many were answered, or closed."""
+        count = 0
+        for connection in self.sockets:
+            connection.setblocking(False)
+            with suppress(BlockingIOError):
+                connection.recv(1, socket.MSG_PEEK)
+                count += 1
+            connection.settimeout(10)
+        return count
+
+
+def slowest(request, until) -> float:
+    """Make requests, one after the other, until something is true; the seconds that the slowest took."""
+    worst = 0
+    while not until():
+        began = time.monotonic()
+        answer = request()
+        worst = max(worst, time.monotonic() - began)
+        assert answer.status in (200, 201), answer.body
+    return worst
+
+
+def test_500_clients_that_send_a_byte_a_second_stop_nobody(service, nginx):
+    proxy = nginx(service())
+    proxy.post("/stations", {"description": "Teste"})
+    with ExitStack() as ends:
+        endless = Drip(ends, proxy.port, SLOW // 2, ENDLESS, b"x" * 1000)
+        slow = Drip(ends, proxy.port, SLOW // 2, LONG, BODY)
+        took = slowest(lambda: proxy.post("/transactions", {"station_id": 1}), lambda: slow.seconds >= 3)
+        for drip in (endless, slow):
+            drip.stop()
+            assert drip.answered() == 0, "the slow ones were not there all the time"
+        assert took < 2
+        # Whoever comes to an end is served like anybody else.
+        slow.send(len(BODY))
+        for connection in slow.sockets:
+            assert connection.recv(100).startswith(b"HTTP/1.1 201 ")
+
+
+def test_clients_that_do_not_read_stop_nobody(service, nginx):
+    proxy = nginx(service())
+    with ExitStack() as ends:
+        for _ in range(24):
+            connection = ends.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", proxy.port))
+            connection.sendall(b"GET /swagger/swagger-ui-bundle.js HTTP/1.1\r\nHost: energy2go\r\n\r\n")
+            assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        until = time.monotonic() + 1
+        assert slowest(lambda: proxy.get("/stations"), lambda: time.monotonic() > until) < 2
+
+
+def test_a_replica_that_dies_is_passed_over(postgres, service, nginx, equipment):
+    equipment()
+    url = postgres.create()
+    replicas = [service(DATABASE_URL=url, name=f"replica-{number}") for number in range(3)]
+    proxy = nginx(*replicas)
+    proxy.post("/stations", {"description": "Teste"})
+    load = Load(proxy, clients=4, pause=0.01).start()
+
+    def more(count: int) -> None:
+        goal = len(load.accepted) + count
+        wait_until(lambda: len(load.accepted) >= goal, "more are accepted", 30)
+
+    for replica in replicas:
+        more(30)
+        replica.crash()
+        more(100)
+        replica.start()
+        said = len(proxy.output.read_text())
+        wait_until(lambda: f":{replica.port}\n" in proxy.output.read_text()[said:], "it has its share again")  # noqa: B023
+    load.stop()
+    assert set(load.statuses) == {201}
+    assert not load.broken
+    stored = {str(key) for (key,) in postgres.execute('SELECT id FROM "transaction"', url.rpartition("/")[2])}
+    assert set(load.accepted) == stored, "something was stored twice, or not"
+    assert "no live upstreams" not in proxy.said()
+
+
+class BreaksOff:
+    """A replica that takes a request and dies before it answers; `requests` is what it was sent."""
+
+    def __init__(self, ends: ExitStack):
+        self.requests = []
+        self._server = ends.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._run, daemon=True).start()
+        ends.callback(self._server.shutdown, socket.SHUT_RDWR)
+
+    def _run(self) -> None:
+        with suppress(OSError):  # the end of the test
+            while True:
+                connection, _ = self._server.accept()
+                with connection:
+                    self.requests.append(connection.recv(65536))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "times"),
+    [
+        ("POST", "/transactions", {}, 1),
+        ("POST", "/transactions", {"Idempotency-Key": "7f3c"}, 2),
+        ("POST", "/transactions/", {"Idempotency-Key": "7f3c"}, 2),
+        ("POST", "/stations", {"Idempotency-Key": "7f3c"}, 1),
+        ("PATCH", "/stations/1", {}, 1),
+        ("PUT", "/stations/1", {}, 2),
+        ("GET", "/transactions", {}, 2),
+    ],
+)
+def test_only_what_may_be_done_twice_is_sent_twice(nginx, method, path, headers, times):
+    with ExitStack() as ends:
+        replicas = [BreaksOff(ends), BreaksOff(ends)]
+        body = None if method == "GET" else {"station_id": 1}
+        answer = nginx(*replicas).request(method, path, body, **headers)
+        assert answer.status == 502
+        assert answer.headers["Retry-After"]
+        assert sum(len(replica.requests) for replica in replicas) == times
+
+
+def test_what_the_proxy_answers_itself_is_a_problem_too(nginx, service):
+    running = service(ready=False)
+    proxy = nginx(running)
+    answers = [proxy.post("/transactions", b"x" * 100_000)]
+    running.stop()
+    answers.append(proxy.get("/stations"))
+    other = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10, source_address=("127.0.0.2", 0))
+    for path in ("/readyz", "/readyz/", "//metrics", "/x/../%72eadyz", "/metrics?x"):
+        other.request("GET", path)
+        answers.append(other.getresponse())
+        answers[-1].json = json.loads(answers[-1].read())
+    other.close()
+    assert [answer.status for answer in answers] == [413, 502, 403, 403, 403, 403, 403]
+    for answer in answers:
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert answer.json["status"] == answer.status
+        assert answer.json.keys() == {"title", "status", "detail", "type"}
+
+
+def test_the_largest_body_gets_through_and_the_service_refuses_a_larger_one(nginx, service):
+    proxy = nginx(service())
+    for size, status in ((MOST, 201), (MOST + 1, 413)):
+        body = BODY.replace(b"station_id", b"description").replace(b"1", b'"Teste"')
+        answer = proxy.post("/stations", body.ljust(size))
+        assert answer.status == status, answer.body
+    assert "65536" in answer.json["detail"]
+
+
+def test_what_the_service_needs_reaches_it_and_no_secret_is_logged(nginx, service, equipment):
+    equipment()
+    proxy = nginx(service(API_TOKEN="a-secret-token"))
+    assert proxy.get("/stations").status == 401
+    known = {"Authorization": "Bearer a-secret-token"}
+    assert proxy.post("/stations", {"description": "Teste"}, **known).headers["Location"] == "/stations/1"
+    known |= {"Idempotency-Key": "a-secret-key", "Prefer": "wait=20"}
+    first, second = (proxy.post("/transactions", {"station_id": 1}, **known) for _ in range(2))
+    assert first.headers["Preference-Applied"] == "wait=20"
+    assert first.json["status"] in ("COMPLETED", "ERROR")
+    assert second.json["id"] == first.json["id"]
+    said = proxy.said() + proxy.output.read_text()
+    assert '"POST /transactions HTTP/1.1" 201' in said
+    assert "secret" not in said
+
+
+def test_a_service_that_comes_back_is_found_within_seconds(nginx, service):
+    running = service(ready=False)
+    proxy = nginx(running)
+    running.stop()
+    assert proxy.get("/healthz").status == 502
+    running.start()
+    wait_until(lambda: proxy.get("/healthz").status == 200, "it is found", 5)
+    assert listening(running.port)

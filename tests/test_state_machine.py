@@ -1,0 +1,212 @@
+"""Whatever happens in whatever order, the ledger agrees with the table of states, written down again in ten lines."""
+
+from itertools import count
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+import models
+import test_ledger
+from ledger import Creation, Ledger
+from models import SECOND, Order
+from schemas import Status
+from settings import Settings
+
+TIMEOUT = 60 * SECOND
+LONGEST = 30  # seconds between two questions for one transaction, at most
+WINDOW = 3  # questions that are open at one time, so few that others have to wait
+
+
+class Table:
+    """The table of states. A clock starts when a question goes out, and is forgotten when everything is asked anew."""
+
+    def __init__(self):
+        self.status, self.clock = {}, {}
+
+    def create(self, key):
+        self.status[key] = Status.PENDING
+
+    def verdict(self, key, status):
+        if self.status.get(key) in (Status.PENDING, Status.EXPIRED):
+            self.status[key] = status
+
+    def expire(self, now):
+        for key, started in self.clock.items():
+            if self.status[key] is Status.PENDING and started + TIMEOUT <= now:
+                self.status[key] = Status.EXPIRED
+
+    def asked(self, keys, now):
+        for key in keys:
+            self.clock.setdefault(key, now)
+
+
+class Rounds(Ledger):
+    """Tells which questions a round asked, and which were asked as soon as they were stored."""
+
+    def _round(self, now):
+        self._wire.rounds = len(self._wire.published)
+        super()._round(now)
+
+
+class Bench(test_ledger.Bench):
+    """The same bench, whose ledger tells more."""
+
+    def restart(self) -> None:
+        self.ledger = Rounds()
+        self.ledger.prepare(self.settings, self.wire, self.clock)
+
+
+class Life(RuleBasedStateMachine):
+    """What clients, the equipment, the broker and the clock do; `bench` is given by the test."""
+
+    bench: Bench
+    orders = Bundle("orders")
+
+    @initialize()
+    def begin(self):
+        models.Transaction.delete().execute()
+        self.table, self.numbers, self.keys, self.verdicts = Table(), count(1), {}, 0
+        self.start()
+
+    def start(self):
+        """A process starts: nothing in its queue, no connection, and what was asked before may be lost."""
+        self.bench.restart()
+        self.waiting, self.acknowledged, self.verdicts = [], [], 0
+        self.rearm, self.subscribed, self.refused = True, False, False
+        self.something_happens("connected")
+
+    @rule(target=orders, station=st.sampled_from([1, 1, 1, 2, 7]), key=st.sampled_from([None, None, "a", "b"]))
+    def create(self, station, key):
+        order = Order(UUID(int=next(self.numbers)), station, key)
+        self.waiting.append(Creation(order))
+        self.bench.ledger._queue.put(self.waiting[-1])
+        return order.transaction_id
+
+    @rule(key=orders, status=st.sampled_from([Status.COMPLETED, Status.ERROR]), times=st.sampled_from([1, 1, 1, 2]))
+    def verdict(self, key, status, times):
+        for _ in range(times):
+            self.waiting.append((key, status))
+            self.bench.ledger.settle(test_ledger.Verdict(key, status, lambda: self.acknowledged.append(key)))
+
+    @rule()
+    def commit(self):
+        self.step(0)
+
+    @rule(seconds=st.sampled_from([0.3, 1, 5]))
+    def time_passes(self, seconds):
+        self.step(seconds)
+
+    @rule(seconds=st.sampled_from([LONGEST, 59, 60, 3600]))
+    def much_time_passes(self, seconds):
+        self.step(seconds)
+
+    @rule(what=st.sampled_from(["connected", "lost", "refused", "allowed", "online"]))
+    def something_happens(self, what):
+        """What the listener makes of it."""
+        ledger = self.bench.ledger
+        if what == "lost":
+            ledger.subscribed = False
+        elif what == "refused":
+            ledger.refused = True
+        else:
+            if what == "connected":
+                ledger.subscribed = True
+            if what in ("connected", "allowed"):
+                ledger.refused = False
+            ledger.rearm()
+            self.rearm = True
+        self.subscribed, self.refused = ledger.subscribed, ledger.refused
+
+    @rule(hours=st.sampled_from([-1000, -1, 0, 1, 1000]))
+    def crash_and_restart(self, hours):
+        """What was in the queue is gone, and the wall clock may have been stepped."""
+        self.bench.clock.advance(hours * 3600)
+        self.start()
+
+    def step(self, seconds):
+        """One batch is committed, one round is made; the table is told the same."""
+        wire, table = self.bench.wire, self.table
+        wire.published.clear()
+        wire.rounds = None
+        open_before = {key for key in table.clock if table.status[key] is Status.PENDING}
+        self.bench.step(seconds)
+        now = self.bench.clock.now
+        rounds = len(wire.published) if wire.rounds is None else wire.rounds
+
+        jobs, self.waiting = self.waiting, []
+        for key, status in [job for job in jobs if not isinstance(job, Creation)]:
+            table.verdict(key, status)
+        for job in [job for job in jobs if isinstance(job, Creation)]:
+            self.created(job)
+        table.asked(wire.published[:rounds], now)
+        if self.subscribed and self.rearm:
+            table.clock.clear()
+            self.rearm = False
+        if self.subscribed and not self.refused:
+            table.expire(now)
+        table.asked(wire.published[rounds:], now)
+
+        given = [key for key, _ in [job for job in jobs if not isinstance(job, Creation)]]
+        assert self.acknowledged == given
+        self.acknowledged.clear()
+        self.verdicts += len(given)
+        # Only what is PENDING is asked, once a step, while connected; while the broker refuses, one question at a time.
+        assert {table.status[key] for key in wire.published} <= {Status.PENDING}
+        assert len(set(wire.published)) == len(wire.published)
+        assert len(wire.published) <= (1 if self.refused else models.CLAIM) * self.subscribed
+        if seconds >= LONGEST and self.subscribed and not self.refused:
+            still = {key for key in open_before & table.clock.keys() if table.status[key] is Status.PENDING}
+            assert still <= {*wire.published}
+        self.they_agree()
+
+    def created(self, job):
+        """What a client is told, and what there is now."""
+        own, station, key = job.order
+        first, of = self.keys.get(key, (own, station))
+        if station == 7 or of != station:
+            with pytest.raises(models.Unprocessable):
+                job.result(0)
+        else:
+            assert job.result(0).id == first
+            assert job.result(0).status is Status.PENDING
+            assert job.result(0).station.id == station
+            if first == own:
+                self.table.create(own)
+            if key:
+                self.keys[key] = first, station
+
+    def they_agree(self):
+        stored = {row.id: row.status for row in models.list_transactions(1000)}
+        assert stored == self.table.status
+        counts = self.bench.ledger.counts
+        judged = sum(counts[kind] for kind in ("settled", "late", "duplicate", "contradiction", "unknown"))
+        assert judged == self.verdicts
+        assert models.Transaction.select().where(models.OPEN).count() <= WINDOW
+
+    def teardown(self):
+        """In the end the equipment answers whatever it is asked, and then everything has its verdict."""
+        self.something_happens("connected")
+        self.step(0)
+        for _ in range(len(self.table.status) + 3):
+            for key in self.bench.wire.published:
+                self.verdict(key, Status.COMPLETED, 1)
+            self.step(1)
+        assert Status.PENDING not in self.table.status.values()
+
+
+def test_the_ledger_and_the_table_of_states_never_disagree(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "WINDOW", WINDOW)
+    url = f"sqlite:///{tmp_path}/energy2go.db"
+    models.bind(url)
+    Life.bench = Bench(Settings(database_url=url))
+    models.create_station("another")
+    try:
+        run_state_machine_as_test(
+            Life, settings=settings(max_examples=150, stateful_step_count=40, suppress_health_check=list(HealthCheck))
+        )
+    finally:
+        Life.bench.pool.shutdown()
+        models.close()
