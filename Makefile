@@ -64,8 +64,8 @@ browser:
 	@set --; \
 	PATH="$$PATH:/usr/sbin"; \
 	command -v chromium >/dev/null || set -- $$@ chromium; \
-	command -v nginx >/dev/null || set -- $$@ nginx-light; \
-	[ -d /usr/lib/postgresql ] || set -- $$@ postgresql; \
+	command -v nginx >/dev/null || set -- $$@ nginx; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || set -- $$@ postgresql; \
 	[ $$# = 0 ] || { $(APT) "$$@"; }
 
 # libFuzzer is in a package of clang's own version.
@@ -74,7 +74,7 @@ fuzzer:
 	@[ -e "$$(clang -print-file-name=libclang_rt.fuzzer-$$(uname -m).a)" ] || \
 	    { $(APT) "libclang-rt-$$(clang -dumpversion | cut -d. -f1)-dev"; }
 
-.venv/installed: requirements.txt requirements-dev.txt | packages
+.venv/installed: requirements.txt requirements-postgres.txt requirements-dev.txt | packages
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("PYTHON: 3.11 or newer is needed: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q --disable-pip-version-check -r requirements-dev.txt

@@ -1,11 +1,10 @@
 """How the process logs: one line an event to standard error, as text or JSON, at a bounded rate."""
 
+import json
 import logging
 import re
 import time
 from collections.abc import Mapping
-
-import msgspec
 
 from settings import Settings
 
@@ -23,7 +22,7 @@ class JsonLines(logging.Formatter):
             line["fields"] = {name: str(record.args[name]) for name in re.findall(r"%\((\w+)\)", str(record.msg))}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+        return json.dumps(line)
 
 
 class Bounded(logging.Filter):

@@ -271,6 +271,8 @@ def create_transactions(
     committed. An order whose key was used before gets the first answer again if it is for the same station; one that is
     stored already, as after a commit that was in doubt, stays as it is.
     """
+    if not orders:
+        return [], []
     wanted = Station.select().where(Station.id << list({order.station_id for order in orders}))
     stations = {row[0]: StationOut(*row) for row in locked(wanted, "FOR KEY SHARE").tuples()}
     valid = [order for order in orders if order.station_id in stations]

@@ -183,6 +183,8 @@ static void send_due(void)
         self.first = (self.first + 1) % WAITING_MAX;
         self.count--;
     }
+    if (self.count == 0)
+        self.first = 0; /* or all of the ring would come to be in memory, a place after the other */
 }
 
 static void lost(int rc)
