@@ -23,7 +23,7 @@ from ledger import Call, Creation, Ledger, Verdict
 from load import Load
 from models import SECOND, Clocks, Order
 from peer import Peer
-from programs import Broker, Equipment, Nginx, Postgres, Program, Service, free_port, wait_until
+from programs import Broker, Equipment, Nginx, Postgres, Program, Service, free_port, listening, wait_until
 from schemas import Status
 from settings import Settings
 
@@ -219,6 +219,19 @@ def test_one_key_that_is_used_at_once_makes_one_transaction(database):
     assert len(models.list_transactions(1000)) == 50
 
 
+def test_a_url_may_name_several_servers_and_a_password_of_any_kind(postgres, database):
+    dead, name = free_port(), models.database.database
+    models.close()
+    query = f"host=127.0.0.1,127.0.0.1&port={dead},{postgres.port}&target_session_attrs=read-write&connect_timeout=3"
+    models.bind(f"postgresql://energy2go:p%40ss%2Fword%25@/{name}?{query}")
+    models.check()
+    connection = models.database.connection()
+    assert connection.info.port == postgres.port
+    assert connection.info.password == "p@ss/word%"
+    assert connection.info.get_parameters()["connect_timeout"] == "3"
+    assert connection.info.get_parameters()["tcp_user_timeout"] == "10000"
+
+
 # Services
 
 
@@ -242,6 +255,8 @@ class Replicas:
             self.equipment.start()
         for service in self.services:
             Program.start(service)
+        for service in self.services[:cut_off]:
+            wait_until(lambda: listening(service.port), "it listens")  # noqa: B023
         for service in self.services[cut_off:]:
             wait_until(service.ready, "a replica is ready", 30)
         self.services[-1].post("/stations", {"description": "Teste"})
