@@ -264,6 +264,8 @@ class Postgres(Program):
         subprocess.run(initdb, check=True, capture_output=True, cwd="/")
         self.port = port or free_port()
         options = ["-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=200"]
+        # After a crash it would otherwise sync thousands of files one by one.
+        options += ["-c", "recovery_init_sync_method=syncfs"]
         super().__init__(
             "postgres", [*self.user, str(programs / "postgres"), "-D", str(self.cluster), *options], folder, {}
         )
