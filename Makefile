@@ -18,10 +18,12 @@ run: setup ## start broker, equipment and service; Ctrl-C stops them
 
 test: lint browser ## run every test
 	@$(MAKE) -s -C validator validator-asan test_rules
-	.venv/bin/pytest -n 3 --dist worksteal
+	@mkdir -p var
+	.venv/bin/pytest -n 3 --dist worksteal --basetemp=var/test
 
 test-faults: setup ## inject every fault many times under load, and print a table
-	FAULTS=full .venv/bin/pytest tests/test_faults.py
+	@mkdir -p var
+	FAULTS=full .venv/bin/pytest tests/test_faults.py --basetemp=var/test
 
 bench: setup ## measure speed and growth against a bare route, in four minutes
 	@PYTHONPATH=.:tests .venv/bin/python bench/run.py
