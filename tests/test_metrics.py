@@ -114,15 +114,18 @@ def test_a_transaction_is_followed_by_its_id_and_the_log_is_silent_otherwise(ser
     started.get(f"/transactions/{key}")
 
     def events() -> list[str]:
-        lines = [json.loads(line) for line in started.said().splitlines()]
+        complete, _, _ = started.said().rpartition("\n")
+        lines = [json.loads(line) for line in complete.splitlines()]
         return [line["event"] for line in lines if line.get("fields", {}).get("transaction") == key]
 
     wanted = ["is stored", "is asked", "is answered", "has its verdict"]
     wait_until(lambda: len(events()) >= 4, "its four events are logged")
     for event, words in zip(events(), wanted, strict=False):
         assert words in event
-    assert key in verbose.output.read_text()
-    assert f"GET /transactions/{key}" in started.said()
+    wait_until(lambda: key in verbose.output.read_text(), "the equipment's line")
+    wait_until(
+        lambda: f"GET /transactions/{key}" in started.said(), "the line of the request, which follows its answer"
+    )
     started.stop()
     started.log.unlink()
     started.environment |= {"LOG_LEVEL": "INFO"}
