@@ -278,11 +278,11 @@ class Ledger:
                     self._write([job])
         else:
             self._room -= len(questions)
-            for job, result in zip(calls + creations, results + created, strict=True):
-                _answer(job, result)
             self.batches.observe(len(jobs))
             self._count(creations, created, changed, kinds)
-            self._ask(questions, "asked")
+            self._ask(questions, "asked")  # before the answers, since the equipment can work on them meanwhile
+            for job, result in zip(calls + creations, results + created, strict=True):
+                _answer(job, result)
             for verdict in verdicts:
                 verdict.acknowledge()
             self.waiters.wake(changed)
@@ -347,15 +347,16 @@ class Ledger:
         rearm = self._rearm.is_set()
         if rearm:
             self._rearm.clear()  # before the work, so that a call that comes meanwhile counts again
+        # While the broker refuses what is published, one question at a time finds out whether it still does.
         limit = 1 if self.refused else models.CLAIM
         try:
             with models.writing():
-                if rearm:
+                if rearm or self.refused:
                     models.rearm(now)
                 expired = [] if self.refused else models.expire(now)
-                questions = models.claim(now, self._clocks, limit, probing=self.refused)
-                room = limit - len(questions) if self.refused else self._room_for(limit)
-                opened = models.claim(now, self._clocks, room, waiting=True, probing=self.refused)
+                questions = models.claim(now, self._clocks, limit)
+                room = limit if self.refused else self._room_for(limit)
+                opened = models.claim(now, self._clocks, room, waiting=True)
         except (DatabaseError, InterfaceError) as error:
             if rearm or not models.collided(error):
                 self._rearm.set()

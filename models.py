@@ -5,15 +5,15 @@ is called by the ledger's thread only, inside `writing()`; whatever reads may be
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import NamedTuple
 from uuid import UUID
 
 from peewee import (
     SQL,
     BigIntegerField,
-    Case,
     CharField,
     DatabaseProxy,
     ForeignKeyField,
@@ -21,7 +21,6 @@ from peewee import (
     SmallIntegerField,
     SqliteDatabase,
     UUIDField,
-    fn,
 )
 from playhouse import migrations
 from playhouse.db_url import connect
@@ -95,8 +94,8 @@ class Transaction(Model):
 
 
 # Each has an index of its own, which the planner finds by these very conditions.
-WAITS = Transaction.retry_at.is_null(False) & Transaction.expires_at.is_null()
-OPEN = Transaction.retry_at.is_null(False) & (Transaction.expires_at > 0)
+WAITS = "retry_at IS NOT NULL AND expires_at IS NULL"
+OPEN = "retry_at IS NOT NULL AND expires_at > 0"
 
 
 def bind(url: str) -> None:
@@ -127,9 +126,23 @@ def writing():
     return database.atomic()
 
 
-def locked(rows, strength: str):
-    """These rows, locked until the end of the database transaction where other writers could be in it meanwhile."""
-    return rows.for_update(strength) if database.for_update else rows
+def run(statement: str, *values) -> Iterable[tuple]:
+    """Execute a statement with a `?` for each value; the rows that it returns, if any.
+
+    What every transaction goes through is written as SQL: the same from expressions takes ten times as long to be
+    built as to be executed (bench/README.md).
+    """
+    return database.execute_sql(statement.replace("?", database.param), values)
+
+
+def marks(values: Collection) -> str:
+    """A place for each of these values, in parentheses."""
+    return f"({', '.join('?' * len(values))})"
+
+
+def locked(strength: str) -> str:
+    """The clause that locks the rows of a SELECT, where other writers could be at them meanwhile; else nothing."""
+    return strength if database.for_update else ""
 
 
 def remote() -> bool:
@@ -182,7 +195,7 @@ def change_station(station_id: int, description: str) -> StationOut:
 
 def delete_station(station_id: int) -> None:
     """Raises NotFound, or Conflict while the station has transactions."""
-    if not locked(Station.select().where(Station.id == station_id), "FOR UPDATE").first():
+    if not list(run(f"SELECT 1 FROM station WHERE id = ? {locked('FOR UPDATE')}", station_id)):
         raise NotFound(f"There is no station {station_id}.")
     if Transaction.select(SQL("1")).where(Transaction.station == station_id).limit(1).tuples().first():
         raise Conflict(f"Station {station_id} has transactions, so it stays.")
@@ -235,8 +248,14 @@ def list_transactions(
 
 def statuses(keys: Iterable[UUID]) -> dict[UUID, Status]:
     """The status of each of these transactions that exists."""
-    rows = Transaction.select(Transaction.id, Transaction.status).where(Transaction.id << list(keys))
-    return dict(rows.tuples())
+    keys = [key.hex for key in keys]
+    rows = run(f"""SELECT id, status FROM "transaction" WHERE id IN {marks(keys)}""", *keys)
+    return {uuid(key): Status(status) for key, status in rows}
+
+
+def uuid(stored: str | UUID) -> UUID:
+    """An id as the database returns it: SQLite knows no such type."""
+    return stored if isinstance(stored, UUID) else UUID(stored)
 
 
 class Question(NamedTuple):
@@ -273,25 +292,11 @@ def create_transactions(
     """
     if not orders:
         return [], []
-    wanted = Station.select().where(Station.id << list({order.station_id for order in orders}))
-    stations = {row[0]: StationOut(*row) for row in locked(wanted, "FOR KEY SHARE").tuples()}
+    stations = _stations({order.station_id for order in orders})
     valid = [order for order in orders if order.station_id in stations]
-    asked = {"attempts": 1, "asked_at": now, "retry_at": now + clocks.retry, "expires_at": now + clocks.timeout}
-    unasked = {"attempts": 0, "asked_at": None, "retry_at": now, "expires_at": None}
-    rows = [
-        {"id": order.transaction_id, "station": order.station_id, "idempotency_key": order.idempotency_key}
-        | {"status": Status.PENDING, "created": now, "updated": now}
-        | (asked if place < room else unasked)
-        for place, order in enumerate(valid)
-    ]
-    keys = {order.idempotency_key for order in valid} - {None}
-    first = {}
-    if rows:
-        Transaction.insert_many(rows).on_conflict(action="nothing").execute()
-    if keys:
-        columns = (Transaction.idempotency_key, Transaction.id, Transaction.station, Transaction.created)
-        found = Transaction.select(*columns).where(Transaction.idempotency_key << list(keys))
-        first = {key: found for key, *found in found.tuples()}
+    _insert(valid[:room], now, (1, now, now + clocks.retry, now + clocks.timeout))
+    _insert(valid[room:], now, (0, None, now, None))
+    first = _first_answers({order.idempotency_key for order in valid} - {None})
 
     def answer(order: Order) -> TransactionOut | Refusal:
         if order.station_id not in stations:
@@ -307,6 +312,37 @@ def create_transactions(
     return answers, [Question(order.transaction_id, order.station_id, clocks.retry) for order in opened]
 
 
+def _stations(ids: set[int]) -> dict[int, StationOut]:
+    """Those of these stations that exist; nobody deletes them before the end of the database transaction."""
+    rows = run(f"SELECT id, description FROM station WHERE id IN {marks(ids)} {locked('FOR KEY SHARE')}", *ids)
+    return {row[0]: StationOut(*row) for row in rows}
+
+
+def _insert(orders: Sequence[Order], now: int, asked: tuple) -> None:
+    """Store these as PENDING, with what `asked` says of attempts, asked_at, retry_at and expires_at."""
+    if orders:
+        common = Status.PENDING.value, now, now, *asked
+        rows = [(order.transaction_id.hex, order.station_id, order.idempotency_key, *common) for order in orders]
+        run(
+            f"""INSERT INTO "transaction" (id, station_id, idempotency_key, status, created, updated,
+                attempts, asked_at, retry_at, expires_at)
+            VALUES {", ".join([marks(rows[0])] * len(rows))} ON CONFLICT DO NOTHING""",
+            *chain.from_iterable(rows),
+        )
+
+
+def _first_answers(keys: set[str]) -> dict[str, tuple[UUID, int, int]]:
+    """By idempotency key: id, station and creation of the transaction that was stored with it."""
+    if not keys:
+        return {}
+    rows = run(
+        f"""SELECT idempotency_key, id, station_id, created FROM "transaction"
+        WHERE idempotency_key IN {marks(keys)}""",
+        *keys,
+    )
+    return {key: (uuid(row_id), *rest) for key, row_id, *rest in rows}
+
+
 class Settled(NamedTuple):
     """A verdict that was stored: whether it came past its time, and how many microseconds after the creation."""
 
@@ -318,23 +354,26 @@ def settle(verdicts: dict[UUID, Status], now: int) -> dict[UUID, Settled]:
     """Store the verdicts of transactions that have none; returns the transactions that this changed."""
     changed = {}
     for status in (Status.COMPLETED, Status.ERROR):
-        keys = [key for key, verdict in verdicts.items() if verdict is status]
+        keys = [key.hex for key, verdict in verdicts.items() if verdict is status]
         if keys:
-            settled = (
-                Transaction.update(status=status, updated=now, retry_at=None)
-                .where(Transaction.id << keys, Transaction.status << [Status.PENDING, Status.EXPIRED])
-                .returning(Transaction.id, Transaction.expires_at, Transaction.created)
+            rows = run(
+                f"""UPDATE "transaction" SET status = ?, updated = ?, retry_at = NULL
+                WHERE id IN {marks(keys)} AND status IN ('PENDING', 'EXPIRED') RETURNING id, expires_at, created""",
+                *(status.value, now, *keys),
             )
-            for key, deadline, created in settled.tuples():
-                changed[key] = Settled(bool(deadline and deadline <= now), now - created)
+            for key, deadline, created in rows:
+                changed[uuid(key)] = Settled(bool(deadline and deadline <= now), now - created)
     return changed
 
 
 def expire(now: int) -> list[UUID]:
     """Make EXPIRED what nobody answered in time; returns the ids."""
-    expired = Transaction.update(status=Status.EXPIRED, updated=now, retry_at=None)
-    late = expired.where(OPEN, Transaction.expires_at <= now)
-    return [key for (key,) in late.returning(Transaction.id).tuples()]
+    rows = run(
+        f"""UPDATE "transaction" SET status = 'EXPIRED', updated = ?, retry_at = NULL
+        WHERE {OPEN} AND expires_at <= ? RETURNING id""",
+        *(now, now),
+    )
+    return [uuid(key) for (key,) in rows]
 
 
 def oldest_pending() -> int | None:
@@ -345,35 +384,30 @@ def oldest_pending() -> int | None:
 
 def room() -> int:
     """How many more questions may be opened now."""
-    opened = Transaction.select(SQL("1")).where(OPEN).limit(WINDOW)
-    return WINDOW - opened.count()
+    ((opened,),) = run(f"""SELECT count(*) FROM (SELECT 1 FROM "transaction" WHERE {OPEN} LIMIT ?) AS opened""", WINDOW)
+    return WINDOW - opened
 
 
-def claim(now: int, clocks: Clocks, limit: int, waiting: bool = False, probing: bool = False) -> list[Question]:
+def claim(now: int, clocks: Clocks, limit: int, waiting: bool = False) -> list[Question]:
     """Take at most `limit` questions that are due as asked now; returns them, to be published once this is committed.
 
     Takes open questions, which are asked again with a backoff that doubles, or, with `waiting`, those that wait to be
-    asked first, whose clock starts now. With `probing`, while the broker refuses what is published, neither backoff nor
-    clock goes on: they start anew.
+    asked first, whose clock starts now.
     """
-    due = Transaction.select(Transaction.id).where(WAITS if waiting else OPEN, Transaction.retry_at <= now)
-    due = locked(due.order_by(Transaction.retry_at).limit(limit), "FOR UPDATE SKIP LOCKED")
+    # How often VALIDATION_RETRY doubles until it is longer than the longest backoff.
+    doublings = (LONGEST_BACKOFF // clocks.retry).bit_length()
     # PostgreSQL might run a mere subquery once for every row, and take other ones each time, beyond the limit.
-    due = due.cte("due", materialized=True)
-    backoffs, backoff = {}, clocks.retry
-    while backoff < LONGEST_BACKOFF and not probing:
-        backoffs[len(backoffs)] = now + backoff
-        backoff *= 2
-    again = Case(Transaction.attempts, tuple(backoffs.items()), now + min(backoff, LONGEST_BACKOFF))
-    expires_at = now + clocks.timeout
-    claimed = Transaction.update(
-        attempts=1 if probing else Transaction.attempts + 1,
-        asked_at=now,
-        retry_at=again if backoffs else now + clocks.retry,
-        expires_at=expires_at if probing else fn.COALESCE(Transaction.expires_at, expires_at),
-    ).where(Transaction.id << due.select_from(due.c.id), Transaction.retry_at <= now)
-    returned = claimed.returning(Transaction.id, Transaction.station, Transaction.retry_at).tuples()
-    return [Question(key, station_id, retry_at - now) for key, station_id, retry_at in returned]
+    rows = run(
+        f"""WITH due AS MATERIALIZED (
+            SELECT id FROM "transaction" WHERE {WAITS if waiting else OPEN} AND retry_at <= ?
+            ORDER BY retry_at LIMIT ? {locked("FOR UPDATE SKIP LOCKED")}
+        )
+        UPDATE "transaction" SET attempts = attempts + 1, asked_at = ?, expires_at = coalesce(expires_at, ?),
+            retry_at = ? + CASE WHEN attempts < ? THEN ? << attempts ELSE ? END
+        WHERE id IN (SELECT id FROM due) AND retry_at <= ? RETURNING id, station_id, retry_at""",
+        *(now, limit, now, now + clocks.timeout, now, doublings, clocks.retry, LONGEST_BACKOFF, now),
+    )
+    return [Question(uuid(key), station_id, retry_at - now) for key, station_id, retry_at in rows]
 
 
 def rearm(now: int) -> None:
@@ -381,8 +415,10 @@ def rearm(now: int) -> None:
 
     What waits further ahead than that, as after a step of the wall clock and a restart, is due now too.
     """
-    stale = (Transaction.asked_at < now - SECOND) | (Transaction.asked_at > now)
-    again = Case(None, ((stale, now),), Transaction.asked_at + SECOND)
-    far = WAITS & (Transaction.retry_at > now + SECOND)
-    Transaction.update(attempts=0, retry_at=again, expires_at=None).where(OPEN).execute()
-    Transaction.update(retry_at=now).where(far).execute()
+    run(
+        f"""UPDATE "transaction" SET attempts = 0, expires_at = NULL,
+            retry_at = CASE WHEN asked_at BETWEEN ? AND ? THEN asked_at + ? ELSE ? END
+        WHERE {OPEN}""",
+        *(now - SECOND, now, SECOND, now),
+    )
+    run(f"""UPDATE "transaction" SET retry_at = ? WHERE {WAITS} AND retry_at > ?""", now, now + SECOND)

@@ -184,7 +184,7 @@ class Life(RuleBasedStateMachine):
         counts = self.bench.ledger.counts
         judged = sum(counts[kind] for kind in ("settled", "late", "duplicate", "contradiction", "unknown"))
         assert judged == self.verdicts
-        assert models.Transaction.select().where(models.OPEN).count() <= WINDOW
+        assert models.Transaction.select().where(models.SQL(models.OPEN)).count() <= WINDOW
 
     def teardown(self):
         """In the end the equipment answers whatever it is asked, and then everything has its verdict."""
