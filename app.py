@@ -155,6 +155,8 @@ class Api:
     def apply(self, callback, route):
         hints = get_type_hints(callback, include_extras=True)
         status = route.config.get("status", 200)
+        fields = msgspec.structs.fields(hints["headers"]) if "headers" in hints else ()
+        names = [field.encode_name for field in fields]
 
         def handle(**path):
             if route.config.get("token", True):
@@ -163,8 +165,7 @@ class Api:
             if "query" in hints:
                 arguments["query"] = read(dict(request.query), hints["query"], "query")
             if "headers" in hints:
-                fields = [field.encode_name for field in msgspec.structs.fields(hints["headers"])]
-                given = {name: text for name in fields if (text := header(name)) is not None}
+                given = {name: text for name in names if (text := header(name)) is not None}
                 arguments["headers"] = read(given, hints["headers"], "headers")
             if "body" in hints:
                 arguments["body"] = read_body(hints["body"])
@@ -200,9 +201,11 @@ def twice(callback, arguments: dict):
 def authorize() -> None:
     """Raise HTTPError 401 unless the request bears the API_TOKEN, if there is one (RFC 6750)."""
     token = request.app.config["api_token"]
+    if not token:
+        return
     scheme, _, given = (header("Authorization") or "").partition(" ")
     matches = hmac.compare_digest(given.strip(" ").encode("latin1"), token.encode())
-    if token and not (scheme.lower() == "bearer" and matches):
+    if not (scheme.lower() == "bearer" and matches):
         raise HTTPError(401, "Authorization: must bear the API token.", **{"WWW-Authenticate": "Bearer"})
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
+from copy import copy
 from functools import partial
 
 import msgspec
@@ -37,6 +38,10 @@ SUBSCRIPTIONS = [(f"$share/energy2go/{VERDICTS}", 1), (f"{STATUSES}+", 1)]
 KEEPALIVE = 5  # seconds
 IN_FLIGHT = 20  # unacknowledged publishes: Mosquitto's default Receive Maximum, which paho does not read
 EQUIPMENTS = 100  # statuses that are remembered
+
+PROPERTIES = Properties(PacketTypes.PUBLISH)  # of every question
+PROPERTIES.ResponseTopic = VERDICTS
+PROPERTIES.ContentType = "application/json"
 
 decode_verdict = msgspec.json.Decoder(VerdictPayload).decode
 
@@ -92,11 +97,9 @@ class Listener:
         for question in questions:
             if not self._ledger.subscribed:
                 return
-            properties = Properties(PacketTypes.PUBLISH)
+            properties = copy(PROPERTIES)  # made from scratch, they would cost as much as the rest of publishing
             properties.MessageExpiryInterval = max(1, question.backoff // SECOND)
             properties.CorrelationData = question.transaction_id.bytes
-            properties.ResponseTopic = VERDICTS
-            properties.ContentType = "application/json"
             log.debug("%(transaction)s is asked", {"transaction": question.transaction_id})
             payload = msgspec.json.encode(QuestionPayload(question.transaction_id, question.station_id))
             info = self._client.publish(QUESTIONS, payload, qos=1, properties=properties)
