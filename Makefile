@@ -78,7 +78,7 @@ fuzzer:
 
 .venv/installed: requirements.txt requirements-postgres.txt requirements-dev.txt | packages
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("PYTHON: 3.11 or newer is needed: make PYTHON=python3.12 …")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	.venv/bin/pip install -q --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
