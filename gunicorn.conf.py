@@ -17,6 +17,7 @@ keepalive = 30  # seconds
 graceful_timeout = 3  # seconds; honcho kills after 5
 access_log_format = '%(h)s "%(r)s" %(s)s, %(B)s bytes, %(M)s ms'
 control_socket_disable = True  # it would lie under the home directory
+logger_class = logs.RequestLog
 logconfig_dict = logs.configuration(settings)
 
 
@@ -44,10 +45,22 @@ def post_worker_init(worker):
     """Start the threads in the process that uses them."""
     import app
 
+    stay_on_one_processor()
     threading.excepthook = end_the_process
     app.app.add_hook("before_request", lambda: app.request.environ.update({"wsgi.errors": logs.Failures()}))
     app.start(settings, stopping=lambda: not worker.alive)
     worker.started = os.getpid()
+
+
+def stay_on_one_processor():
+    """Keep this process where the kernel has put it just now, among the processors that it may use.
+
+    One Python thread runs at a time. To hand the interpreter's lock over to a thread on another processor, and back,
+    costs as much again as the work itself (bench/README.md).
+    """
+    with open("/proc/self/stat") as stat:
+        processor = stat.read().rpartition(")")[2].split()[36]  # proc(5): field 39, the 37th behind the name
+    os.sched_setaffinity(0, {int(processor)})
 
 
 def end_the_process(args):

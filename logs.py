@@ -6,6 +6,8 @@ import re
 import time
 from collections.abc import Mapping
 
+from gunicorn.glogging import Logger
+
 from settings import Settings
 
 BURST = 10  # lines that one message may have a second
@@ -51,6 +53,14 @@ class Bounded(logging.Filter):
             record.msg, record.args = f"{record.getMessage()} ({count - BURST} like this were left out)", ()
         self.seen[place] = int(time.monotonic()), 1
         return True
+
+
+class RequestLog(Logger):
+    """gunicorn's logger, which would put together a line for each request also where nobody reads it."""
+
+    def access(self, *request):
+        if self.access_log.isEnabledFor(logging.INFO):
+            super().access(*request)
 
 
 class Failures:

@@ -1,4 +1,4 @@
-"""gunicorn as the service runs it, with every setting and without the hooks that start the service's threads."""
+"""gunicorn as the service runs it, on one processor too, without the hooks that start the service's threads."""
 
 import runpy
 from pathlib import Path
@@ -6,3 +6,7 @@ from pathlib import Path
 HOOKS = ("on_starting", "when_ready", "post_worker_init", "worker_exit")
 service = runpy.run_path(str(Path(__file__).parent.parent / "gunicorn.conf.py"))
 globals().update({name: value for name, value in service.items() if not name.startswith("_") and name not in HOOKS})
+
+
+def post_worker_init(worker):
+    service["stay_on_one_processor"]()

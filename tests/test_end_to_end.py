@@ -1,6 +1,7 @@
 """The whole job, with gunicorn, Mosquitto and the equipment as the processes that users start."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -155,6 +156,17 @@ def test_the_data_is_there_after_a_restart(running):
     service.stop()
     service.start()
     assert service.get(answer.headers["Location"]).json == answer.json
+
+
+def test_all_threads_that_take_the_interpreters_lock_stay_on_one_processor(running):
+    service = running()
+    service.post("/transactions", {"station_id": 1}, Prefer="wait=5")
+    (worker,) = service.children
+    threads = Path(f"/proc/{worker}/task").iterdir()
+    allowed = [re.search(r"Cpus_allowed_list:\s*(\S+)", (thread / "status").read_text())[1] for thread in threads]
+    assert len(allowed) >= 4  # gunicorn's, a request's, the ledger's, paho's
+    assert len(set(allowed)) == 1
+    assert int(allowed[0]) in os.sched_getaffinity(0)
 
 
 @pytest.mark.parametrize(
