@@ -222,13 +222,19 @@ COLUMNS = (
 
 def _read(row: Sequence) -> TransactionOut:
     key, station_id, description, status, created, updated = row
-    return TransactionOut(key, StationOut(station_id, description), status, moment(created), moment(updated))
+    station = StationOut(station_id, description)
+    return TransactionOut(key, station, Status(status), moment(created), moment(updated))
 
 
 def get_transaction(key: UUID) -> TransactionOut:
     """One transaction; raises NotFound."""
-    for row in Transaction.select(*COLUMNS).join(Station).where(Transaction.id == key).tuples():
-        return _read(row)
+    rows = run(
+        """SELECT t.id, station.id, description, status, created, updated
+        FROM "transaction" AS t JOIN station ON station.id = station_id WHERE t.id = ?""",
+        key.hex,
+    )
+    for row_id, *rest in rows:
+        return _read((uuid(row_id), *rest))
     raise NotFound(f"There is no transaction {key}.")
 
 

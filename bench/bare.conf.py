@@ -1,5 +1,9 @@
-"""gunicorn as the service runs it, on one processor too, without the hooks that start the service's threads."""
+"""gunicorn as the service runs it, on one processor too, without the hooks that start the service's threads.
 
+With `BARE=spread` the kernel may move its threads between processors, as it may those of any other program.
+"""
+
+import os
 import runpy
 from pathlib import Path
 
@@ -9,4 +13,5 @@ globals().update({name: value for name, value in service.items() if not name.sta
 
 
 def post_worker_init(worker):
-    service["stay_on_one_processor"]()
+    if os.environ.get("BARE") != "spread":
+        service["stay_on_one_processor"]()

@@ -29,6 +29,7 @@ PHASES = (
     Phase("1 client, Prefer: wait", "service", 1.5, 1, post=POST_AND_WAIT),
     Phase("8 clients", "service", 2.5, 8),
     Phase("bare, 32 clients", "bare", 2),
+    Phase("bare on all processors, 32 clients", "spread", 1.5),
     Phase("32 clients", "service", 3),
     Phase("100 posts a second", "service", 2.5, rate=100),
     Phase("500 posts a second", "service", 2.5, rate=500),
@@ -40,8 +41,9 @@ def under_traffic(folder: Path, rounds: int, speed: float, progress: Progress) -
     """Every phase, over and over."""
     found = []
     with contextlib.ExitStack() as ends:
-        servers = {"fixed": Fixed(folder, ends), "bare": Bare(folder, ends), "service": Stack(folder / "main", ends)}
-        for server in ("bare", "service"):
+        servers = {"fixed": Fixed(folder, ends), "bare": Bare(folder, ends), "spread": Bare(folder, ends, spread=True)}
+        servers["service"] = Stack(folder / "main", ends)
+        for server in ("bare", "spread", "service"):
             progress.step(f"warming up {server}", 1)
             measure(Phase("", server, 1), servers[server])
         for number in range(rounds):
@@ -105,7 +107,7 @@ def main() -> None:
     end_on_signals()
     traffic = sum(phase.seconds / speed + 0.3 for phase in PHASES)
     requests = QUERIES / 5 + 0.6 * REQUESTS / 10
-    progress = Progress(2 + 3 + rounds * (traffic + requests) + sum(sizes) * FILL)
+    progress = Progress(3 + 3 + rounds * (traffic + requests) + sum(sizes) * FILL)
     # In var/, where `make run` has its data: /tmp may lie in memory, where nothing costs what it costs on a disk.
     VAR.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=VAR) as name:

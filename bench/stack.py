@@ -108,13 +108,13 @@ class Stack(Server):
 
 
 class Bare(Server):
-    """The same gunicorn with a route that only parses and answers."""
+    """The same gunicorn with a route that only parses and answers; `spread` over all processors, or on one."""
 
-    def __init__(self, folder: Path, ends: contextlib.ExitStack):
-        port = free_port()
+    def __init__(self, folder: Path, ends: contextlib.ExitStack, spread: bool = False):
+        port, name = free_port(), "spread" if spread else "bare"
         gunicorn = str(Path(sys.executable).with_name("gunicorn"))
         command = [gunicorn, "-c", "bench/bare.conf.py", "--pythonpath", "bench", "bare:app"]
-        program = Program("bare", command, folder, {"BIND": f"127.0.0.1:{port}"})
+        program = Program(name, command, folder, {"BIND": f"127.0.0.1:{port}", "BARE": name})
         ends.callback(program.stop)
         program.start()
         wait_until(lambda: listening(port), "the bare route is served")
