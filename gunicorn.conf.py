@@ -4,6 +4,8 @@ import logging
 import os
 import threading
 
+from bottle import request
+
 import logs
 from settings import load
 
@@ -47,7 +49,7 @@ def post_worker_init(worker):
 
     stay_on_one_processor()
     threading.excepthook = end_the_process
-    app.app.add_hook("before_request", lambda: app.request.environ.update({"wsgi.errors": logs.Failures()}))
+    app.app.add_hook("before_request", lambda: request.environ.update({"wsgi.errors": logs.Failures()}))
     app.start(settings, stopping=lambda: not worker.alive)
     worker.started = os.getpid()
 

@@ -11,16 +11,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from queue import Empty, SimpleQueue
-from typing import NamedTuple, Protocol
+from typing import Protocol
 from uuid import UUID
 
-from peewee import DatabaseError, InterfaceError, OperationalError
+from peewee import InterfaceError, OperationalError
 from prometheus_client import Histogram
 from uuid_utils.compat import uuid7
 
 import models
+import storage
+from jobs import Call, Creation, Job, Unavailable, Verdict
 from schemas import Status, Transaction
 from settings import Settings
 from waiters import Waiters
@@ -36,41 +37,10 @@ ROUND = models.SECOND // 4  # how often what is late or due is looked for
 LOOK = models.SECOND // 10  # how often verdicts that another process stored are looked for
 
 
-class Unavailable(models.Refusal):
-    """The database cannot be written now; nothing was stored."""
-
-    status = 503
-
-
 def ledger_clock(wall=time.time_ns, monotonic=time.monotonic_ns) -> Callable[[], int]:
     """A clock in microseconds since 1970 that starts at the wall clock's time and then ignores its steps."""
     offset = wall() - monotonic()
     return lambda: (offset + monotonic()) // 1000
-
-
-class Call(Future):
-    """A job for one request: a function of `models` and its arguments. Its result is set after the commit."""
-
-    def __init__(self, function: Callable, *arguments):
-        super().__init__()
-        self.function, self.arguments = function, arguments
-
-
-class Creation(Future):
-    """A job for one request: a transaction to be stored as PENDING. Its result is set after the commit."""
-
-    def __init__(self, order: models.Order):
-        super().__init__()
-        self.order = order
-        self.in_doubt = False  # the connection was lost while it was being committed
-
-
-class Verdict(NamedTuple):
-    """A job for one answer of the equipment; `acknowledge` is called when it was dealt with, stored or not."""
-
-    transaction_id: UUID
-    status: Status
-    acknowledge: Callable[[], None]
 
 
 class Wire(Protocol):
@@ -117,7 +87,7 @@ class Ledger:
         self._rearm.set()  # a restart may have lost what was under way
         self._room = 0  # questions that may be opened; never more than models.room() says
         # A commit that is in doubt holds its requests until the database is back; two threads stay free to say so.
-        self._creations = max(1, settings.threads - 2) if models.remote() else BATCH
+        self._creations = max(1, settings.threads - 2) if storage.remote() else BATCH
         self._next_round = self._next_look = 0
         self.waiters = Waiters(settings.threads // 2)
         self._stopped = False
@@ -154,7 +124,7 @@ class Ledger:
         """Run a function of `models` that writes, and return what it returns or raise what it raises."""
         return self._wait_for(Call(function, *arguments))
 
-    def _wait_for(self, job: Call | Creation):
+    def _wait_for(self, job: Job):
         if self._stopped or self._queue.qsize() >= QUEUE:
             raise Unavailable("The service is stopping." if self._stopped else "Too many requests wait already.")
         self._queue.put(job)
@@ -191,7 +161,7 @@ class Ledger:
                 time.sleep(1)
             while not (self._stopped and self._queue.empty()):
                 self.step()
-            models.close()
+            storage.close()
         except BaseException:
             log.critical("the ledger's thread died, the process ends", exc_info=True)
             self._give_up()
@@ -200,8 +170,8 @@ class Ledger:
 
     def _open(self) -> bool:
         try:
-            models.migrate()
-        except (DatabaseError, InterfaceError, OSError) as error:
+            storage.migrate()
+        except (*storage.ERRORS, OSError) as error:
             self._failed("cannot be opened", error)
             return self._stopped
         return True
@@ -211,7 +181,7 @@ class Ledger:
         self._stopped = True
         while not self._queue.empty():
             job = self._queue.get()
-            if isinstance(job, Future) and not job.running() and job.set_running_or_notify_cancel():
+            if isinstance(job, Job) and not job.running() and job.take():
                 job.set_exception(Unavailable("The service restarts; nothing was stored."))
         self.waiters.wake(self.waiters.keys())
         time.sleep(0.1)  # for their answers to leave
@@ -233,13 +203,12 @@ class Ledger:
         due = min(self._next_round, self._next_look) if self.waiters.keys() else self._next_round
         return max(0, due - self._clock()) / models.SECOND
 
-    def _take(self, patience: float) -> list[Call | Creation | Verdict]:
+    def _take(self, patience: float) -> list[Job | Verdict]:
         jobs, creations = [], 0
         try:
             job = self._queue.get(timeout=patience) if patience else self._queue.get_nowait()
             while True:
-                # A withdrawn job is passed over; from here on, one that is taken cannot be withdrawn.
-                if isinstance(job, Verdict) or (job and (job.running() or job.set_running_or_notify_cancel())):
+                if isinstance(job, Verdict) or (job and job.take()):
                     jobs.append(job)
                     creations += isinstance(job, Creation)
                 if len(jobs) == BATCH or creations == self._creations:
@@ -249,22 +218,22 @@ class Ledger:
             pass
         return jobs
 
-    def _write(self, jobs: list[Call | Creation | Verdict]) -> None:
-        """Commit these jobs, then answer, publish and acknowledge; a job that cannot be stored fails alone."""
+    def _write(self, jobs: list[Job | Verdict]) -> None:
+        """Commit these jobs, then publish, answer and acknowledge; a job that cannot be stored fails alone."""
         verdicts = [job for job in jobs if isinstance(job, Verdict)]
         calls = [job for job in jobs if isinstance(job, Call)]
         creations = [job for job in jobs if isinstance(job, Creation)]
         now, committing = self._clock(), False
         try:
-            with models.writing():
+            with storage.writing():
                 changed, kinds = self._judge(verdicts, now)
-                results = [_outcome(call) for call in calls]
+                results = [call.outcome() for call in calls]
                 room = self._room_for(len(creations))
                 created, questions = models.create_transactions([c.order for c in creations], now, self._clocks, room)
-                committing = models.remote()
+                committing = storage.remote()
         except (OperationalError, InterfaceError) as error:
             self._failed("cannot be written", error)
-            if models.collided(error):
+            if storage.collided(error):
                 self._write(jobs)
             else:
                 stored = "whether this was stored is unknown" if committing else "nothing was stored"
@@ -282,7 +251,7 @@ class Ledger:
             self._count(creations, created, changed, kinds)
             self._ask(questions, "asked")  # before the answers, since the equipment can work on them meanwhile
             for job, result in zip(calls + creations, results + created, strict=True):
-                _answer(job, result)
+                job.answer(result)
             for verdict in verdicts:
                 verdict.acknowledge()
             self.waiters.wake(changed)
@@ -313,7 +282,7 @@ class Ledger:
             self.delays.observe(settled.age / models.SECOND)
             log.debug("%(transaction)s has its verdict after %(age)s µs", {"transaction": key, "age": settled.age})
 
-    def _fail(self, jobs: list[Call | Creation | Verdict], error: Exception, committing: bool = False) -> None:
+    def _fail(self, jobs: list[Job | Verdict], error: Exception, committing: bool = False) -> None:
         for job in jobs:
             if isinstance(job, Verdict):
                 job.acknowledge()  # not stored, so its question will be asked again
@@ -327,7 +296,7 @@ class Ledger:
 
     def _failed(self, what: str, error: Exception) -> None:
         log.error("the database %s: %s", what, error)
-        models.close()
+        storage.close()
         time.sleep(0.05)  # so that trying again does not keep a processor busy
 
     def _room_for(self, wanted: int) -> int:
@@ -350,15 +319,15 @@ class Ledger:
         # While the broker refuses what is published, one question at a time finds out whether it still does.
         limit = 1 if self.refused else models.CLAIM
         try:
-            with models.writing():
+            with storage.writing():
                 if rearm or self.refused:
                     models.rearm(now)
                 expired = [] if self.refused else models.expire(now)
                 questions = models.claim(now, self._clocks, limit)
                 room = limit if self.refused else self._room_for(limit)
                 opened = models.claim(now, self._clocks, room, waiting=True)
-        except (DatabaseError, InterfaceError) as error:
-            if rearm or not models.collided(error):
+        except storage.ERRORS as error:
+            if rearm or not storage.collided(error):
                 self._rearm.set()
             self._failed("cannot be written", error)
         else:
@@ -382,22 +351,7 @@ class Ledger:
         keys = self.waiters.keys()
         try:
             statuses = {} if self._stopping() else models.statuses(keys)
-        except (DatabaseError, InterfaceError) as error:
+        except storage.ERRORS as error:
             self._failed("cannot be read", error)
         else:
             self.waiters.wake(key for key in keys if statuses.get(key) is not Status.PENDING)
-
-
-def _outcome(call: Call):
-    """What a call returns, or the refusal that it raises; anything else is no ordinary bad case and goes on."""
-    try:
-        return call.function(*call.arguments)
-    except models.Refusal as refusal:
-        return refusal
-
-
-def _answer(job: Call | Creation, result) -> None:
-    if isinstance(result, models.Refusal):
-        job.set_exception(result)
-    else:
-        job.set_result(result)

@@ -1,45 +1,29 @@
 """Tables and every query on them: nobody else writes SQL or sets a status.
 
+What every transaction goes through is written as SQL: from expressions, the same takes ten times as long to be built as
+to be executed (bench/README.md).
+
 Times are whole microseconds since 1970 (UTC), given by the caller; nothing here reads a clock. Whatever changes a row
 is called by the ledger's thread only, inside `writing()`; whatever reads may be called by any thread.
 """
 
-import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import NamedTuple
 from uuid import UUID
 
-from peewee import (
-    SQL,
-    BigIntegerField,
-    CharField,
-    DatabaseProxy,
-    ForeignKeyField,
-    Model,
-    SmallIntegerField,
-    SqliteDatabase,
-    UUIDField,
-)
-from playhouse import migrations
-from playhouse.db_url import connect
+from peewee import SQL, BigIntegerField, CharField, ForeignKeyField, Model, SmallIntegerField, UUIDField
 
 from schemas import Station as StationOut
 from schemas import Status
 from schemas import Transaction as TransactionOut
+from storage import locked, marks, proxy, run
 
 SECOND = 1_000_000
 LONGEST_BACKOFF = 30 * SECOND
 WINDOW = 1000  # questions that are open at one time: asked, not answered, their clock running
 CLAIM = 500  # rows that one claim takes at most
-MIGRATIONS = os.path.join(os.path.dirname(__file__), "migrations")
-# That a server has vanished without a word is noticed within eleven seconds (libpq, "Parameter Key Words").
-NOTICE = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
-NOTICE |= {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
-MIGRATING = 20260328  # the number of a lock that PostgreSQL keeps for whoever names it
-
-database = DatabaseProxy()
 
 
 class Refusal(Exception):
@@ -60,27 +44,17 @@ class Unprocessable(Refusal):
     status = 422
 
 
-class StatusField(CharField):
-    """A Status, stored as its text."""
-
-    def db_value(self, value):
-        return str(value)
-
-    def python_value(self, value):
-        return value and Status(value)
-
-
 class Station(Model):
     description = CharField(255)
 
     class Meta:
-        database = database
+        database = proxy
 
 
 class Transaction(Model):
     id = UUIDField(primary_key=True)
     station = ForeignKeyField(Station)
-    status = StatusField()
+    status = CharField()
     created = BigIntegerField()
     updated = BigIntegerField()
     idempotency_key = CharField(null=True)
@@ -90,80 +64,12 @@ class Transaction(Model):
     expires_at = BigIntegerField(null=True)  # null: its clock does not run
 
     class Meta:
-        database = database
+        database = proxy
 
 
 # Each has an index of its own, which the planner finds by these very conditions.
 WAITS = "retry_at IS NOT NULL AND expires_at IS NULL"
 OPEN = "retry_at IS NOT NULL AND expires_at > 0"
-
-
-def bind(url: str) -> None:
-    """Say which database to use, as `playhouse.db_url` reads it; opens nothing."""
-    options = {}
-    if url.startswith("sqlite"):
-        pragmas = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1}
-        # IMMEDIATE: a transaction that reads first and writes later would fail at once where another process writes.
-        options = {"pragmas": pragmas, "timeout": 5, "lock_type": "IMMEDIATE"}
-    else:
-        options = {name: value for name, value in NOTICE.items() if f"{name}=" not in url}
-        options["prefer_psycopg3"] = True
-    database.initialize(connect(url, unquote_user=True, unquote_password=True, **options))
-
-
-def migrate() -> None:
-    """Bring the schema up to date; of several processes that start together, one does."""
-    if not remote():
-        os.makedirs(os.path.dirname(os.path.abspath(database.database)), exist_ok=True)
-    with writing():
-        if remote():
-            database.execute_sql("SELECT pg_advisory_xact_lock(%s)", (MIGRATING,))
-        migrations.run(database.obj, MIGRATIONS)
-
-
-def writing():
-    """One database transaction, as a context manager: all of it is on disk afterwards, or none."""
-    return database.atomic()
-
-
-def run(statement: str, *values) -> Iterable[tuple]:
-    """Execute a statement with a `?` for each value; the rows that it returns, if any.
-
-    What every transaction goes through is written as SQL: the same from expressions takes ten times as long to be
-    built as to be executed (bench/README.md).
-    """
-    return database.execute_sql(statement.replace("?", database.param), values)
-
-
-def marks(values: Collection) -> str:
-    """A place for each of these values, in parentheses."""
-    return f"({', '.join('?' * len(values))})"
-
-
-def locked(strength: str) -> str:
-    """The clause that locks the rows of a SELECT, where other writers could be at them meanwhile; else nothing."""
-    return strength if database.for_update else ""
-
-
-def remote() -> bool:
-    """True if the connection can be lost while a commit is under way, so that nobody knows whether it was done."""
-    return not isinstance(database.obj, SqliteDatabase)
-
-
-def collided(error: Exception) -> bool:
-    """True if the database gave up this transaction for another one's sake: a deadlock or a serialization failure."""
-    return getattr(getattr(error, "orig", None), "sqlstate", None) in ("40P01", "40001")
-
-
-def close() -> None:
-    """Close the calling thread's connection; the next query opens another."""
-    if not database.is_closed():
-        database.close()
-
-
-def check() -> None:
-    """Raise peewee.DatabaseError or InterfaceError if the database does not answer."""
-    Station.select(SQL("1")).where(Station.id == 0).tuples().first()
 
 
 # Stations
@@ -246,7 +152,7 @@ def list_transactions(
     if after is not None:
         rows = rows.where(Transaction.id < after)
     if status is not None:
-        rows = rows.where(Transaction.status == status)
+        rows = rows.where(Transaction.status == status.value)
     if station_id is not None:
         rows = rows.where(Transaction.station == station_id)
     return [_read(row) for row in rows.tuples()]
@@ -384,7 +290,7 @@ def expire(now: int) -> list[UUID]:
 
 def oldest_pending() -> int | None:
     """When the oldest PENDING transaction was created, or None."""
-    pending = Transaction.select(Transaction.created).where(Transaction.status == Status.PENDING)
+    pending = Transaction.select(Transaction.created).where(Transaction.status == Status.PENDING.value)
     return pending.order_by(Transaction.id).limit(1).scalar()
 
 

@@ -21,7 +21,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from uuid_utils import uuid4
 
-from ledger import Ledger, Verdict
+from jobs import Verdict
+from ledger import Ledger
 from models import SECOND, WINDOW, Question
 from schemas import Question as QuestionPayload
 from schemas import Status

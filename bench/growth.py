@@ -12,6 +12,7 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 import models
+import storage
 from clients import drive, request
 from schemas import Status
 from stack import STATION, Stack
@@ -44,10 +45,10 @@ class Rows:
         self.folder, self.times = folder, {}
         file = folder / "energy2go.db"
         folder.mkdir()
-        models.bind(f"sqlite:///{file}")
-        models.migrate()
-        models.close()
-        self.database = models.database.obj
+        storage.bind(f"sqlite:///{file}")
+        storage.migrate()
+        storage.close()
+        self.database = storage.proxy.obj
         with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
             database.execute("PRAGMA synchronous = OFF")
             database.execute("BEGIN")
@@ -70,7 +71,7 @@ class Rows:
     def _write(self, name: str, function: Callable, *arguments):
         """Time a function of `models` with the commit that makes it last, and that commit alone."""
         with self._timed(name):
-            with models.writing():
+            with storage.writing():
                 result = function(*arguments)
                 began = time.perf_counter_ns()
             self.times.setdefault(f"{name}: commit", []).append((time.perf_counter_ns() - began) / 1000)
@@ -78,7 +79,7 @@ class Rows:
 
     def queries(self) -> None:
         """Time each query once in this process, as the ledger and the request threads would run it."""
-        models.database.initialize(self.database)
+        storage.proxy.initialize(self.database)
         now = time.time_ns() // 1000
         orders = [models.Order(uuid7(), STATION, None) for _ in range(BATCH)]
         self._write("create", models.create_transactions, orders, now, CLOCKS, 0)
@@ -98,7 +99,7 @@ class Rows:
 
     def requests(self, stack: Stack, repeats: int) -> None:
         """Time so many requests of each kind to a service on these rows, one after the other."""
-        models.close()
+        storage.close()
         for name, requests, status in (
             ("POST", [POST], 201),
             ("GET by id", (request("GET", f"/transactions/{next(self.some)}") for _ in range(repeats)), 200),

@@ -3,6 +3,7 @@
 from uuid import UUID
 
 import models
+import storage
 from ledger import Ledger
 from mqtt_listener import Listener
 from programs import ACCOUNTS, wait_until
@@ -20,7 +21,7 @@ class Pair:
         self.settings = Settings(database_url=url, mqtt_port=port, **options)
         self.ledger = Ledger()
         self.listener = Listener(self.ledger)
-        models.bind(url)
+        storage.bind(url)
         self.ledger.start(self.settings, self.listener, clock)
         self.listener.start(self.settings)
         self.ledger.change(models.create_station, "Teste")
@@ -45,4 +46,4 @@ class Pair:
     def stop(self) -> None:
         self.listener.stop()
         self.ledger.stop()
-        models.close()
+        storage.close()

@@ -13,7 +13,7 @@ import pytest
 from webtest import TestApp, TestRequest
 
 import app
-import models
+import storage
 from mqtt_listener import VERDICTS
 from programs import wait_until
 from settings import VERSION, Settings
@@ -87,7 +87,7 @@ def at_once(number: int, call) -> list:
         try:
             return call()
         finally:
-            models.close()  # each thread has a connection of its own
+            storage.close()  # each thread has a connection of its own
 
     with ThreadPoolExecutor(number) as pool:
         return list(pool.map(run, range(number)))

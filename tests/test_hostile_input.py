@@ -16,6 +16,7 @@ from webtest import TestRequest
 
 import models
 import mqtt_listener
+import storage
 from mqtt_listener import STATUSES, VERDICTS, Listener
 from peer import Peer
 from programs import wait_until
@@ -209,14 +210,14 @@ def bench(tmp_path):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # and does not listen
         options = Settings(database_url=f"sqlite:///{tmp_path}/energy2go.db", mqtt_port=nobody.getsockname()[1])
-        models.bind(options.database_url)
+        storage.bind(options.database_url)
         bench = Bench(options)
         bench.listener = Listener(bench.ledger)
         bench.listener.start(options)
         yield bench
         bench.listener.stop()
         bench.pool.shutdown()
-        models.close()
+        storage.close()
 
 
 def counted(bench) -> Counter:

@@ -10,7 +10,9 @@ from uuid_utils.compat import uuid7
 
 import ledger as ledger_module
 import models
-from ledger import Call, Creation, Ledger, Unavailable, Verdict, ledger_clock
+import storage
+from jobs import Call, Creation, Unavailable, Verdict
+from ledger import Ledger, ledger_clock
 from models import SECOND, Order
 from programs import ROOT, wait_until
 from schemas import Status
@@ -47,7 +49,7 @@ class Bench:
     def __init__(self, settings: Settings):
         self.settings, self.clock, self.wire = settings, Clock(), Wire()
         self.pool = ThreadPoolExecutor(64)
-        models.migrate()
+        storage.migrate()
         models.create_station("Teste")
         self.restart()
 
@@ -73,7 +75,7 @@ class Bench:
             try:
                 return function(*arguments)
             finally:
-                models.close()
+                storage.close()
 
         return self.pool.submit(call)
 
@@ -116,12 +118,12 @@ def settings(database_url):
 
 @pytest.fixture
 def bench(settings):
-    models.bind(settings.database_url)
+    storage.bind(settings.database_url)
     bench = Bench(settings)
     yield bench
     bench.clock.advance(60)  # whoever still waits withdraws
     bench.pool.shutdown()
-    models.close()
+    storage.close()
 
 
 def test_one_step_answers_everybody_who_waits(bench):
@@ -377,8 +379,8 @@ def test_a_failed_commit_refuses_the_requests_and_asks_again_afterwards(bench):
     (key,) = bench.create()
     acknowledged = bench.answer(key)
     waiting = bench.submit(bench.ledger.create, 1, None)
-    models.database.obj.timeout = 0
-    other = type(models.database.obj)(models.database.database)
+    storage.proxy.obj.timeout = 0
+    other = type(storage.proxy.obj)(storage.proxy.database)
     other.execute_sql("BEGIN IMMEDIATE")
     bench.step()
     with pytest.raises(Unavailable, match="nothing was stored"):
@@ -406,7 +408,7 @@ def test_the_thread_writes_what_is_in_the_queue_before_it_stops(bench, settings)
 def test_a_database_that_cannot_be_opened_yet_is_waited_for(tmp_path):
     settings = Settings(database_url=f"sqlite:///{tmp_path}/var/energy2go.db")
     (tmp_path / "var").write_text("in the way")
-    models.bind(settings.database_url)
+    storage.bind(settings.database_url)
     ledger = Ledger()
     ledger.start(settings, Wire())
     waiting = Call(models.create_station, "Teste")
@@ -419,12 +421,12 @@ def test_a_database_that_cannot_be_opened_yet_is_waited_for(tmp_path):
 
 
 SECOND_PROCESS = """
-import sys, models, ledger, settings
+import sys, storage, ledger, settings
 class Wire:
     alive = True
     def publish(self, questions): pass
 settings = settings.Settings(database_url=sys.argv[1])
-models.bind(settings.database_url)
+storage.bind(settings.database_url)
 writer = ledger.Ledger()
 writer.start(settings, Wire())
 print("ready", flush=True)

@@ -14,6 +14,7 @@ import pytest
 from uuid_utils.compat import uuid7
 
 import models
+import storage
 from programs import ROOT, wait_until
 
 FIRST_RELEASE = """
@@ -37,20 +38,20 @@ DELETE FROM "station" WHERE id = 3;
 PROCESSES = 6
 # Of several that open a new file of SQLite, all but one may be told that it is locked; the ledger tries again then.
 MIGRATE = """
-import logging, sys, time, models, peewee
+import logging, sys, time, storage, peewee
 logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
-models.MIGRATIONS = sys.argv[2]
-models.bind(sys.argv[1])
+storage.MIGRATIONS = sys.argv[2]
+storage.bind(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
 while True:
     try:
-        models.migrate()
+        storage.migrate()
         break
     except peewee.OperationalError as error:
         if "locked" not in str(error):
             raise
-        models.close()
+        storage.close()
         time.sleep(0.1)
 """
 ADD_COLUMN = """
@@ -66,9 +67,9 @@ HANG = ADD_COLUMN + "    print('half way', flush=True)\n    import time; time.sl
 @pytest.fixture
 def database(database_url):
     """A database that this test's process looks into; it may not exist yet."""
-    models.bind(database_url)
-    yield models.database
-    models.close()
+    storage.bind(database_url)
+    yield storage.proxy
+    storage.close()
 
 
 @pytest.fixture
@@ -117,11 +118,11 @@ class Process:
 
 
 def applied() -> list[str]:
-    return [name for (name,) in models.database.execute_sql("SELECT name FROM schema_migration ORDER BY id").fetchall()]
+    return [name for (name,) in storage.proxy.execute_sql("SELECT name FROM schema_migration ORDER BY id").fetchall()]
 
 
 def columns(table: str) -> set[str]:
-    return {column.name for column in models.database.get_columns(table)}
+    return {column.name for column in storage.proxy.get_columns(table)}
 
 
 def schema(file: Path) -> set[str]:
@@ -162,9 +163,9 @@ def test_a_file_of_the_first_release_is_upgraded_and_keeps_its_rows(tmp_path, se
     # An id that was given out once is not given out again.
     assert running.post("/stations", {"description": "new"}).headers["Location"] == "/stations/4"
     assert running.stop() == 0
-    models.bind(f"sqlite:///{tmp_path}/new.db")
-    models.migrate()
-    models.close()
+    storage.bind(f"sqlite:///{tmp_path}/new.db")
+    storage.migrate()
+    storage.close()
     assert schema(old) == schema(tmp_path / "new.db")
 
 
@@ -179,7 +180,7 @@ def test_of_processes_that_start_together_one_migrates(database, release):
 
 
 def test_a_later_migration_is_applied_once_and_rows_stay(database, release):
-    models.migrate()
+    storage.migrate()
     models.create_station("Teste")
     processes = [release(ADD_COLUMN) for _ in range(3)]
     for process in processes:
@@ -189,12 +190,12 @@ def test_a_later_migration_is_applied_once_and_rows_stay(database, release):
     assert applied() == ["0001_first_release", "0002_more"]
     assert columns("station") == {"id", "description", "city"}
     # The release before goes on with it until it is replaced, and may even be started again.
-    models.migrate()
+    storage.migrate()
     assert models.get_station(1).description == "Teste"
 
 
 def test_a_migration_that_fails_changes_nothing(database, release):
-    models.migrate()
+    storage.migrate()
     status, said = release(BREAK).run()
     assert status
     assert "this one is broken" in said
@@ -205,7 +206,7 @@ def test_a_migration_that_fails_changes_nothing(database, release):
 
 
 def test_a_process_that_dies_while_it_migrates_leaves_it_to_the_next(database, release):
-    models.migrate()
+    storage.migrate()
     dying = release(HANG)
     dying.go()
     dying.says("up: 0002_more\n")

@@ -8,6 +8,7 @@ from peewee import IntegrityError, OperationalError
 from uuid_utils.compat import uuid7
 
 import models
+import storage
 from models import SECOND, Clocks, Conflict, NotFound, Order, Station, Transaction, Unprocessable
 from schemas import Status
 
@@ -20,11 +21,11 @@ only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indire
 
 @pytest.fixture(autouse=True)
 def database(database_url):
-    models.bind(database_url)
-    models.migrate()
+    storage.bind(database_url)
+    storage.migrate()
     models.create_station("Teste")
-    yield models.database
-    models.close()
+    yield storage.proxy
+    storage.close()
 
 
 def create(count=1, now=NOW, room=MANY) -> list[UUID]:
@@ -48,7 +49,7 @@ def test_the_database_keeps_what_it_said_it_stored(database):
 @only_sqlite
 def test_a_transaction_that_reads_first_may_write_later(database):
     # A deferred one would fail at once, "database is locked", where another connection wrote in between.
-    with models.writing():
+    with storage.writing():
         models.list_stations(1, None)
         other = type(database.obj)(database.database, timeout=0)
         with pytest.raises(OperationalError, match="locked"):
@@ -239,7 +240,7 @@ def test_a_page_goes_on_where_the_last_one_ended():
 def every_query() -> None:
     """Call everything in `models` that reads or writes."""
     (key,) = create()
-    models.check()
+    storage.check()
     models.get_station(1)
     models.list_stations(5, 1)
     models.change_station(1, "other")

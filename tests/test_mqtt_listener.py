@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 
 import models
+import storage
 from mqtt_listener import QUESTIONS, STATUSES, VERDICTS, Listener
 from pair import Pair
 from peer import Peer
@@ -76,7 +77,7 @@ def test_a_verdict_is_acknowledged_only_after_its_commit(pair):
 
     def acknowledge():
         seen.append(models.get_transaction(key).status)
-        models.close()
+        storage.close()
         done.set()
 
     pair.listener.receive(VERDICTS, verdict(key), False, acknowledge)

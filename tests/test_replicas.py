@@ -18,8 +18,10 @@ import pytest
 from uuid_utils.compat import uuid4, uuid7
 
 import models
+import storage
 from bench.clients import drive, request
-from ledger import Call, Creation, Ledger, Verdict
+from jobs import Call, Creation, Verdict
+from ledger import Ledger
 from load import Load
 from models import SECOND, Clocks, Order
 from peer import Peer
@@ -41,17 +43,17 @@ SETTLED_WITHIN = RETRY + 5  # seconds after the end of a fault
 @pytest.fixture
 def database(postgres):
     """A database with one station, which this test's process writes to."""
-    models.bind(postgres.create())
-    models.migrate()
+    storage.bind(postgres.create())
+    storage.migrate()
     models.create_station("Teste")
-    yield models.database
-    models.close()
+    yield storage.proxy
+    storage.close()
 
 
 def store(count: int) -> list[UUID]:
     """So many transactions that wait to be asked; their ids."""
     orders = [Order(uuid7(), 1, None) for _ in range(count)]
-    with models.writing():
+    with storage.writing():
         models.create_transactions(orders, NOW, CLOCKS, 0)
     return [order.transaction_id for order in orders]
 
@@ -65,7 +67,7 @@ def at_once(function, *arguments) -> list:
             together.wait(10)
             return function(*own)
         finally:
-            models.close()
+            storage.close()
 
     with ThreadPoolExecutor(WRITERS) as pool:
         return list(pool.map(call, *(arguments or [range(WRITERS)])))
@@ -81,7 +83,7 @@ def test_writers_that_claim_at_once_take_disjoint_shares_of_everything(database,
     def claim(_) -> list[list[UUID]]:
         shares = []
         while not shares or shares[-1]:
-            with models.writing():
+            with storage.writing():
                 questions = models.claim(now, CLOCKS, models.CLAIM, waiting)
             shares.append([question.transaction_id for question in questions])
         return shares
@@ -136,14 +138,14 @@ def ledgers(count: int, postgres: Postgres) -> list[Ledger]:
 
 def deadlock(postgres: Postgres, ledger: Ledger, first: UUID, second: UUID, sql: str) -> None:
     """A step of the ledger, which locks the first row and then the second, and another who does it in turned order."""
-    name = models.database.database
+    name = storage.proxy.database
     # Whoever has waited for this long looks for a deadlock, and gives up if there is one: the ledger, not the other.
     postgres.execute(f"ALTER DATABASE {name} SET deadlock_timeout = '2s'")
-    models.close()
+    storage.close()
     with psycopg.connect(postgres.url(name)) as other:
         other.execute("SET deadlock_timeout = '1min'")
         other.execute(sql, (second,))
-        writer = threading.Thread(target=lambda: (ledger.step(0), models.close()))
+        writer = threading.Thread(target=lambda: (ledger.step(0), storage.close()))
         writer.start()
         waits = "SELECT 1 FROM pg_locks WHERE NOT granted"
         wait_until(lambda: postgres.execute(waits), "the ledger has the first and waits for the second")
@@ -210,7 +212,7 @@ def test_one_key_that_is_used_at_once_makes_one_transaction(database):
     orders = [[Order(uuid7(), 1, f"key-{number}") for number in range(50)] for _ in range(WRITERS)]
 
     def create(orders: list[Order]) -> list[UUID]:
-        with models.writing():
+        with storage.writing():
             answers, _ = models.create_transactions(orders, NOW, CLOCKS, 0)
         return [answer.id for answer in answers]
 
@@ -220,12 +222,12 @@ def test_one_key_that_is_used_at_once_makes_one_transaction(database):
 
 
 def test_a_url_may_name_several_servers_and_a_password_of_any_kind(postgres, database):
-    dead, name = free_port(), models.database.database
-    models.close()
+    dead, name = free_port(), storage.proxy.database
+    storage.close()
     query = f"host=127.0.0.1,127.0.0.1&port={dead},{postgres.port}&target_session_attrs=read-write&connect_timeout=3"
-    models.bind(f"postgresql://energy2go:p%40ss%2Fword%25@/{name}?{query}")
-    models.check()
-    connection = models.database.connection()
+    storage.bind(f"postgresql://energy2go:p%40ss%2Fword%25@/{name}?{query}")
+    storage.check()
+    connection = storage.proxy.connection()
     assert connection.info.port == postgres.port
     assert connection.info.password == "p@ss/word%"
     assert connection.info.get_parameters()["connect_timeout"] == "3"
@@ -314,9 +316,9 @@ def metric(service: Service, name: str) -> float:
 def test_every_question_on_the_wire_is_one_claim(replicas):
     run = replicas(3, VALIDATION_RETRY="4").start(equipment=False)
     with Peer(run.broker, "EQUIPMENT/VALIDATION") as peer:
-        models.bind(run.postgres.url(run.database))
+        storage.bind(run.postgres.url(run.database))
         store(COUNT)
-        models.close()
+        storage.close()
 
         def asked() -> bool:
             """Each was asked again, by whichever replica, and the wire has carried each as often as it was claimed."""

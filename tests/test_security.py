@@ -510,7 +510,7 @@ def test_to_be_open_to_everybody_is_warned_of(run, broker, host, token, warned):
 # What answers say
 
 FAILING = """
-from app import app, models
+from app import app, storage
 
 @app.get("/fails", token=False)
 def fails():
@@ -520,7 +520,7 @@ def fails():
 @app.get("/sql", token=False)
 def sql():
     "Ask for what the database does not have."
-    models.database.execute_sql("SELECT secret FROM nowhere")
+    storage.proxy.execute_sql("SELECT secret FROM nowhere")
 """
 
 

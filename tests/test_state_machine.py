@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 import models
+import storage
 import test_ledger
-from ledger import Creation, Ledger
+from jobs import Creation
+from ledger import Ledger
 from models import SECOND, Order
 from schemas import Status
 from settings import Settings
@@ -200,7 +202,7 @@ class Life(RuleBasedStateMachine):
 def test_the_ledger_and_the_table_of_states_never_disagree(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "WINDOW", WINDOW)
     url = f"sqlite:///{tmp_path}/energy2go.db"
-    models.bind(url)
+    storage.bind(url)
     Life.bench = Bench(Settings(database_url=url))
     models.create_station("another")
     try:
@@ -209,4 +211,4 @@ def test_the_ledger_and_the_table_of_states_never_disagree(tmp_path, monkeypatch
         )
     finally:
         Life.bench.pool.shutdown()
-        models.close()
+        storage.close()
