@@ -38,7 +38,7 @@ def when_ready(server):
         server.log.warning("BIND=%s is open to other machines, and without an API_TOKEN to everybody", settings.bind)
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     url = f"http://{f'[{here}]' if ':' in here else here}:{port}"
-    server.log.info("ready at %s, Swagger UI at %s/swagger/; try:", url, url)
+    server.log.info("ready at %s (the live page), Swagger UI at %s/swagger/; try:", url, url)
     server.log.info("""  curl --json '{"description": "Teste"}' %s/stations""", url)
     server.log.info("""  curl --json '{"station_id": 1}' -H 'Prefer: wait=5' %s/transactions""", url)
 

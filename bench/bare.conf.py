@@ -1,6 +1,7 @@
 """gunicorn as the service runs it, on one processor too, without the hooks that start the service's threads.
 
-With `BARE=spread` the kernel may move its threads between processors, as it may those of any other program.
+With `BARE=spread` the kernel may move its threads between processors, as it may those of any other program; with
+`BARE=hollow` the application is that of `hollow.py`.
 """
 
 import os
@@ -13,5 +14,9 @@ globals().update({name: value for name, value in service.items() if not name.sta
 
 
 def post_worker_init(worker):
-    if os.environ.get("BARE") != "spread":
+    if os.environ["BARE"] != "spread":
         service["stay_on_one_processor"]()
+    if os.environ["BARE"] == "hollow":
+        import hollow
+
+        hollow.start()

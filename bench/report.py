@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 CLIENTS, GENERATOR = "32 clients", "generator alone, 32 clients"
 BARE, SPREAD = "bare, 32 clients", "bare on all processors, 32 clients"
+HOLLOW = "nothing stored or asked, 32 clients"
 CALM = 0.3  # processors that others may keep busy
 PROCESSES = ("service", "master", "broker", "equipment", "all", "generator")
 
@@ -69,6 +70,7 @@ def ratio_table(rounds: list[dict]) -> str:
         "settled/s at 8 clients, over bare at 32": (rate("8 clients"), rate(BARE)),
         "settled/s at 32 clients": (rate(CLIENTS), rate(BARE)),
         "settled/s at 32 clients, over bare on all processors": (rate(CLIENTS), rate(SPREAD)),
+        "posts/s at 32 clients where nothing is stored or asked": (rate(HOLLOW), rate(BARE)),
         "POST p50 at 1 client": (p50("1 client", "post ms"), p50("bare, 1 client", "post ms")),
         "CPU of the service at 1 client": (cpu("1 client", "service"), cpu("bare, 1 client", "service")),
         "CPU of the service at 32 clients": (cpu(CLIENTS, "service"), cpu(BARE, "service")),

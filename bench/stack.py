@@ -108,16 +108,18 @@ class Stack(Server):
 
 
 class Bare(Server):
-    """The same gunicorn with a route that only parses and answers; `spread` over all processors, or on one."""
+    """The same gunicorn with less in it: `bare`, `spread` or `hollow`, as `bare.conf.py` explains."""
 
-    def __init__(self, folder: Path, ends: contextlib.ExitStack, spread: bool = False):
-        port, name = free_port(), "spread" if spread else "bare"
+    def __init__(self, name: str, folder: Path, ends: contextlib.ExitStack):
+        port = free_port()
         gunicorn = str(Path(sys.executable).with_name("gunicorn"))
-        command = [gunicorn, "-c", "bench/bare.conf.py", "--pythonpath", "bench", "bare:app"]
-        program = Program(name, command, folder, {"BIND": f"127.0.0.1:{port}", "BARE": name})
+        module = "hollow" if name == "hollow" else "bare"
+        command = [gunicorn, "-c", "bench/bare.conf.py", "--pythonpath", "bench", f"{module}:app"]
+        environment = {"BIND": f"127.0.0.1:{port}", "BARE": name, "DATABASE_URL": f"sqlite:///{folder}/none.db"}
+        program = Program(name, command, folder, environment)
         ends.callback(program.stop)
         program.start()
-        wait_until(lambda: listening(port), "the bare route is served")
+        wait_until(lambda: listening(port), f"{name} is served")
         super().__init__(port, {"service": worker_of(program.pid), "master": program.pid})
 
 

@@ -2,6 +2,7 @@
 
 import { Away, Refused, call, keepToken, newKey, readiness } from "./api.js";
 import { Pages, Rows, set } from "./lists.js";
+import { clock, inWords, meaning, partsOf, sumUp, took } from "./words.js";
 
 const STATIONS = "/stations?limit=10";
 const WAITS = 2; // at one time: a browser has six connections to a host, and all its tabs share them
@@ -16,24 +17,7 @@ function say(text) {
   if ($("live").childElementCount > 5) $("live").firstElementChild.remove();
 }
 
-// Time and status
-
-/** Milliseconds since 1970 of a time of the API, with the microseconds that Date leaves out. */
-function milliseconds(time) {
-  return Date.parse(`${time.slice(0, 19)}Z`) + 1000 * Number(`0${time.slice(19, -1)}`);
-}
-
-const took = ({ created, updated }) => milliseconds(updated) - milliseconds(created);
-
-function inWords(ms) {
-  const digits = ms < 100 ? 1 : 0;
-  return `${ms.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits })} ms`;
-}
-
-function clock(date) {
-  const day = date.toDateString() === new Date().toDateString() ? {} : { day: "numeric", month: "short" };
-  return date.toLocaleString("en-GB", { ...day, hour: "2-digit", minute: "2-digit", second: "2-digit" });
-}
+// Transactions
 
 function showStatus(element, transaction) {
   const status = element.querySelector(".status");
@@ -41,8 +25,6 @@ function showStatus(element, transaction) {
   status.dataset.status = transaction.status;
   set(element.querySelector(".took"), transaction.status === "PENDING" ? "" : inWords(took(transaction)));
 }
-
-// Transactions
 
 function fillTransaction(row, transaction) {
   const { id, station, created } = transaction;
@@ -52,19 +34,6 @@ function fillTransaction(row, transaction) {
   set(row.querySelector("bdi"), station.description);
   set(row.querySelector(".id"), id);
   showStatus(row, transaction);
-}
-
-/** What is on the page, in a line; a time is that of a verdict, so EXPIRED has none. */
-function sumUp(items) {
-  const having = (...statuses) => items.filter(({ status }) => statuses.includes(status));
-  const statuses = ["COMPLETED", "ERROR", "EXPIRED", "PENDING"].filter((status) => having(status).length);
-  const times = having("COMPLETED", "ERROR").map(took).sort((a, b) => a - b);
-  const middle = (times.length - 1) / 2;
-  const median = (times[Math.floor(middle)] + times[Math.ceil(middle)]) / 2;
-  const speed = times.length ? ` · median ${inWords(median)}, slowest ${inWords(times.at(-1))}` : "";
-  return statuses.length
-    ? `On this page: ${statuses.map((status) => `${having(status).length} ${status}`).join(", ")}${speed}`
-    : "";
 }
 
 /** The first page of what the filters ask for. */
@@ -91,6 +60,7 @@ const known = new Map(); // every station seen until now, for the filter
 
 function fillStation(row, { id, description }) {
   set(row.querySelector(".number"), String(id));
+  row.querySelector(".name").title = description;
   set(row.querySelector(".name"), description);
   row.querySelector("button").ariaLabel = `Start a transaction for station ${id}, ${description}`;
 }
@@ -167,7 +137,7 @@ async function attempt(element, path, post, unknown) {
     set(wrong, "");
     return answer;
   } catch (error) {
-    set(wrong, error instanceof Away ? `${told(error)} ${unknown}` : told(error));
+    set(wrong, error instanceof Away ? `No answer came. ${unknown}` : told(error));
     say(wrong.textContent);
     return undefined;
   } finally {
@@ -176,29 +146,6 @@ async function attempt(element, path, post, unknown) {
 }
 
 // The service
-
-/** Each part of it and how it is; of a service that is away nothing is known. */
-function partsOf(ready) {
-  const { database, broker, equipment } = ready ?? { equipment: {} };
-  const part = (id, word, good) => ({ id, word, state: good ? "good" : word === "unknown" ? "unknown" : "bad" });
-  const works = (id, says) => part(id, says ? (says === "ok" ? "ok" : "unavailable") : "unknown", says === "ok");
-  const names = Object.keys(equipment).sort();
-  const each = names.map((name) => {
-    const word = broker === "ok" ? equipment[name] : "unknown"; // what it said before the broker went is old
-    return part(`Equipment ${name}`, word, word === "online");
-  });
-  const none = part("Equipment", broker === "ok" ? "none" : "unknown", false);
-  const service = part("Service", ready ? "ok" : "away", ready);
-  return [service, works("Database", database), works("Broker", broker), ...(each.length ? each : [none])];
-}
-
-/** What that means for those who want to start a transaction; nothing if all is well. */
-function meaning({ database, broker, equipment }) {
-  if (database !== "ok") return `The database cannot be used: ${database}. Nothing is stored until it can.`;
-  if (broker !== "ok") return `The broker cannot be used: ${broker}. Transactions are stored and stay PENDING.`;
-  if (Object.values(equipment).includes("online")) return "";
-  return "No equipment is online. Transactions stay PENDING, and expire if none answers in time.";
-}
 
 function notify(text) {
   const notice = $("notice");

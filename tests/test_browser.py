@@ -321,7 +321,7 @@ def test_a_service_that_is_away_is_said_and_comes_back(running, tab):
         expect(part(page, "Broker")).to_contain_text("unknown")
         expect(rows(page)).to_have_count(1)  # what was seen last stays
         page.get_by_role("button", name="Create").click()
-        expect(page.locator("#new-station-said")).to_contain_text("The service does not answer.")
+        expect(page.locator("#new-station-said")).to_contain_text("No answer came. Look whether the station is there")
         service.start()
         expect(part(page, "Service")).to_contain_text("ok")
         expect(page.locator(NOTICE)).to_be_hidden()
@@ -501,6 +501,9 @@ def test_it_can_be_read_and_used_in_a_narrow_window_in_light_and_dark(running, t
     expect(outcome(page, 1)).to_contain_text("PENDING")
     expect(rows(page).first).to_contain_text("PENDING")
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    name = page.locator("#stations .name").nth(1)
+    assert name.bounding_box()["height"] < 90  # three lines of it, and all of it as its title
+    assert name.get_attribute("title") == LONG_WORD
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         lowest, where = page.evaluate(CONTRAST)

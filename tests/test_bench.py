@@ -1,0 +1,22 @@
+"""The benchmark runs from end to end: every phase, every operation, every goal, and nothing PENDING at its end."""
+
+import json
+import os
+import subprocess
+import sys
+
+from programs import ROOT
+
+
+def test_the_quick_bench_measures_everything_and_leaves_nothing_pending():
+    environment = os.environ | {"PYTHONPATH": ".:tests"}
+    command = [sys.executable, "bench/run.py", "--quick"]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    found = json.loads((ROOT / "var/bench-quick.json").read_text())
+    assert found["pending"] == 0
+    assert [goal["name"] for goal in found["goals"]][0] in run.stdout
+    for name, phase in found["phases"].items():
+        assert name in run.stdout
+        assert phase["posts"] > 0
+    assert {"POST", "GET by id", "claim", "settle"} <= found["growth µs"]["10000"].keys()
