@@ -61,3 +61,12 @@ def test_every_package_is_in_the_table_of_parts():
 
 def test_it_fits_in_one_sitting():
     assert len(README.splitlines()) <= 200
+
+
+def test_every_test_that_a_document_names_is_there():
+    documents = ("docs/architecture.md", "SECURITY.md", "CONTRIBUTING.md", "docs/scaling.md")
+    text = "".join((ROOT / name).read_text() for name in documents)
+    named = re.findall(r"(tests/\w+\.py)(?:::(\w+))?", text)
+    assert len(named) > 10
+    for file, test in named:
+        assert f"def {test}" in (ROOT / file).read_text(), f"{file}::{test}"
