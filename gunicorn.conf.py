@@ -1,5 +1,6 @@
 """The process: where it listens, how it logs, and when the ledger and the listener start and stop."""
 
+import contextlib
 import logging
 import os
 import threading
@@ -58,11 +59,11 @@ def stay_on_one_processor():
     """Keep this process where the kernel has put it just now, among the processors that it may use.
 
     One Python thread runs at a time. To hand the interpreter's lock over to a thread on another processor, and back,
-    costs as much again as the work itself (bench/README.md).
+    costs as much again as the work itself (bench/README.md). Where a sandbox forbids it, the service is slower, not away.
     """
-    with open("/proc/self/stat") as stat:
+    with contextlib.suppress(OSError), open("/proc/self/stat") as stat:
         processor = stat.read().rpartition(")")[2].split()[36]  # proc(5): field 39, the 37th behind the name
-    os.sched_setaffinity(0, {int(processor)})
+        os.sched_setaffinity(0, {int(processor)})
 
 
 def end_the_process(args):

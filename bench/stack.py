@@ -30,12 +30,6 @@ def memory(pid: int, field: str) -> float:
     return int(fields[field].split()[0]) / 1024
 
 
-def worker_of(master: int) -> int:
-    """The pid of gunicorn's one worker."""
-    children = Path(f"/proc/{master}/task/{master}/children")
-    return wait_until(lambda: [int(pid) for pid in children.read_text().split()], "there is a worker")[0]
-
-
 def end_on_signals() -> None:
     """Ctrl-C and SIGTERM end this process, and with it everything that it has started."""
     for each in (signal.SIGINT, signal.SIGTERM):
@@ -73,7 +67,7 @@ class Stack(Server):
         wait_until(self._online, "the service is ready and the equipment online", 30)
         if not self.query("SELECT 1 FROM station"):
             self.service.post("/stations", {"description": "Teste"})
-        pids = {"service": worker_of(self.service.pid), "master": self.service.pid}
+        pids = {"service": self.service.children[0], "master": self.service.pid}
         super().__init__(self.service.port, pids | {"broker": self.broker.pid, "equipment": self.equipment.pid})
 
     def _explain(self, kind, error, traceback) -> None:
@@ -120,7 +114,8 @@ class Bare(Server):
         ends.callback(program.stop)
         program.start()
         wait_until(lambda: listening(port), f"{name} is served")
-        super().__init__(port, {"service": worker_of(program.pid), "master": program.pid})
+        (worker,) = wait_until(lambda: program.children, f"{name} has its worker")
+        super().__init__(port, {"service": worker, "master": program.pid})
 
 
 class Fixed(Server):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -167,6 +168,14 @@ def test_all_threads_that_take_the_interpreters_lock_stay_on_one_processor(runni
     assert len(allowed) >= 4  # gunicorn's, a request's, the ledger's, paho's
     assert len(set(allowed)) == 1
     assert int(allowed[0]) in os.sched_getaffinity(0)
+
+
+def test_where_a_sandbox_forbids_that_the_service_starts_all_the_same(monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    runpy.run_path(str(ROOT / "gunicorn.conf.py"))["stay_on_one_processor"]()  # raises nothing
 
 
 @pytest.mark.parametrize(
