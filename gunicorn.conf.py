@@ -59,7 +59,7 @@ def stay_on_one_processor():
     """Keep this process where the kernel has put it just now, among the processors that it may use.
 
     One Python thread runs at a time. To hand the interpreter's lock over to a thread on another processor, and back,
-    costs as much again as the work itself (bench/README.md). Where a sandbox forbids it, the service is slower, not away.
+    costs as much again as the work itself (bench/README.md). Where a sandbox forbids it, the service is only slower.
     """
     with contextlib.suppress(OSError), open("/proc/self/stat") as stat:
         processor = stat.read().rpartition(")")[2].split()[36]  # proc(5): field 39, the 37th behind the name
