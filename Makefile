@@ -23,19 +23,19 @@ test: lint browser ## run every test
 
 test-faults: setup ## inject every fault many times under load, and print a table
 	@mkdir -p var
-	FAULTS=full .venv/bin/pytest tests/test_faults.py --basetemp=var/test
+	FAULTS=full .venv/bin/pytest tests/system/test_faults.py --basetemp=var/test
 
 bench: setup ## measure speed and growth against a bare route, in four minutes
-	@PYTHONPATH=.:tests .venv/bin/python bench/run.py
+	@PYTHONPATH=.:tests/support .venv/bin/python tests/bench/run.py
 
 soak: setup ## send 200,000 transactions, and watch the memory
-	@PYTHONPATH=.:tests .venv/bin/python bench/soak.py
+	@PYTHONPATH=.:tests/support .venv/bin/python tests/bench/soak.py
 
 fuzz: setup fuzzer ## throw generated questions at the equipment's rules for a minute
 	@$(MAKE) -s -C validator fuzz
 
 docker-test: ## build the containers, use and hurt them, take them down
-	@sh tests/docker-test.sh
+	@sh tests/system/docker-test.sh
 
 lint: setup ## check the style of the Python and the warnings of the C
 	.venv/bin/ruff check

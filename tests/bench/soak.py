@@ -13,7 +13,7 @@ from report import Goal, goal_table, number, table
 from stack import Stack, end_on_signals, memory
 from traffic import POST, WINDOW
 
-VAR = Path(__file__).resolve().parent.parent / "var"
+VAR = Path(__file__).resolve().parent.parent.parent / "var"
 PARTS = 20
 FLAT = 1.02  # at the end, times what was held half-way, when everything had been used often
 

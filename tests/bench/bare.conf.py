@@ -9,7 +9,7 @@ import runpy
 from pathlib import Path
 
 HOOKS = ("on_starting", "when_ready", "post_worker_init", "worker_exit")
-service = runpy.run_path(str(Path(__file__).parent.parent / "gunicorn.conf.py"))
+service = runpy.run_path(str(Path(__file__).parent.parent.parent / "gunicorn.conf.py"))
 globals().update({name: value for name, value in service.items() if not name.startswith("_") and name not in HOOKS})
 
 

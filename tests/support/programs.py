@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psycopg
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
 ACCOUNTS = {
     "MQTT_USERNAME": "energy2go",
@@ -222,7 +222,7 @@ class Nginx(HttpServer):
         # Not below pytest's folders: those are closed to the user that nginx, started by root, becomes.
         folder = Path(tempfile.mkdtemp(prefix="energy2go-nginx-"))
         folder.chmod(0o755)
-        text = (ROOT / "nginx.conf").read_text()
+        text = (ROOT / "deploy/nginx.conf").read_text()
         for found, wanted in (("listen ", [port]), ("server ", [service.port for service in services])):
             (line,) = re.findall(rf"^ *{found}127\.0\.0\.1:\d+.*;.*\n", text, re.MULTILINE)
             text = text.replace(line, "".join(re.sub(r":\d+", f":{number}", line, count=1) for number in wanted))

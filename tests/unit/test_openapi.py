@@ -6,9 +6,9 @@ import re
 import pytest
 from openapi_schema_validator import OAS30Validator, oas30_format_checker
 from openapi_spec_validator import OpenAPIV30SpecValidator
+from test_api import JSON, KIB, REFUSED, UNKNOWN, new_station, new_transaction, send, serving
 
 import app
-from test_api import JSON, KIB, REFUSED, UNKNOWN, new_station, new_transaction, send, serving
 
 PROBLEM = "application/problem+json"
 

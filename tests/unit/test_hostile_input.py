@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_ledger import Bench
 from webtest import TestRequest
 
 import models
@@ -22,7 +23,6 @@ from peer import Peer
 from programs import wait_until
 from schemas import Status
 from settings import Settings
-from test_ledger import Bench
 
 KINDS = ("settled", "late", "duplicate", "contradiction", "unknown")  # of verdicts, as the ledger counts them
 MESSAGES, AT_ONCE = 20_000, 80

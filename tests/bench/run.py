@@ -18,7 +18,7 @@ from progress import Progress
 from stack import Bare, Fixed, Stack, end_on_signals
 from traffic import POST_AND_WAIT, Phase, measure, middle
 
-VAR = Path(__file__).resolve().parent.parent / "var"
+VAR = Path(__file__).resolve().parent.parent.parent / "var"
 ROUNDS = 4
 ROWS = (1_000, 100_000, 1_000_000)
 QUERIES, REQUESTS = 15, 100  # runs of each operation in a round

@@ -4,13 +4,13 @@ from itertools import count
 from uuid import UUID
 
 import pytest
+import test_ledger
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 import models
 import storage
-import test_ledger
 from jobs import Creation
 from ledger import Ledger
 from models import SECOND, Order

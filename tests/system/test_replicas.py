@@ -19,7 +19,7 @@ from uuid_utils.compat import uuid4, uuid7
 
 import models
 import storage
-from bench.clients import drive, request
+from clients import drive, request
 from jobs import Call, Creation, Verdict
 from ledger import Ledger
 from load import Load

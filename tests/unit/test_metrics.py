@@ -5,11 +5,11 @@ import json
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from test_api import new_station, new_transaction, send, serving
 
 import app
 from mqtt_listener import STATUSES, VERDICTS
 from programs import wait_until
-from test_api import new_station, new_transaction, send, serving
 
 
 @pytest.fixture

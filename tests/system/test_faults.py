@@ -236,7 +236,7 @@ def test_the_service_is_stopped(trial, table):
     "way", ["an error in the ledger", "an exit of the ledger", "an error in a callback", "an exit of the listener"]
 )
 def test_a_thread_dies(trial, table, way):
-    run = trial(PYTHONPATH=f"{ROOT}:{ROOT}/tests")
+    run = trial(PYTHONPATH=f"{ROOT}:{ROOT}/tests/support")
     run.service.command[-1] = "dying:app"
     run.start()
     for _ in range(3 if FULL else 1):

@@ -28,10 +28,10 @@ class AmendedBroker(Broker):
     def __init__(self, folder: Path, conf: str = "", acl: str = "", **options):
         super().__init__(folder, **options)
         self.files = folder / "amended"
-        self.files.mkdir(exist_ok=True)
-        for name, more in (("mosquitto.sh", ""), ("mosquitto.conf", conf), ("mosquitto.acl", acl)):
+        (self.files / "deploy").mkdir(parents=True, exist_ok=True)
+        for name, more in (("deploy/mosquitto.sh", ""), ("mosquitto.conf", conf), ("deploy/mosquitto.acl", acl)):
             (self.files / name).write_text((ROOT / name).read_text() + more)
-        self.command[self.command.index("mosquitto.sh")] = str(self.files / "mosquitto.sh")
+        self.command[self.command.index("deploy/mosquitto.sh")] = str(self.files / "deploy/mosquitto.sh")
 
 
 class Subscriber(Program):
@@ -684,16 +684,16 @@ def test_slow_clients_fewer_than_threads_hold_up_nobody(run, broker):
 
 # The page that promises it
 
-PAGE = (ROOT / "SECURITY.md").read_text()
+PAGE = (ROOT / "docs/SECURITY.md").read_text()
 
 
 def test_every_test_that_the_page_names_exists():
-    for named in re.findall(r"`tests/([^`]*)`", PAGE):
+    for named in re.findall(r"`(tests/[^`]*)`", PAGE):
         file, marks, name = named.partition("::")
-        tests = re.findall(r"^def (test_\w+)\(", (ROOT / "tests" / file).read_text(), re.MULTILINE)
+        tests = re.findall(r"^def (test_\w+)\(", (ROOT / file).read_text(), re.MULTILINE)
         assert name in tests if marks else tests, named
 
 
 def test_every_test_here_is_named_on_the_page():
     for name in re.findall(r"^def (test_\w+)", Path(__file__).read_text(), re.MULTILINE):
-        assert f"`tests/test_security.py::{name}`" in PAGE
+        assert f"`tests/system/test_security.py::{name}`" in PAGE

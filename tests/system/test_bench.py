@@ -9,8 +9,8 @@ from programs import ROOT
 
 
 def test_the_quick_bench_measures_everything_and_leaves_nothing_pending():
-    environment = os.environ | {"PYTHONPATH": ".:tests"}
-    command = [sys.executable, "bench/run.py", "--quick"]
+    environment = os.environ | {"PYTHONPATH": ".:tests/support"}
+    command = [sys.executable, "tests/bench/run.py", "--quick"]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     found = json.loads((ROOT / "var/bench-quick.json").read_text())

@@ -108,7 +108,7 @@ class Bare(Server):
         port = free_port()
         gunicorn = str(Path(sys.executable).with_name("gunicorn"))
         module = "hollow" if name == "hollow" else "bare"
-        command = [gunicorn, "-c", "bench/bare.conf.py", "--pythonpath", "bench", f"{module}:app"]
+        command = [gunicorn, "-c", "tests/bench/bare.conf.py", "--pythonpath", "tests/bench", f"{module}:app"]
         environment = {"BIND": f"127.0.0.1:{port}", "BARE": name, "DATABASE_URL": f"sqlite:///{folder}/none.db"}
         program = Program(name, command, folder, environment)
         ends.callback(program.stop)
@@ -124,7 +124,7 @@ class Fixed(Server):
     def __init__(self, folder: Path, ends: contextlib.ExitStack):
         port = free_port()
         environment = {"PYTHONPATH": os.environ["PYTHONPATH"]}
-        program = Program("fixed", [sys.executable, "bench/fixed.py", str(port)], folder, environment)
+        program = Program("fixed", [sys.executable, "tests/bench/fixed.py", str(port)], folder, environment)
         ends.callback(program.stop)
         program.start()
         wait_until(lambda: listening(port), "the fixed answer is served")

@@ -2,7 +2,7 @@
 # Builds the containers, starts them, uses and hurts them from outside, takes all down again: needs Docker and curl.
 # Project, port, images and volume are its own: a `docker compose up` that runs meanwhile notices nothing.
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 export PUBLISH=0  # any free port
 export API_TOKEN= # whatever .env says
 project=energy2go-test

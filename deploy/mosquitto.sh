@@ -28,7 +28,7 @@ mosquitto_passwd -U "$directory/passwords"
 sed -e "s/^user MQTT_USERNAME$/user $MQTT_USERNAME/" -e "s/^user VALIDATOR_USERNAME$/user $VALIDATOR_USERNAME/" \
     "$here/mosquitto.acl" > "$directory/mosquitto.acl"
 sed -e "s|^listener .*|listener $listener|" -e "s|/mosquitto/config/|$directory/|" \
-    "$here/mosquitto.conf" > "$directory/mosquitto.conf"
+    "$here/../mosquitto.conf" > "$directory/mosquitto.conf"
 # Started by root, mosquitto would become a user that cannot read this directory.
 echo "user $(id -un)" >> "$directory/mosquitto.conf"
 
