@@ -23,7 +23,7 @@ test: lint browser ## run every test
 
 test-faults: setup ## inject every fault many times under load, and print a table
 	@mkdir -p var
-	FAULTS=full .venv/bin/pytest tests/system/test_faults.py --basetemp=var/test
+	FAULTS=full .venv/bin/pytest tests/system/test_faults_*.py --basetemp=var/test
 
 bench: setup ## measure speed and growth against a bare route, in four minutes
 	@PYTHONPATH=.:tests/support .venv/bin/python tests/bench/run.py

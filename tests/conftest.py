@@ -1,15 +1,12 @@
-"""What tests share: folders, programs that are always ended, a database, a ledger that runs."""
+"""Fixtures for all tests: programs that are always ended, and an empty database."""
 
 import hypothesis
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
-from webtest import TestApp
 
-import app
-from programs import Broker, Equipment, Postgres, Service, free_port, wait_until
-from settings import Settings
+from programs import Postgres
 
-# The same examples in every run, however long one takes, and none of them remembered.
+# The same examples in every run, however long one takes, and none of them is stored.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("same")
 
@@ -29,37 +26,6 @@ def programs():
         program.kill()
 
 
-@pytest.fixture
-def broker(tmp_path, programs):
-    """A real Mosquitto on a free port."""
-    programs.append(Broker(tmp_path).start())
-    return programs[-1]
-
-
-@pytest.fixture
-def equipment(tmp_path, programs, broker):
-    """A function that starts the real equipment: `equipment(VALIDATOR_DELAY_MS="100")`; it may not be online yet."""
-
-    def start(**options) -> Equipment:
-        programs.append(Equipment(tmp_path, broker, **options).start())
-        return programs[-1]
-
-    return start
-
-
-@pytest.fixture
-def service(tmp_path, programs, broker):
-    """A function that starts the real service: `service(VALIDATION_RETRY="1")`, connected unless `ready=False`."""
-
-    def start(ready=True, **options) -> Service:
-        programs.append(Service(tmp_path, broker, **options).start())
-        if ready:
-            wait_until(programs[-1].ready, "the service is ready")
-        return programs[-1]
-
-    return start
-
-
 @pytest.fixture(scope="session")
 def postgres():
     """A real PostgreSQL on a free port."""
@@ -74,14 +40,6 @@ def database_url(request, tmp_path):
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/var/energy2go.db"
     return request.getfixturevalue("postgres").create()
-
-
-@pytest.fixture
-def api(database_url):
-    """The routes over a real database and a running ledger, without a broker: what is created stays PENDING."""
-    app.start(Settings(database_url=database_url, mqtt_port=free_port()))
-    yield TestApp(app.app)
-    app.stop()
 
 
 ROWS = pytest.StashKey[list]()
@@ -100,4 +58,6 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.line("| fault | injections | accepted | lost | stuck | settled after |")
         terminalreporter.line("|---|---|---|---|---|---|")
         for name, injections, accepted, lost, stuck, took in rows:
-            terminalreporter.line(f"| {name} | {injections} | {accepted} | {lost} | {stuck} | {took:.1f} s |")
+            terminalreporter.line(
+                f"| {name} | {injections} | {accepted} | {lost} | {stuck} | {took:.1f} s |"
+            )

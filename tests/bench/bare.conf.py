@@ -10,7 +10,9 @@ from pathlib import Path
 
 HOOKS = ("on_starting", "when_ready", "post_worker_init", "worker_exit")
 service = runpy.run_path(str(Path(__file__).parent.parent.parent / "gunicorn.conf.py"))
-globals().update({name: value for name, value in service.items() if not name.startswith("_") and name not in HOOKS})
+globals().update(
+    {name: value for name, value in service.items() if not name.startswith("_") and name not in HOOKS}
+)
 
 
 def post_worker_init(worker):

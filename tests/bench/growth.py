@@ -52,7 +52,9 @@ class Rows:
         with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
             database.execute("PRAGMA synchronous = OFF")
             database.execute("BEGIN")
-            database.executemany("INSERT INTO station (description) VALUES (?)", [(f"{n}",) for n in range(STATIONS)])
+            database.executemany(
+                "INSERT INTO station (description) VALUES (?)", [(f"{n}",) for n in range(STATIONS)]
+            )
             database.execute(FILL, {"rows": rows, "stations": STATIONS, "now": time.time_ns() // 1000})
             database.execute("COMMIT")
             database.execute("PRAGMA synchronous = FULL")
@@ -84,7 +86,9 @@ class Rows:
         orders = [models.Order(uuid7(), STATION, None) for _ in range(BATCH)]
         self._write("create", models.create_transactions, orders, now, CLOCKS, 0)
         questions = self._write("claim", models.claim, now, CLOCKS, BATCH, True)
-        changed = self._write("settle", models.settle, {q.transaction_id: Status.COMPLETED for q in questions}, now)
+        changed = self._write(
+            "settle", models.settle, {q.transaction_id: Status.COMPLETED for q in questions}, now
+        )
         assert len(changed) == BATCH, f"{len(changed)} of {BATCH} were settled"
         self._write("expire", models.expire, now)
         key = next(self.some)

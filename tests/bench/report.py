@@ -34,7 +34,9 @@ def goals(found: dict) -> list[Goal]:
     """What the run was for."""
     rounds, phases, growth, peak = found["rounds"], found["phases"], found["growth µs"], found["peak MB"]
     few, many = min(growth), max(growth)
-    grown = {name: growth[many][name] / growth[few][name] for name in growth[few] if not name.endswith(": commit")}
+    grown = {
+        name: growth[many][name] / growth[few][name] for name in growth[few] if not name.endswith(": commit")
+    }
     worst = max(grown, key=grown.get)
     return [
         Goal(
@@ -120,15 +122,21 @@ def phase_table(phases: dict[str, dict]) -> str:
     """Rates, times and CPU of every phase."""
 
     def times(result: dict, name: str) -> str:
-        return " / ".join(number(result[name][key]) for key in ("p50", "p99", "max")) if name in result else ""
+        return (
+            " / ".join(number(result[name][key]) for key in ("p50", "p99", "max")) if name in result else ""
+        )
 
     def row(name: str, result: dict) -> list[str]:
         rates = [number(result[key]) if key in result else "" for key in ("post/s", "settled/s")]
-        cpu = [number(result["cpu µs"][process]) if process in result["cpu µs"] else "" for process in PROCESSES]
+        cpu = [
+            number(result["cpu µs"][process]) if process in result["cpu µs"] else "" for process in PROCESSES
+        ]
         return [name, *rates, times(result, "post ms"), times(result, "verdict ms"), *cpu]
 
     head = ["", "post/s", "settled/s", "POST ms p50/p99/max", "post → verdict ms p50/p99/max"]
-    return table([*head, *(f"µs {process}" for process in PROCESSES)], (row(*item) for item in phases.items()))
+    return table(
+        [*head, *(f"µs {process}" for process in PROCESSES)], (row(*item) for item in phases.items())
+    )
 
 
 def growth_table(growth: dict[int, dict]) -> str:
@@ -161,5 +169,7 @@ def text(found: dict, goals: list[Goal]) -> str:
         f"the disk syncs 4 KiB in {machine['sync µs']:.0f} µs."
     )
     if machine["others"] > CALM:
-        tables.append("That is much: rates and times are worse than in calm. Ratios hold better; measure again.")
+        tables.append(
+            "That is much: rates and times are worse than in calm. Ratios hold better; measure again."
+        )
     return "\n\n".join(tables)

@@ -51,7 +51,9 @@ def under_traffic(folder: Path, rounds: int, speed: float, progress: Progress) -
             found.append({})
             for phase in PHASES:
                 progress.step(f"{phase.name}, round {number + 1} of {rounds}", phase.seconds / speed)
-                found[-1][phase.name] = measure(phase._replace(seconds=phase.seconds / speed), servers[phase.server])
+                found[-1][phase.name] = measure(
+                    phase._replace(seconds=phase.seconds / speed), servers[phase.server]
+                )
         return {
             "phases": {phase.name: middle([one[phase.name] for one in found]) for phase in PHASES},
             "peak MB": servers["service"].peak(),
@@ -67,7 +69,9 @@ def with_rows(folder: Path, sizes: tuple[int, ...], rounds: int, progress: Progr
         progress.step(f"making {rows:,} rows", rows * FILL)
         found[rows] = growth.Rows(folder / f"{rows}", rows)
     for number in range(rounds):
-        progress.step(f"queries with {sizes[0]:,} to {sizes[-1]:,} rows, round {number + 1} of {rounds}", QUERIES / 5)
+        progress.step(
+            f"queries with {sizes[0]:,} to {sizes[-1]:,} rows, round {number + 1} of {rounds}", QUERIES / 5
+        )
         for _ in range(QUERIES):
             for one in found.values():
                 one.queries()
@@ -96,7 +100,11 @@ def sync_time(folder: Path) -> float:
 def machine(rounds: list[dict], sync: float) -> dict:
     """What all of it was measured on, and how many processors others kept busy meanwhile."""
     others = median(phase["others"] for one in rounds for phase in one.values())
-    versions = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version, "system": platform.platform()}
+    versions = {
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "system": platform.platform(),
+    }
     return {"processors": os.cpu_count(), "others": others, "sync µs": sync} | versions
 
 

@@ -31,7 +31,9 @@ def soak(folder: Path, posts: int, rate: float) -> list[dict[str, float]]:
             assert len(sample.done) == part, f"{len(sample.done)} of {part} posts were sent"
             stack.drain(60)
             held.append({name: memory(pid, "VmRSS") for name, pid in stack.pids.items()})
-        verdicts = stack.query("SELECT count(*) FROM \"transaction\" WHERE status IN ('COMPLETED', 'ERROR')")[0][0]
+        verdicts = stack.query(
+            "SELECT count(*) FROM \"transaction\" WHERE status IN ('COMPLETED', 'ERROR')"
+        )[0][0]
         assert verdicts == PARTS * part, f"{verdicts} verdicts for {PARTS * part} transactions"
     progress.end()
     return held
@@ -52,7 +54,9 @@ def main() -> None:
     print(goal_table(goals))
     rows = ((f"{index * part:,}", *(number(one[name]) for name in half)) for index, one in enumerate(held))
     print(table(("RSS in MB after … transactions", *half), rows))
-    (VAR / "soak.json").write_text(json.dumps({"rate": options.rate, "part": part, "rss MB": held}, indent=1) + "\n")
+    (VAR / "soak.json").write_text(
+        json.dumps({"rate": options.rate, "part": part, "rss MB": held}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

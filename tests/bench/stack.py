@@ -44,7 +44,9 @@ class Server:
 
     def cpu(self) -> dict[str, int]:
         """Nanoseconds by process, and those of this one, the generator; raises OSError if one has died."""
-        return {name: cpu_clock(pid) for name, pid in self.pids.items()} | {"generator": cpu_clock(os.getpid())}
+        return {name: cpu_clock(pid) for name, pid in self.pids.items()} | {
+            "generator": cpu_clock(os.getpid())
+        }
 
     def peak(self) -> dict[str, float]:
         """The most memory that each process held, in MB."""
@@ -68,7 +70,9 @@ class Stack(Server):
         if not self.query("SELECT 1 FROM station"):
             self.service.post("/stations", {"description": "Teste"})
         pids = {"service": self.service.children[0], "master": self.service.pid}
-        super().__init__(self.service.port, pids | {"broker": self.broker.pid, "equipment": self.equipment.pid})
+        super().__init__(
+            self.service.port, pids | {"broker": self.broker.pid, "equipment": self.equipment.pid}
+        )
 
     def _explain(self, kind, error, traceback) -> None:
         """What the programs said, if it ends with an error; their logs are removed with the folder."""
@@ -84,7 +88,9 @@ class Stack(Server):
 
     def query(self, sql: str, *values) -> list[tuple]:
         """Read the service's file."""
-        with contextlib.closing(sqlite3.connect(f"file:{self.file}?mode=ro", uri=True, timeout=10)) as database:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{self.file}?mode=ro", uri=True, timeout=10)
+        ) as database:
             return database.execute(sql, values).fetchall()
 
     def pending(self) -> int:
@@ -108,8 +114,19 @@ class Bare(Server):
         port = free_port()
         gunicorn = str(Path(sys.executable).with_name("gunicorn"))
         module = "hollow" if name == "hollow" else "bare"
-        command = [gunicorn, "-c", "tests/bench/bare.conf.py", "--pythonpath", "tests/bench", f"{module}:app"]
-        environment = {"BIND": f"127.0.0.1:{port}", "BARE": name, "DATABASE_URL": f"sqlite:///{folder}/none.db"}
+        command = [
+            gunicorn,
+            "-c",
+            "tests/bench/bare.conf.py",
+            "--pythonpath",
+            "tests/bench",
+            f"{module}:app",
+        ]
+        environment = {
+            "BIND": f"127.0.0.1:{port}",
+            "BARE": name,
+            "DATABASE_URL": f"sqlite:///{folder}/none.db",
+        }
         program = Program(name, command, folder, environment)
         ends.callback(program.stop)
         program.start()

@@ -33,7 +33,10 @@ def measure(phase: Phase, server: Server) -> dict:
     since, clock = time.time_ns() // 1000, time.time_ns() - time.monotonic_ns()
     before, worked, began = server.cpu(), busy(), time.monotonic()
     sample = drive(server.port, itertools.repeat(phase.post), phase.clients, phase.seconds, phase.rate)
-    result = {"posts": len(sample.done), "post/s": len(sample.done) / (sample.done[-1] - sample.due[0]) * SECOND}
+    result = {
+        "posts": len(sample.done),
+        "post/s": len(sample.done) / (sample.done[-1] - sample.due[0]) * SECOND,
+    }
     result["post ms"] = spread(sample.milliseconds())
     if isinstance(server, Stack):
         server.drain(DRAIN)
@@ -55,7 +58,10 @@ def verdicts(sample: Sample, server: Stack, since: int, clock: int) -> dict:
     batch that settled it; both clocks are this machine's. Nothing is asked of the service for it.
     """
     rows = server.rows(since)
-    due = {key.decode().replace("-", ""): (at + clock) / 1000 for key, at in zip(sample.ids, sample.due, strict=True)}
+    due = {
+        key.decode().replace("-", ""): (at + clock) / 1000
+        for key, at in zip(sample.ids, sample.due, strict=True)
+    }
     if missing := due.keys() - rows.keys():
         raise WrongAnswer(f"{len(missing)} of {len(due)} transactions got a 201 and no verdict")
     if any(rows[key][0] < at - 1000 for key, at in due.items()):

@@ -37,7 +37,11 @@ class Sample(NamedTuple):
 
 def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
     """An HTTP/1.1 request as it goes over the wire."""
-    lines = [f"{method} {path} HTTP/1.1", "Host: bench", *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items())]
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "Host: bench",
+        *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items()),
+    ]
     if body:
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, "", ""]).encode() + body

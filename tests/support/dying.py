@@ -10,7 +10,9 @@ def exit_thread(name: str) -> None:
     """Raise SystemExit in the thread whose name begins so; Python ends such a thread without a word."""
     for thread in threading.enumerate():
         if thread.name.startswith(name):
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
+            )
 
 
 def break_ledger() -> None:

@@ -15,7 +15,12 @@ class Load:
     what got no answer at all, so that nobody knows; `statuses` how often each status came."""
 
     def __init__(
-        self, service: Service, clients: int = 8, total: int | None = None, pause: float = 0, keep_alive: bool = True
+        self,
+        service: Service,
+        clients: int = 8,
+        total: int | None = None,
+        pause: float = 0,
+        keep_alive: bool = True,
     ):
         self.service, self.pause, self.keep_alive = service, pause, keep_alive
         self.accepted, self.refused, self.broken, self.statuses = [], [], [], Counter()

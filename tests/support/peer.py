@@ -15,7 +15,9 @@ class Peer:
         self.client.username_pw_set(environment[f"{account}_USERNAME"], environment[f"{account}_PASSWORD"])
         self.client.on_message = lambda client, userdata, message: self.messages.append(message)
         self.client.on_subscribe = lambda *_: setattr(self, "granted", True)
-        self.client.on_connect = lambda client, *_: topics and client.subscribe([(topic, 1) for topic in topics])
+        self.client.on_connect = lambda client, *_: (
+            topics and client.subscribe([(topic, 1) for topic in topics])
+        )
         self.client.connect("127.0.0.1", broker.port)
         self.client.loop_start()
         wait_until(lambda: self.granted, "the peer is subscribed")

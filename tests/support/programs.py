@@ -77,7 +77,12 @@ class Program:
         assert not self.running
         with self.log.open("ab") as log, self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                self.command, cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=log
+                self.command,
+                cwd=ROOT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=log,
             )
         return self
 
@@ -134,7 +139,9 @@ class Broker(Program):
 
     def __init__(self, folder: Path, port: int | None = None, **environment):
         self.port = port or free_port()
-        self.environment_of_clients = {"MQTT_HOST": "127.0.0.1", "MQTT_PORT": str(self.port)} | ACCOUNTS | environment
+        self.environment_of_clients = (
+            {"MQTT_HOST": "127.0.0.1", "MQTT_PORT": str(self.port)} | ACCOUNTS | environment
+        )
         command = [*shlex.split(PROCFILE["broker"].removeprefix("exec "))[:-1], str(folder / "broker")]
         super().__init__("broker", command, folder, self.environment_of_clients)
 
@@ -148,7 +155,9 @@ class Broker(Program):
 class Equipment(Program):
     """The real equipment; `build` names another binary of the same program."""
 
-    def __init__(self, folder: Path, broker: Broker, build: str = "", name: str = "validator", **environment):
+    def __init__(
+        self, folder: Path, broker: Broker, build: str = "", name: str = "validator", **environment
+    ):
         command = build or PROCFILE["validator"].removeprefix("exec ")
         defaults = {"VALIDATOR_CONFIRM_RATE": "0.6", "VALIDATOR_SEED": "1", "VALIDATOR_ID": name}
         environment = broker.environment_of_clients | defaults | environment
@@ -206,7 +215,9 @@ class HttpServer(Program):
 class Service(HttpServer):
     """The real service: gunicorn with the project's own configuration."""
 
-    def __init__(self, folder: Path, broker: Broker, port: int | None = None, name: str = "service", **environment):
+    def __init__(
+        self, folder: Path, broker: Broker, port: int | None = None, name: str = "service", **environment
+    ):
         port = port or free_port()
         gunicorn = shlex.split(PROCFILE["web"].removeprefix("exec "))[1:]
         command = [str(Path(sys.executable).with_name("gunicorn")), *gunicorn]
@@ -225,7 +236,9 @@ class Nginx(HttpServer):
         text = (ROOT / "deploy/nginx.conf").read_text()
         for found, wanted in (("listen ", [port]), ("server ", [service.port for service in services])):
             (line,) = re.findall(rf"^ *{found}127\.0\.0\.1:\d+.*;.*\n", text, re.MULTILINE)
-            text = text.replace(line, "".join(re.sub(r":\d+", f":{number}", line, count=1) for number in wanted))
+            text = text.replace(
+                line, "".join(re.sub(r":\d+", f":{number}", line, count=1) for number in wanted)
+            )
         (folder / "nginx.conf").write_text(text)
         nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
         options = ["-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr", "-g", "daemon off;"]
@@ -244,8 +257,12 @@ class Postgres(Program):
         # Not below pytest's folders: those are closed to the user that PostgreSQL insists on not being root.
         folder = Path(tempfile.mkdtemp(prefix="energy2go-postgres-"))
         folder.chmod(0o755)
-        programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))[-1]
-        self.user = [] if os.geteuid() else ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))[
+            -1
+        ]
+        self.user = (
+            [] if os.geteuid() else ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        )
         self.cluster, self.count = folder / "cluster", 0
         self.cluster.mkdir()
         if self.user:
@@ -267,7 +284,10 @@ class Postgres(Program):
         # After a crash it would otherwise sync thousands of files one by one.
         options += ["-c", "recovery_init_sync_method=syncfs"]
         super().__init__(
-            "postgres", [*self.user, str(programs / "postgres"), "-D", str(self.cluster), *options], folder, {}
+            "postgres",
+            [*self.user, str(programs / "postgres"), "-D", str(self.cluster), *options],
+            folder,
+            {},
         )
 
     def start(self):

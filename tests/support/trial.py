@@ -80,7 +80,9 @@ class Trial:
     def note(self) -> None:
         """One more injection; no verdict may have changed since the last one."""
         self.injections += 1
-        found = dict(self.query("SELECT id, status FROM \"transaction\" WHERE status IN ('COMPLETED', 'ERROR')"))
+        found = dict(
+            self.query("SELECT id, status FROM \"transaction\" WHERE status IN ('COMPLETED', 'ERROR')")
+        )
         assert self.verdicts.items() <= found.items(), "a verdict changed"
         self.verdicts = found
 

@@ -1,19 +1,13 @@
 """The whole job, with gunicorn, Mosquitto and the equipment as the processes that users start."""
 
-import os
-import re
-import runpy
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from load import Load
-from programs import ROOT, Broker, free_port, listening, wait_until
+from programs import Broker, wait_until
 
 
 def every_transaction(service, query: str = "") -> list[dict]:
@@ -44,7 +38,8 @@ def running(service, equipment):
         equipment()
         started = service(**options)
         wait_until(
-            lambda: started.get("/readyz").json["equipment"] == {"validator": "online"}, "the equipment is online"
+            lambda: started.get("/readyz").json["equipment"] == {"validator": "online"},
+            "the equipment is online",
         )
         assert started.post("/stations", {"description": "Teste"}).json == {"id": 1, "description": "Teste"}
         return started
@@ -124,7 +119,9 @@ def test_silence_expires_and_the_late_verdict_still_settles(running, equipment, 
     assert answer.json["status"] == "EXPIRED"
     frozen.send(signal.SIGCONT)
     assert set(settled(service)) <= {"COMPLETED", "ERROR", "EXPIRED"}
-    wait_until(lambda: service.get(answer.headers["Location"]).json["status"] != "EXPIRED", "the late verdict")
+    wait_until(
+        lambda: service.get(answer.headers["Location"]).json["status"] != "EXPIRED", "the late verdict"
+    )
 
 
 def test_several_equipments_share_the_work(running, equipment):
@@ -157,75 +154,6 @@ def test_the_data_is_there_after_a_restart(running):
     service.stop()
     service.start()
     assert service.get(answer.headers["Location"]).json == answer.json
-
-
-def test_all_threads_that_take_the_interpreters_lock_stay_on_one_processor(running):
-    service = running()
-    service.post("/transactions", {"station_id": 1}, Prefer="wait=5")
-    (worker,) = service.children
-    threads = Path(f"/proc/{worker}/task").iterdir()
-    allowed = [re.search(r"Cpus_allowed_list:\s*(\S+)", (thread / "status").read_text())[1] for thread in threads]
-    assert len(allowed) >= 4  # gunicorn's, a request's, the ledger's, paho's
-    assert len(set(allowed)) == 1
-    assert int(allowed[0]) in os.sched_getaffinity(0)
-
-
-def test_where_a_sandbox_forbids_that_the_service_starts_all_the_same(monkeypatch):
-    def refuse(*arguments):
-        raise PermissionError("Operation not permitted")
-
-    monkeypatch.setattr(os, "sched_setaffinity", refuse)
-    runpy.run_path(str(ROOT / "gunicorn.conf.py"))["stay_on_one_processor"]()  # raises nothing
-
-
-@pytest.mark.parametrize(
-    ("option", "sentence"), [("--preload", "preload_app: must stay off"), ("--workers=2", "workers: must be 1")]
-)
-def test_gunicorn_refuses_settings_that_cannot_work(service, option, sentence):
-    refused = service(ready=False)
-    refused.stop()
-    refused.command.append(option)
-    process = subprocess.run(
-        refused.command, cwd=ROOT, env=refused.environment, capture_output=True, text=True, timeout=30
-    )
-    assert process.returncode != 0
-    assert sentence in process.stderr
-
-
-def test_nothing_is_opened_by_importing(tmp_path):
-    code = "import os, threading, app; print(threading.active_count(), sorted(os.listdir('/proc/self/fd')))"
-    command = [sys.executable, "-c", code]
-    environment = {"PYTHONPATH": str(ROOT)}
-    process = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=30, check=True
-    )
-    assert process.stdout.startswith("1 ")
-    assert len(process.stdout.split(",")) <= 4  # standard streams, and the listing itself
-    assert list(Path(tmp_path).iterdir()) == []
-
-
-def test_make_run_starts_all_three_and_ctrl_c_stops_them(tmp_path):
-    service, broker = free_port(), free_port()
-    command = ["make", "-s", "run", f"PYTHON={sys.executable}"]
-    own = {"BIND": f"127.0.0.1:{service}", "MQTT_PORT": str(broker), "DATABASE_URL": f"sqlite:///{tmp_path}/run.db"}
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path)} | own
-    with (tmp_path / "out").open("w") as output:
-        run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True)
-    try:
-        curl = ["curl", "-sf", "--json", '{"description": "Teste"}', f"http://127.0.0.1:{service}/stations"]
-        wait_until(lambda: subprocess.run(curl, capture_output=True).returncode == 0, "the service answers", 60)
-        curl[3:] = ['{"station_id": 1}', "-H", "Prefer: wait=10", f"http://127.0.0.1:{service}/transactions"]
-        answer = subprocess.run(curl, capture_output=True, text=True).stdout
-        assert "COMPLETED" in answer or "ERROR" in answer
-        said = (tmp_path / "out").read_text()
-        assert f"http://127.0.0.1:{service}/swagger/" in said
-        assert said.count("curl --json") == 2
-    finally:
-        # As Ctrl-C does: to everybody in the terminal's foreground group.
-        os.killpg(run.pid, signal.SIGINT)
-    run.wait(5)
-    assert not listening(service)
-    assert not listening(broker)
 
 
 def test_the_programs_can_start_in_any_order(tmp_path, programs, equipment, service, broker):

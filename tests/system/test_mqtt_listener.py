@@ -200,7 +200,10 @@ def test_a_refused_publish_is_said_in_words_and_mended_without_a_restart(start, 
     with Peer(broker, QUESTIONS) as peer:
         pair.ready()
         wait_until(
-            lambda: {json.loads(m.payload)["transaction_id"] for m in peer.messages} == {str(key) for key in keys},
+            lambda: (
+                {json.loads(m.payload)["transaction_id"] for m in peer.messages}
+                == {str(key) for key in keys}
+            ),
             "all are asked",
         )
 

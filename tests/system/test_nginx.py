@@ -35,7 +35,9 @@ class Drip:
     """Connections that have sent so much each, and then a byte a second, each of what is left of `data`."""
 
     def __init__(self, ends: ExitStack, port: int, count: int, begin: bytes, data: bytes):
-        self.sockets = [ends.enter_context(socket.create_connection(("127.0.0.1", port), 10)) for _ in range(count)]
+        self.sockets = [
+            ends.enter_context(socket.create_connection(("127.0.0.1", port), 10)) for _ in range(count)
+        ]
         self.left, self.seconds, self._stop = data, 0, threading.Event()
         for connection in self.sockets:
             connection.sendall(begin)
@@ -131,7 +133,9 @@ def test_a_replica_that_dies_is_passed_over(postgres, service, nginx, equipment)
     load.stop()
     assert set(load.statuses) == {201}
     assert not load.broken
-    stored = {str(key) for (key,) in postgres.execute('SELECT id FROM "transaction"', url.rpartition("/")[2])}
+    stored = {
+        str(key) for (key,) in postgres.execute('SELECT id FROM "transaction"', url.rpartition("/")[2])
+    }
     assert set(load.accepted) == stored, "something was stored twice, or not"
     assert "no live upstreams" not in proxy.said()
 

@@ -78,7 +78,10 @@ def guarded(service, equipment):
     """The service, which asks for a token, and the equipment, which answers whoever waits for a verdict."""
     equipment()
     service = service(API_TOKEN=TOKEN)
-    wait_until(lambda: service.get("/readyz").json["equipment"] == {"validator": "online"}, "the equipment is online")
+    wait_until(
+        lambda: service.get("/readyz").json["equipment"] == {"validator": "online"},
+        "the equipment is online",
+    )
     return service
 
 
@@ -93,7 +96,13 @@ def test_the_service_does_what_the_document_says(guarded, tmp_path):
     (tmp_path / "hooks.py").write_text(HOOKS)
     document, report = guarded.get("/openapi.json"), tmp_path / "report.ndjson"
     (tmp_path / "openapi.json").write_bytes(document.body)  # from a URL it would leave that URL out
-    command = [str(Path(sys.executable).with_name("st")), "run", "openapi.json", f"--url={guarded.url}", "--no-color"]
+    command = [
+        str(Path(sys.executable).with_name("st")),
+        "run",
+        "openapi.json",
+        f"--url={guarded.url}",
+        "--no-color",
+    ]
     run = subprocess.run(
         [*command, f"--report-ndjson-path={report}"],
         cwd=tmp_path,  # where it leaves its caches

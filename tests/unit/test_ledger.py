@@ -1,9 +1,8 @@
-"""The one writer, called step by step with a clock of the test's own, and as the thread that it is."""
+"""The single writer: called step by step with the test's own clock, and run as a thread."""
 
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from uuid_utils.compat import uuid7
@@ -17,98 +16,7 @@ from models import SECOND, Order
 from programs import ROOT, wait_until
 from schemas import Status
 from settings import Settings
-
-
-class Clock:
-    """A clock that moves when it is told to."""
-
-    now = 1_800_000_000 * SECOND
-
-    def __call__(self) -> int:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += int(seconds * SECOND)
-
-
-class Wire:
-    """What the ledger is handed for MQTT: it keeps what it was asked to publish."""
-
-    alive = True
-
-    def __init__(self):
-        self.published = []
-
-    def publish(self, questions) -> None:
-        self.published += [question.transaction_id for question in questions]
-
-
-class Bench:
-    """A ledger without its thread, and what a test does with it."""
-
-    def __init__(self, settings: Settings):
-        self.settings, self.clock, self.wire = settings, Clock(), Wire()
-        self.pool = ThreadPoolExecutor(64)
-        storage.migrate()
-        models.create_station("Teste")
-        self.restart()
-
-    def restart(self) -> None:
-        self.ledger = Ledger()
-        self.ledger.prepare(self.settings, self.wire, self.clock)
-        self.subscribe()
-
-    def subscribe(self, subscribed: bool = True) -> None:
-        self.ledger.subscribed = subscribed
-        if subscribed:
-            self.ledger.rearm()
-            self.step()
-
-    def step(self, seconds: float = 0) -> None:
-        self.clock.advance(seconds)
-        self.ledger.step(0)
-
-    def run(self, function, *arguments):
-        """Call something in a thread, which closes its connection afterwards; its future."""
-
-        def call():
-            try:
-                return function(*arguments)
-            finally:
-                storage.close()
-
-        return self.pool.submit(call)
-
-    def submit(self, function, *arguments):
-        """Call something that waits for the ledger, in a thread; returns when its job is in the queue."""
-        before = self.ledger._queue.qsize()
-        future = self.run(function, *arguments)
-        wait_until(lambda: self.ledger._queue.qsize() > before or future.done(), "the job is in the queue")
-        return future
-
-    def create(self, count: int = 1, key: str | None = None) -> list:
-        """So many transactions, in one batch; their ids."""
-        futures = [self.submit(self.ledger.create, 1, key) for _ in range(count)]
-        self.step()
-        return [future.result(1).id for future in futures]
-
-    def store(self, count: int) -> list:
-        """The same for large numbers, straight into the queue."""
-        jobs = [Creation(Order(uuid7(), 1, None)) for _ in range(count)]
-        for job in jobs:
-            self.ledger._queue.put(job)
-        while not self.ledger._queue.empty():
-            self.step()
-        return [job.result(0).id for job in jobs]
-
-    def answer(self, key, status=Status.COMPLETED) -> list:
-        """Hand in a verdict; the list has one item once it was acknowledged."""
-        acknowledged = []
-        self.ledger.settle(Verdict(key, status, lambda: acknowledged.append(True)))
-        return acknowledged
-
-    def status(self, key) -> Status:
-        return models.get_transaction(key).status
+from stepped import Bench, Wire
 
 
 @pytest.fixture
@@ -142,7 +50,9 @@ def test_a_question_is_published_after_its_commit_and_an_answer_acknowledged_aft
 
     bench.ledger._wire = Other()
     (key,) = bench.create()
-    bench.ledger.settle(Verdict(key, Status.ERROR, lambda: seen.append(bench.run(bench.status, key).result())))
+    bench.ledger.settle(
+        Verdict(key, Status.ERROR, lambda: seen.append(bench.run(bench.status, key).result()))
+    )
     bench.step()
     assert seen == [Status.PENDING, Status.ERROR]
 
@@ -218,7 +128,13 @@ def test_a_full_queue_refuses_requests_and_drops_verdicts(bench, monkeypatch):
 
 def test_the_first_verdict_wins_and_the_others_are_counted(bench):
     first, second = bench.create(2)
-    answers = [(first, "ERROR"), (first, "COMPLETED"), (second, "COMPLETED"), (second, "COMPLETED"), (uuid7(), "ERROR")]
+    answers = [
+        (first, "ERROR"),
+        (first, "COMPLETED"),
+        (second, "COMPLETED"),
+        (second, "COMPLETED"),
+        (uuid7(), "ERROR"),
+    ]
     acknowledged = [bench.answer(key, Status(status)) for key, status in answers]
     bench.step()
     assert acknowledged == [[True]] * 5
@@ -226,7 +142,10 @@ def test_the_first_verdict_wins_and_the_others_are_counted(bench):
     bench.answer(second, Status.ERROR)
     bench.step()
     assert bench.status(second) is Status.COMPLETED
-    counts = {kind: bench.ledger.counts[kind] for kind in ("settled", "duplicate", "contradiction", "unknown", "late")}
+    counts = {
+        kind: bench.ledger.counts[kind]
+        for kind in ("settled", "duplicate", "contradiction", "unknown", "late")
+    }
     assert counts == {"settled": 2, "duplicate": 1, "contradiction": 2, "unknown": 1, "late": 0}
 
 

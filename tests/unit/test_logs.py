@@ -1,4 +1,4 @@
-"""What the process logs: one line an event, at a bounded rate, whatever somebody makes it complain of."""
+"""Log lines: one line for each event, at a bounded rate."""
 
 import io
 import json
@@ -9,7 +9,6 @@ import pytest
 
 import logs
 from logs import BURST, Bounded, JsonLines
-from programs import wait_until
 
 
 class Log(logging.Logger):
@@ -66,7 +65,9 @@ def test_second_after_second_no_more_than_that_comes_out(clock):
         clock.now += 1
         said = complain(log, 1000)
         assert len(said) == BURST
-        assert [line for line in said if "left out" in line] == ["number 0 is bad (990 like this were left out)"]
+        assert [line for line in said if "left out" in line] == [
+            "number 0 is bad (990 like this were left out)"
+        ]
     clock.now += 3600
     assert complain(log, 1) == ["number 0 is bad (990 like this were left out)"]
     clock.now += 1
@@ -144,13 +145,3 @@ def test_a_traceback_is_part_of_its_json_line():
     assert said["message"] == "it failed"
     assert said["traceback"].startswith("Traceback (most recent call last):\n")
     assert "ValueError: two\nlines" in said["traceback"]
-
-
-def test_the_service_logs_nothing_but_json_lines_if_told_so(service):
-    started = service(LOG_FORMAT="json", LOG_LEVEL="DEBUG")
-    started.get("/stations?x=%22%0a%1b")
-    wait_until(lambda: "/stations?" in started.said(), "the request is logged")
-    started.stop()
-    said = [json.loads(line) for line in started.said().splitlines()]
-    assert len(said) > 5
-    assert {"gunicorn.error", "gunicorn.access", "mqtt_listener"} <= {line["logger"] for line in said}

@@ -1,13 +1,18 @@
-"""Known traffic, and what Prometheus reads of it."""
+"""Known traffic, and the numbers that Prometheus reads."""
 
 import contextlib
 import json
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from test_api import new_station, new_transaction, send, serving
 
 import app
+from calls import (
+    new_station,
+    new_transaction,
+    send,
+    serving,
+)
 from mqtt_listener import STATUSES, VERDICTS
 from programs import wait_until
 
@@ -89,48 +94,3 @@ def test_the_metrics_need_the_token(tmp_path):
     with serving(tmp_path, api_token="secret") as api:
         assert send(api, "GET", "/metrics").status_int == 401
         assert send(api, "GET", "/metrics", Authorization="Bearer secret").status_int == 200
-
-
-def test_the_questions_and_the_connections_are_counted(service, equipment):
-    equipment()
-    started = service()
-    wait_until(lambda: started.get("/readyz").json["equipment"] == {"validator": "online"}, "the equipment is online")
-    started.post("/stations", {"description": "Teste"})
-    for _ in range(20):
-        started.post("/transactions", {"station_id": 1}, Prefer="wait=5")
-    text = started.get("/metrics").body.decode()
-    assert 'energy2go_questions_total{time="first"} 20.0' in text
-    assert 'energy2go_questions_total{time="again"} 0.0' in text
-    assert 'energy2go_verdicts_total{kind="settled"} 20.0' in text
-    assert "energy2go_broker_connected 1.0" in text
-    assert 'energy2go_equipment_online{equipment="validator"} 1.0' in text
-
-
-def test_a_transaction_is_followed_by_its_id_and_the_log_is_silent_otherwise(service, equipment):
-    verbose = equipment(VALIDATOR_VERBOSE="1")
-    started = service(LOG_LEVEL="DEBUG", LOG_FORMAT="json")
-    started.post("/stations", {"description": "Teste"})
-    key = started.post("/transactions", {"station_id": 1}, Prefer="wait=10").json["id"]
-    started.get(f"/transactions/{key}")
-
-    def events() -> list[str]:
-        complete, _, _ = started.said().rpartition("\n")
-        lines = [json.loads(line) for line in complete.splitlines()]
-        return [line["event"] for line in lines if line.get("fields", {}).get("transaction") == key]
-
-    wanted = ["is stored", "is asked", "is answered", "has its verdict"]
-    wait_until(lambda: len(events()) >= 4, "its four events are logged")
-    for event, words in zip(events(), wanted, strict=False):
-        assert words in event
-    wait_until(lambda: key in verbose.output.read_text(), "the equipment's line")
-    wait_until(
-        lambda: f"GET /transactions/{key}" in started.said(), "the line of the request, which follows its answer"
-    )
-    started.stop()
-    started.log.unlink()
-    started.environment |= {"LOG_LEVEL": "INFO"}
-    started.start()
-    wait_until(started.ready, "it is ready")
-    key = started.post("/transactions", {"station_id": 1}, Prefer="wait=10").json["id"]
-    assert key not in started.said()
-    assert "POST /transactions" not in started.said()

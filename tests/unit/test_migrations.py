@@ -1,40 +1,17 @@
-"""Changes of the schema: a file of the first release keeps its rows, and one of several processes makes the change."""
+"""Schema changes: of several processes one migrates, and a failed migration changes nothing."""
 
 import contextlib
-import re
 import shutil
-import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psycopg
 import pytest
-from uuid_utils.compat import uuid7
 
 import models
 import storage
-from programs import ROOT, wait_until
+from programs import ROOT
 
-FIRST_RELEASE = """
-CREATE TABLE "station" ("id" INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, "description" VARCHAR(255) NOT NULL);
-CREATE TABLE "transaction" ("id" TEXT NOT NULL PRIMARY KEY, "station_id" INTEGER NOT NULL,
-    "status" VARCHAR(9) NOT NULL, "created" INTEGER NOT NULL, "updated" INTEGER NOT NULL,
-    "idempotency_key" VARCHAR(255), "attempts" INTEGER NOT NULL, "asked_at" INTEGER, "retry_at" INTEGER,
-    "expires_at" INTEGER, FOREIGN KEY ("station_id") REFERENCES "station" ("id") ON DELETE RESTRICT);
-CREATE INDEX "transaction_station_id_id" ON "transaction" ("station_id", "id");
-CREATE INDEX "transaction_status_id" ON "transaction" ("status", "id");
-CREATE INDEX "transaction_station_id_status_id" ON "transaction" ("station_id", "status", "id");
-CREATE INDEX "transaction_retry_at" ON "transaction" ("retry_at")
-    WHERE (("retry_at" IS NOT NULL) AND ("expires_at" IS NULL));
-CREATE INDEX "transaction_expires_at" ON "transaction" ("expires_at")
-    WHERE (("retry_at" IS NOT NULL) AND ("expires_at" > 0));
-CREATE UNIQUE INDEX "transaction_idempotency_key" ON "transaction" ("idempotency_key")
-    WHERE ("idempotency_key" IS NOT NULL);
-INSERT INTO "station" VALUES (1, 'Teste'), (2, 'Hauptbahnhof'), (3, 'deleted');
-DELETE FROM "station" WHERE id = 3;
-"""
 PROCESSES = 6
 # Of several that open a new file of SQLite, all but one may be told that it is locked; the ledger tries again then.
 MIGRATE = """
@@ -78,7 +55,9 @@ def release(tmp_path, database_url, programs):
 
     def start(more: str = "") -> Process:
         folder = tmp_path / "migrations"
-        shutil.copytree(ROOT / "migrations", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / "migrations", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
         if more:
             (folder / "0002_more.py").write_text(more)
         programs.append(Process(database_url, folder))
@@ -118,55 +97,14 @@ class Process:
 
 
 def applied() -> list[str]:
-    return [name for (name,) in storage.proxy.execute_sql("SELECT name FROM schema_migration ORDER BY id").fetchall()]
+    return [
+        name
+        for (name,) in storage.proxy.execute_sql("SELECT name FROM schema_migration ORDER BY id").fetchall()
+    ]
 
 
 def columns(table: str) -> set[str]:
     return {column.name for column in storage.proxy.get_columns(table)}
-
-
-def schema(file: Path) -> set[str]:
-    """Every table and index of a file, as SQLite has them, without the spaces that mean nothing."""
-    with contextlib.closing(sqlite3.connect(file)) as database:
-        found = database.execute("SELECT sql FROM sqlite_master WHERE sql NOT NULL").fetchall()
-    return {re.sub(r"\s+", " ", sql) for (sql,) in found}
-
-
-def test_a_file_of_the_first_release_is_upgraded_and_keeps_its_rows(tmp_path, service, equipment):
-    old, now = tmp_path / "energy2go.db", int(time.time() * models.SECOND)
-    created = now - 3600 * models.SECOND
-    rows = [
-        # status, idempotency key, attempts, and three times: asked, to be asked again, and expiring
-        ("COMPLETED", None, 1, created, None, created + 60 * models.SECOND),
-        ("ERROR", "keyed", 1, created, None, created + 60 * models.SECOND),
-        ("EXPIRED", None, 5, created, None, created + 60 * models.SECOND),
-        ("PENDING", "waits", 0, None, created, None),
-        ("PENDING", "asked", 1, now, now + 5 * models.SECOND, now + 60 * models.SECOND),
-    ]
-    keys = [uuid7() for _ in rows]
-    with contextlib.closing(sqlite3.connect(old)) as database, database:
-        database.executescript(FIRST_RELEASE)
-        for key, (status, *rest) in zip(keys, rows, strict=True):
-            values = (key.hex, 2, status, created, created, *rest)
-            database.execute('INSERT INTO "transaction" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)', values)
-    running = service()
-    # Everything reads as it did, and what had no answer yet gets one.
-    found = [running.get(f"/transactions/{key}").json for key in keys]
-    assert [one["status"] for one in found[:3]] == ["COMPLETED", "ERROR", "EXPIRED"]
-    assert {one["created"] for one in found} == {models.moment(created).isoformat().replace("+00:00", "Z")}
-    assert {one["station"]["description"] for one in found} == {"Hauptbahnhof"}
-    equipment()
-    for key in keys[3:]:
-        done = running.get(f"/transactions/{key}", Prefer="wait=15").json
-        assert done["status"] in ("COMPLETED", "ERROR")
-    assert running.post("/transactions", {"station_id": 2}, Idempotency_Key="keyed").json["id"] == str(keys[1])
-    # An id that was given out once is not given out again.
-    assert running.post("/stations", {"description": "new"}).headers["Location"] == "/stations/4"
-    assert running.stop() == 0
-    storage.bind(f"sqlite:///{tmp_path}/new.db")
-    storage.migrate()
-    storage.close()
-    assert schema(old) == schema(tmp_path / "new.db")
 
 
 def test_of_processes_that_start_together_one_migrates(database, release):
@@ -217,16 +155,3 @@ def test_a_process_that_dies_while_it_migrates_leaves_it_to_the_next(database, r
     assert following.end()[0] == 0
     assert applied() == ["0001_first_release", "0002_more"]
     assert columns("station") == {"id", "description", "city"}
-
-
-def test_a_postgresql_that_is_away_at_the_start_is_waited_for(postgres, service):
-    url = postgres.create()
-    name = url.rpartition("/")[2]
-    postgres.execute(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")
-    running = service(ready=False, DATABASE_URL=url)
-    assert running.get("/healthz").status == 503
-    with pytest.raises(psycopg.OperationalError):
-        postgres.execute("SELECT 1", name)
-    postgres.execute(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")
-    wait_until(running.ready, "it is ready")
-    assert running.post("/stations", {"description": "Teste"}).status == 201

@@ -86,7 +86,9 @@ def test_what_nobody_answered_expires_and_a_late_verdict_settles_it():
     assert models.expire(NOW + CLOCKS.timeout - 1) == []
     assert models.expire(NOW + CLOCKS.timeout) == [key]
     assert status(key) is Status.EXPIRED
-    assert models.settle({key: Status.COMPLETED}, NOW + CLOCKS.timeout + 1) == {key: (True, CLOCKS.timeout + 1)}
+    assert models.settle({key: Status.COMPLETED}, NOW + CLOCKS.timeout + 1) == {
+        key: (True, CLOCKS.timeout + 1)
+    }
     assert status(key) is Status.COMPLETED
 
 
@@ -181,7 +183,12 @@ def test_the_window_counts_the_questions_whose_clock_runs():
 
 
 def test_a_batch_answers_each_order_for_itself():
-    orders = [Order(uuid7(), 1, None), Order(uuid7(), 77, None), Order(uuid7(), 1, "key"), Order(uuid7(), 1, "key")]
+    orders = [
+        Order(uuid7(), 1, None),
+        Order(uuid7(), 77, None),
+        Order(uuid7(), 1, "key"),
+        Order(uuid7(), 1, "key"),
+    ]
     (good, unknown, first, again), questions = models.create_transactions(orders, NOW, CLOCKS, MANY)
     assert good.id == orders[0].transaction_id
     assert isinstance(unknown, Unprocessable)
@@ -268,7 +275,11 @@ def planned(caplog) -> list[tuple]:
     with caplog.at_level("DEBUG", "peewee"):
         every_query()
     statements = [record.msg for record in caplog.records if record.name == "peewee"]
-    planned = [(sql, values) for sql, values in statements if sql.split()[0] in ("SELECT", "UPDATE", "DELETE", "WITH")]
+    planned = [
+        (sql, values)
+        for sql, values in statements
+        if sql.split()[0] in ("SELECT", "UPDATE", "DELETE", "WITH")
+    ]
     assert len(planned) > 25
     return planned
 

@@ -6,9 +6,10 @@ import re
 import pytest
 from openapi_schema_validator import OAS30Validator, oas30_format_checker
 from openapi_spec_validator import OpenAPIV30SpecValidator
-from test_api import JSON, KIB, REFUSED, UNKNOWN, new_station, new_transaction, send, serving
 
 import app
+from calls import JSON, KIB, UNKNOWN, new_station, new_transaction, send, serving
+from refused import REFUSED
 
 PROBLEM = "application/problem+json"
 
@@ -26,7 +27,11 @@ def document(api):
 
 def operations(document) -> dict[tuple[str, str], dict]:
     """Each operation by its method and path."""
-    return {(method.upper(), path): says for path, item in document["paths"].items() for method, says in item.items()}
+    return {
+        (method.upper(), path): says
+        for path, item in document["paths"].items()
+        for method, says in item.items()
+    }
 
 
 def complaints(document, instance, schema) -> list[str]:
@@ -36,7 +41,10 @@ def complaints(document, instance, schema) -> list[str]:
         if component.get("type") == "object":
             component.setdefault("additionalProperties", False)
     whole = {"allOf": [schema], "components": components}
-    return [error.message for error in OAS30Validator(whole, format_checker=oas30_format_checker).iter_errors(instance)]
+    return [
+        error.message
+        for error in OAS30Validator(whole, format_checker=oas30_format_checker).iter_errors(instance)
+    ]
 
 
 def assert_as_documented(document, method: str, path: str, answer) -> tuple[str, str, str]:
@@ -83,7 +91,10 @@ def test_every_example_is_one(document):
     def examples(node):
         if isinstance(node, dict):
             if "example" in node:
-                yield node["example"], node.get("schema", {name: node[name] for name in node if name != "example"})
+                yield (
+                    node["example"],
+                    node.get("schema", {name: node[name] for name in node if name != "example"}),
+                )
             for child in node.values():
                 yield from examples(child)
         elif isinstance(node, list):
@@ -141,7 +152,12 @@ ANSWERS = [
     (404, "GET", "/transactions/{id}", f"/transactions/{UNKNOWN}", None),
     (404, "GET", "/swagger/{name}", "/swagger/nope", None),
 ]
-WITH_BODY = [("POST", "/stations"), ("PUT", "/stations/{id}"), ("PATCH", "/stations/{id}"), ("POST", "/transactions")]
+WITH_BODY = [
+    ("POST", "/stations"),
+    ("PUT", "/stations/{id}"),
+    ("PATCH", "/stations/{id}"),
+    ("POST", "/transactions"),
+]
 
 
 def provoke_everything(api, document):
@@ -188,7 +204,9 @@ def test_every_documented_answer_occurs_as_documented(tmp_path):
     with serving(tmp_path, ready=False, database_url=f"sqlite:///{tmp_path}/garbage") as api:
         app.ledger.stop()
         seen |= set(provoke_503(api, document))
-    documented = {(*which, status) for which, says in operations(document).items() for status in says["responses"]}
+    documented = {
+        (*which, status) for which, says in operations(document).items() for status in says["responses"]
+    }
     assert documented - seen == {("GET", "/readyz", "200")}  # which takes a broker
 
 
@@ -231,7 +249,9 @@ def test_the_document_and_the_service_agree_on_parameters(api, document):
 def test_swagger_ui_refers_to_files_of_this_service_only(api):
     answer = api.get("/swagger/")
     assert answer.headers["Content-Type"].lower() == "text/html; charset=utf-8"
-    references = [tag[name] for tag in answer.html.find_all() for name in ("src", "href") if tag.has_attr(name)]
+    references = [
+        tag[name] for tag in answer.html.find_all() for name in ("src", "href") if tag.has_attr(name)
+    ]
     assert len(references) == 4
     types = {"css": "text/css", "js": "(text|application)/javascript", "png": "image/png"}
     for reference in references:
@@ -253,7 +273,9 @@ def test_swagger_ui_has_no_inline_script(api):
         assert script["src"]
         assert not script.string
     assert not page.find_all("style")
-    assert not [name for tag in page.find_all() for name in tag.attrs if name.startswith("on") or name == "style"]
+    assert not [
+        name for tag in page.find_all() for name in tag.attrs if name.startswith("on") or name == "style"
+    ]
 
 
 def test_swagger_ui_tries_out_the_document_of_this_service(api):

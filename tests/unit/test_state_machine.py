@@ -4,14 +4,14 @@ from itertools import count
 from uuid import UUID
 
 import pytest
-import test_ledger
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 import models
+import stepped
 import storage
-from jobs import Creation
+from jobs import Creation, Verdict
 from ledger import Ledger
 from models import SECOND, Order
 from schemas import Status
@@ -53,7 +53,7 @@ class Rounds(Ledger):
         super()._round(now)
 
 
-class Bench(test_ledger.Bench):
+class Bench(stepped.Bench):
     """The same bench, whose ledger tells more."""
 
     def restart(self) -> None:
@@ -80,18 +80,24 @@ class Life(RuleBasedStateMachine):
         self.rearm, self.subscribed, self.refused = True, False, False
         self.something_happens("connected")
 
-    @rule(target=orders, station=st.sampled_from([1, 1, 1, 2, 7]), key=st.sampled_from([None, None, "a", "b"]))
+    @rule(
+        target=orders, station=st.sampled_from([1, 1, 1, 2, 7]), key=st.sampled_from([None, None, "a", "b"])
+    )
     def create(self, station, key):
         order = Order(UUID(int=next(self.numbers)), station, key)
         self.waiting.append(Creation(order))
         self.bench.ledger._queue.put(self.waiting[-1])
         return order.transaction_id
 
-    @rule(key=orders, status=st.sampled_from([Status.COMPLETED, Status.ERROR]), times=st.sampled_from([1, 1, 1, 2]))
+    @rule(
+        key=orders,
+        status=st.sampled_from([Status.COMPLETED, Status.ERROR]),
+        times=st.sampled_from([1, 1, 1, 2]),
+    )
     def verdict(self, key, status, times):
         for _ in range(times):
             self.waiting.append((key, status))
-            self.bench.ledger.settle(test_ledger.Verdict(key, status, lambda: self.acknowledged.append(key)))
+            self.bench.ledger.settle(Verdict(key, status, lambda: self.acknowledged.append(key)))
 
     @rule()
     def commit(self):
@@ -207,7 +213,10 @@ def test_the_ledger_and_the_table_of_states_never_disagree(tmp_path, monkeypatch
     models.create_station("another")
     try:
         run_state_machine_as_test(
-            Life, settings=settings(max_examples=120, stateful_step_count=40, suppress_health_check=list(HealthCheck))
+            Life,
+            settings=settings(
+                max_examples=120, stateful_step_count=40, suppress_health_check=list(HealthCheck)
+            ),
         )
     finally:
         Life.bench.pool.shutdown()

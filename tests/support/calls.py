@@ -1,0 +1,109 @@
+"""The app in this process: start it, send it requests, and check its answers."""
+
+import json
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from webtest import TestApp, TestRequest
+
+import app
+import storage
+from mqtt_listener import VERDICTS
+from programs import wait_until
+from settings import Settings
+
+UNKNOWN = "019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"  # no transaction has this id
+JSON = "application/json"
+KIB = 1024
+
+
+@contextmanager
+def serving(folder, ready=True, **options):
+    """The started app, as a TestApp; `options` are settings. The broker accepts its connection and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        defaults = {"database_url": f"sqlite:///{folder}/energy2go.db", "mqtt_port": silent.getsockname()[1]}
+        app.start(Settings(**defaults | options))
+        api = TestApp(app.app)
+        try:
+            if ready:
+                wait_until(lambda: send(api, "GET", "/healthz").status_int == 200, "the tables are there")
+            yield api
+        finally:
+            app.stop()
+            app.app.config["api_token"] = ""
+
+
+def send(api, method, path, body=None, content_type=JSON, **headers):
+    """Any request, with whatever answer; `body` is bytes as they are, or what becomes JSON."""
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = TestRequest.blank(path, method=method, headers=headers)
+    if body is not None:
+        request.body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        if content_type is not None:
+            request.environ["CONTENT_TYPE"] = content_type
+    return api.do_request(request, expect_errors=True)
+
+
+def new_station(api, description="Teste") -> int:
+    return api.post_json("/stations", {"description": description}, status=201).json["id"]
+
+
+def new_transaction(api, station_id=1, **headers) -> dict:
+    return send(api, "POST", "/transactions", {"station_id": station_id}, **headers).json
+
+
+def settle(key: str, status="COMPLETED") -> None:
+    """Hand over what the equipment would answer, and wait until it was dealt with."""
+    done = threading.Event()
+    app.listener.receive(
+        VERDICTS, json.dumps({"transaction_id": key, "status": status}).encode(), False, done.set
+    )
+    assert done.wait(10)
+
+
+def at_once(number: int, call) -> list:
+    """What `call` returns, called by so many threads at one moment."""
+    barrier = threading.Barrier(number)
+
+    def run(_):
+        barrier.wait()
+        try:
+            return call()
+        finally:
+            storage.close()  # each thread has a connection of its own
+
+    with ThreadPoolExecutor(number) as pool:
+        return list(pool.map(run, range(number)))
+
+
+def walk(api, url: str) -> list[list]:
+    """The items of this page and of all that follow it, page by page."""
+    pages = []
+    while url and len(pages) < 100:
+        answer = api.get(url).json
+        assert answer.keys() == {"items", "next"}
+        pages.append(answer["items"])
+        url = answer["next"]
+    return pages
+
+
+def assert_problem(answer, status: int, title: str, *words: str) -> None:
+    """This is an error as RFC 9457 shapes it, and its detail has these words."""
+    assert (answer.status_int, answer.headers["Content-Type"]) == (status, "application/problem+json"), (
+        answer.body
+    )
+    assert {"type": "about:blank", "title": title, "status": status}.items() <= answer.json.items()
+    for word in words:
+        assert word in answer.json["detail"]
+
+
+def every_path() -> dict[str, list[str]]:
+    """Each path of the app, for station 1 and no transaction, with its methods."""
+    paths = {}
+    for route in app.app.routes:
+        path = route.rule.replace("<name>", "index.html")
+        path = path.replace("<id>", UNKNOWN if "transactions" in path else "1")
+        paths.setdefault(path, []).append(route.method)
+    return paths

@@ -1,0 +1,104 @@
+"""Several services on one PostgreSQL and one broker, with a load on each."""
+
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+import models
+import storage
+from load import Load
+from models import SECOND, Clocks, Order
+from programs import Broker, Equipment, Postgres, Program, Service, listening, wait_until
+
+CLOCKS = Clocks(retry=5 * SECOND, timeout=60 * SECOND)
+NOW = int(time.time() * SECOND)
+RETRY = 2  # VALIDATION_RETRY of the services, in seconds
+SETTLED_WITHIN = RETRY + 5  # seconds after the end of a fault
+
+
+class Replicas:
+    """Broker, equipment and services on one database, and a load on each service."""
+
+    def __init__(self, folder: Path, programs: list, postgres: Postgres, count: int, **options):
+        self.postgres, self.database = postgres, postgres.create().rpartition("/")[2]
+        self.broker = Broker(folder)
+        self.equipment = Equipment(folder, self.broker)
+        options = {"DATABASE_URL": postgres.url(self.database), "VALIDATION_RETRY": str(RETRY)} | options
+        names = [f"replica-{number}" for number in range(count)]
+        self.services = [Service(folder, self.broker, name=name, **options) for name in names]
+        self.loads = []
+        programs += [self.broker, self.equipment, *self.services]
+
+    def start(self, equipment: bool = True, cut_off: int = 0):
+        """Start everything, the services at the same time on an empty database; the first ones may find no broker."""
+        self.broker.start()
+        if equipment:
+            self.equipment.start()
+        for service in self.services:
+            Program.start(service)
+        for service in self.services[:cut_off]:
+            wait_until(lambda: listening(service.port), "it listens")  # noqa: B023
+        for service in self.services[cut_off:]:
+            wait_until(service.ready, "a replica is ready", 30)
+        self.services[-1].post("/stations", {"description": "Teste"})
+        return self
+
+    def load(self, **options) -> None:
+        """A load on each service."""
+        self.loads = [
+            Load(service, **{"clients": 4, "pause": 0.02} | options).start() for service in self.services
+        ]
+
+    def more(self, count: int = 30, loads: list[Load] | None = None) -> None:
+        """Go on until each load had that many more accepted."""
+        loads = self.loads if loads is None else loads
+        goals = [len(load.accepted) + count for load in loads]
+        accepted = lambda: all(len(load.accepted) >= goal for load, goal in zip(loads, goals, strict=True))  # noqa: E731
+        wait_until(accepted, f"{count} more are accepted", 30)
+
+    def query(self, sql: str) -> list[tuple]:
+        return self.postgres.execute(sql, self.database)
+
+    def count(self, status: str) -> int:
+        return self.query(f"SELECT count(*) FROM \"transaction\" WHERE status = '{status}'")[0][0]
+
+    def settled(self, within: float = SETTLED_WITHIN) -> None:
+        wait_until(lambda: not self.count("PENDING"), "nothing is PENDING", within)
+        assert not self.count("EXPIRED")
+
+    def finish(self) -> Counter:
+        """End the loads; everything must be settled soon, and be what clients were told. How often each status came."""
+        for load in self.loads:
+            load.stop()
+        self.settled()
+        stored = dict(
+            self.query('SELECT id::text, idempotency_key FROM "transaction" WHERE idempotency_key NOTNULL')
+        )
+        accepted = [key for load in self.loads for key in load.accepted]
+        refused = {key for load in self.loads for key in load.refused}
+        broken = {key for load in self.loads for key in load.broken}
+        assert len(accepted) == len(set(accepted))
+        assert not set(accepted) - stored.keys(), "a transaction is lost"
+        assert not refused & set(stored.values()), "a client was told a failure for what is stored"
+        assert {stored[key] for key in stored.keys() - set(accepted)} <= broken, (
+            "something nobody asked for is stored"
+        )
+        return sum((load.statuses for load in self.loads), Counter())
+
+
+def metric(service: Service, name: str) -> float:
+    """One number that a service gives to Prometheus."""
+    found = re.search(rf"^{re.escape(name)} (\S+)$", service.get("/metrics").body.decode(), re.MULTILINE)
+    return float(found[1])
+
+
+def store(count: int) -> list[UUID]:
+    """So many transactions that wait to be asked; their ids."""
+    orders = [Order(uuid7(), 1, None) for _ in range(count)]
+    with storage.writing():
+        models.create_transactions(orders, NOW, CLOCKS, 0)
+    return [order.transaction_id for order in orders]

@@ -1,0 +1,58 @@
+"""The broker, the equipment and the service, ended after each test."""
+
+import pytest
+
+from checks import alive
+from programs import Broker, Equipment, Service, wait_until
+from trial import Trial
+
+
+@pytest.fixture
+def broker(tmp_path, programs):
+    """A real Mosquitto on a free port."""
+    programs.append(Broker(tmp_path).start())
+    return programs[-1]
+
+
+@pytest.fixture
+def equipment(tmp_path, programs, broker):
+    """A function that starts the real equipment: `equipment(VALIDATOR_DELAY_MS="100")`; it may not be online yet."""
+
+    def start(**options) -> Equipment:
+        programs.append(Equipment(tmp_path, broker, **options).start())
+        return programs[-1]
+
+    return start
+
+
+@pytest.fixture
+def service(tmp_path, programs, broker):
+    """A function that starts the real service: `service(VALIDATION_RETRY="1")`, connected unless `ready=False`."""
+
+    def start(ready=True, **options) -> Service:
+        programs.append(Service(tmp_path, broker, **options).start())
+        if ready:
+            wait_until(programs[-1].ready, "the service is ready")
+        return programs[-1]
+
+    return start
+
+
+@pytest.fixture
+def run(tmp_path, programs):
+    """A function that starts a program, which is ended after the test: `run(Service, broker, API_TOKEN="x")`."""
+
+    def run(kind: type, *arguments, **options):
+        programs.append(kind(tmp_path, *arguments, **options))
+        started = programs[-1].start()
+        if kind is Service:
+            wait_until(lambda: alive(started), "the service is alive")
+        return started
+
+    return run
+
+
+@pytest.fixture
+def trial(tmp_path, programs):
+    """A function that makes a trial: `trial(VALIDATION_TIMEOUT="3")`."""
+    return lambda **options: Trial(tmp_path, programs, **options)

@@ -1,0 +1,186 @@
+"""TLS to the broker: certificates that are accepted and refused."""
+
+import contextlib
+import re
+import socket
+import ssl
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from checks import SECRETS, alive, online, settles
+from mosquitto import AmendedBroker
+from programs import Broker, Equipment, Service, wait_until
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory) -> Path:
+    """A folder with the certificates of two authorities, of brokers here and elsewhere, and of a stranger."""
+    folder = tmp_path_factory.mktemp("certificates")
+    (folder / "openssl.cnf").write_text("[req]\ndistinguished_name = name\n[name]\n")
+
+    def certificate(name: str, *options: str) -> None:
+        command = [
+            "openssl",
+            "req",
+            "-x509",
+            "-config",
+            "openssl.cnf",
+            "-newkey",
+            "ec",
+            "-nodes",
+            "-days",
+            "2",
+        ]
+        command += [
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-keyout",
+            f"{name}.key",
+            "-out",
+            f"{name}.pem",
+        ]
+        made = subprocess.run(
+            [*command, "-subj", f"/CN={name}", *options], cwd=folder, capture_output=True, text=True
+        )
+        assert made.returncode == 0, made.stderr
+
+    for authority in ("ours", "theirs"):
+        certificate(
+            authority,
+            "-addext",
+            "basicConstraints=critical,CA:TRUE",
+            "-addext",
+            "keyUsage=critical,keyCertSign",
+        )
+    for name, authority, address in (
+        ("here", "ours", "DNS:localhost,IP:127.0.0.1"),
+        ("elsewhere", "ours", "DNS:broker.example,IP:192.0.2.1"),
+        ("stranger", "theirs", "DNS:localhost,IP:127.0.0.1"),
+    ):
+        signed = [
+            "-CA",
+            f"{authority}.pem",
+            "-CAkey",
+            f"{authority}.key",
+            "-addext",
+            f"subjectAltName={address}",
+        ]
+        certificate(name, *signed)
+    return folder
+
+
+@pytest.fixture
+def tls_broker(tmp_path, programs, certificates):
+    """A function that makes a broker with one of the certificates; to be started."""
+
+    def make(name: str, **options) -> Broker:
+        lines = f"\ncertfile {certificates}/{name}.pem\nkeyfile {certificates}/{name}.key\n"
+        programs.append(AmendedBroker(tmp_path, conf=lines, **options))
+        return programs[-1]
+
+    return make
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_both_programs_speak_tls(run, tls_broker, certificates, host):
+    broker = tls_broker("here").start()
+    options = {"MQTT_HOST": host, "MQTT_CA_FILE": str(certificates / "ours.pem")}
+    run(Equipment, broker, **options)
+    service = run(Service, broker, **options)
+    wait_until(lambda: online(service), "all are online")
+    assert settles(service)
+    context = ssl.create_default_context(cafile=certificates / "ours.pem")
+    with (
+        socket.create_connection(("127.0.0.1", broker.port), 10) as plain,
+        context.wrap_socket(plain, server_hostname=host) as wire,
+    ):
+        assert wire.version() in ("TLSv1.2", "TLSv1.3")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [("stranger", "certificate verify failed"), ("elsewhere", "not valid for '127.0.0.1'")],
+)
+def test_a_wrong_certificate_is_refused_in_words_until_the_right_one_is_there(
+    run, tls_broker, certificates, wrong, words
+):
+    ca = {"MQTT_CA_FILE": str(certificates / "ours.pem")}
+    broker = tls_broker(wrong).start()
+    equipment = run(Equipment, broker, **ca)
+    service = run(Service, broker, VALIDATION_TIMEOUT="1", **ca)
+    wait_until(lambda: words in service.get("/readyz").json["broker"], "the service says why")
+    wait_until(
+        lambda: re.search("certificate verif|verification failed", equipment.said()),
+        "the equipment says why",
+    )
+    assert f"not connected to 127.0.0.1:{broker.port}" in equipment.said()
+    assert service.get("/readyz").status == 503
+    service.post("/stations", {"description": "Teste"})
+    waiting = service.post("/transactions", {"station_id": 1})
+    assert (waiting.status, waiting.json["status"]) == (201, "PENDING")
+    broker.stop()
+    tls_broker("here", port=broker.port).start()
+    wait_until(lambda: online(service), "all are online")
+    wait_until(
+        lambda: service.get(waiting.headers["Location"]).json["status"] in ("COMPLETED", "ERROR"),
+        "the verdict",
+    )
+    assert equipment.running
+    assert service.said().count("Booting worker") == 1
+
+
+def test_no_password_is_told_to_a_broker_with_a_wrong_certificate(run, certificates):
+    heard = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "stranger.pem", certificates / "stranger.key")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen():
+            with contextlib.suppress(OSError):
+                while True:
+                    plain, _ = server.accept()
+                    with (
+                        plain,
+                        contextlib.suppress(OSError),
+                        context.wrap_socket(plain, server_side=True) as wire,
+                    ):
+                        heard.append(wire.recv(4096))
+
+        threading.Thread(target=listen, daemon=True).start()
+        impostor = Broker(certificates, port=server.getsockname()[1], **SECRETS)
+        ca = {"MQTT_CA_FILE": str(certificates / "ours.pem")}
+        equipment = run(Equipment, impostor, **ca)
+        service = run(Service, impostor, **ca)
+        wait_until(
+            lambda: "verify failed" in service.get("/readyz").json["broker"], "the service refuses it"
+        )
+        wait_until(lambda: "verif" in equipment.said(), "the equipment refuses it")
+        server.shutdown(socket.SHUT_RDWR)
+    assert b"".join(heard) == b""
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_plain_and_tls_do_not_meet_and_nobody_crashes(run, tls_broker, certificates, encrypted):
+    broker = tls_broker("here").start() if encrypted else run(Broker)
+    ca = {} if encrypted else {"MQTT_CA_FILE": str(certificates / "ours.pem")}
+    equipment = run(Equipment, broker, **ca)
+    service = run(Service, broker, **ca)
+    wait_until(
+        lambda: service.get("/readyz").json["broker"] != f"not connected to 127.0.0.1:{broker.port} yet",
+        "words",
+    )
+    unready = service.get("/readyz")
+    assert unready.status == 503
+    assert f"127.0.0.1:{broker.port}" in unready.json["broker"]
+    assert re.search("does not answer|cannot be reached", unready.json["broker"])
+    wait_until(
+        lambda: f"not connected to 127.0.0.1:{broker.port}" in equipment.said(), "the equipment says it"
+    )
+    assert alive(service)
+    assert service.post("/stations", {"description": "Teste"}).status == 201
+    assert service.post("/transactions", {"station_id": 1}).json["status"] == "PENDING"
+    assert equipment.running
+    assert service.said().count("Booting worker") == 1

@@ -1,0 +1,78 @@
+"""Programs that start with bad settings, or on ports that are taken."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import settings
+from programs import ROOT, free_port
+from settings import Settings
+
+
+def run(*command, **environment) -> subprocess.CompletedProcess:
+    """A command in the project's folder, with nothing in its environment but this."""
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")} | environment
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def run_settings(**environment) -> subprocess.CompletedProcess:
+    ports = {"BIND": f"127.0.0.1:{free_port()}", "MQTT_PORT": str(free_port())}
+    return run(sys.executable, "settings.py", **ports | environment)
+
+
+@pytest.mark.parametrize("command", [["settings.py"], ["-m", "gunicorn", "app:app"]])
+def test_a_program_with_a_bad_value_ends_with_one_sentence(command):
+    ended = run(sys.executable, *command, THREADS="many")
+    assert ended.returncode == 1
+    assert ended.stderr == "THREADS='many': Expected `int`, got `str`. See the line of THREADS in .env.\n"
+    assert ended.stdout == ""
+
+
+# Ports, before `make run` starts anything
+
+
+def test_free_ports_are_no_trouble():
+    ended = run_settings()
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("name", ["BIND", "MQTT_PORT"])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_port_that_is_taken_is_named_with_a_way_out(name, everywhere):
+    with socket.create_server(("0.0.0.0" if everywhere else "127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run_settings(**{name: str(port) if name == "MQTT_PORT" else f"127.0.0.1:{port}"})
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        f"{name}: port {port} on 127.0.0.1 cannot be used (Address already in use). "
+    )
+    assert f"{name}=" in ended.stderr
+    assert "make run" in ended.stderr
+    assert ".env" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_address_of_another_machine_cannot_be_used():
+    for host in ("192.0.2.1", "[2001:db8::1]"):
+        ended = run_settings(BIND=f"{host}:8000")
+        assert ended.returncode == 1
+        assert ended.stderr.startswith(f"BIND: port 8000 on {host.strip('[]')} cannot be used")
+        assert "Traceback" not in ended.stderr
+
+
+def test_reading_the_settings_needs_no_env(tmp_path):
+    (tmp_path / "settings.py").write_text(Path(settings.__file__).read_text())
+    code = "import settings; print(settings.load())"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"THREADS": "3"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.stdout.strip() == str(Settings(threads=3)), ended.stderr

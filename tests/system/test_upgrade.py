@@ -1,0 +1,93 @@
+"""A database of the first release, and a PostgreSQL that comes later."""
+
+import contextlib
+import re
+import sqlite3
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+from uuid_utils.compat import uuid7
+
+import models
+import storage
+from programs import wait_until
+
+FIRST_RELEASE = """
+CREATE TABLE "station" ("id" INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, "description" VARCHAR(255) NOT NULL);
+CREATE TABLE "transaction" ("id" TEXT NOT NULL PRIMARY KEY, "station_id" INTEGER NOT NULL,
+    "status" VARCHAR(9) NOT NULL, "created" INTEGER NOT NULL, "updated" INTEGER NOT NULL,
+    "idempotency_key" VARCHAR(255), "attempts" INTEGER NOT NULL, "asked_at" INTEGER, "retry_at" INTEGER,
+    "expires_at" INTEGER, FOREIGN KEY ("station_id") REFERENCES "station" ("id") ON DELETE RESTRICT);
+CREATE INDEX "transaction_station_id_id" ON "transaction" ("station_id", "id");
+CREATE INDEX "transaction_status_id" ON "transaction" ("status", "id");
+CREATE INDEX "transaction_station_id_status_id" ON "transaction" ("station_id", "status", "id");
+CREATE INDEX "transaction_retry_at" ON "transaction" ("retry_at")
+    WHERE (("retry_at" IS NOT NULL) AND ("expires_at" IS NULL));
+CREATE INDEX "transaction_expires_at" ON "transaction" ("expires_at")
+    WHERE (("retry_at" IS NOT NULL) AND ("expires_at" > 0));
+CREATE UNIQUE INDEX "transaction_idempotency_key" ON "transaction" ("idempotency_key")
+    WHERE ("idempotency_key" IS NOT NULL);
+INSERT INTO "station" VALUES (1, 'Teste'), (2, 'Hauptbahnhof'), (3, 'deleted');
+DELETE FROM "station" WHERE id = 3;
+"""
+
+
+def schema(file: Path) -> set[str]:
+    """Every table and index of a file, as SQLite has them, without the spaces that mean nothing."""
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        found = database.execute("SELECT sql FROM sqlite_master WHERE sql NOT NULL").fetchall()
+    return {re.sub(r"\s+", " ", sql) for (sql,) in found}
+
+
+def test_a_file_of_the_first_release_is_upgraded_and_keeps_its_rows(tmp_path, service, equipment):
+    old, now = tmp_path / "energy2go.db", int(time.time() * models.SECOND)
+    created = now - 3600 * models.SECOND
+    rows = [
+        # status, idempotency key, attempts, and three times: asked, to be asked again, and expiring
+        ("COMPLETED", None, 1, created, None, created + 60 * models.SECOND),
+        ("ERROR", "keyed", 1, created, None, created + 60 * models.SECOND),
+        ("EXPIRED", None, 5, created, None, created + 60 * models.SECOND),
+        ("PENDING", "waits", 0, None, created, None),
+        ("PENDING", "asked", 1, now, now + 5 * models.SECOND, now + 60 * models.SECOND),
+    ]
+    keys = [uuid7() for _ in rows]
+    with contextlib.closing(sqlite3.connect(old)) as database, database:
+        database.executescript(FIRST_RELEASE)
+        for key, (status, *rest) in zip(keys, rows, strict=True):
+            values = (key.hex, 2, status, created, created, *rest)
+            database.execute('INSERT INTO "transaction" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)', values)
+    running = service()
+    # Everything reads as it did, and what had no answer yet gets one.
+    found = [running.get(f"/transactions/{key}").json for key in keys]
+    assert [one["status"] for one in found[:3]] == ["COMPLETED", "ERROR", "EXPIRED"]
+    assert {one["created"] for one in found} == {models.moment(created).isoformat().replace("+00:00", "Z")}
+    assert {one["station"]["description"] for one in found} == {"Hauptbahnhof"}
+    equipment()
+    for key in keys[3:]:
+        done = running.get(f"/transactions/{key}", Prefer="wait=15").json
+        assert done["status"] in ("COMPLETED", "ERROR")
+    assert running.post("/transactions", {"station_id": 2}, Idempotency_Key="keyed").json["id"] == str(
+        keys[1]
+    )
+    # An id that was given out once is not given out again.
+    assert running.post("/stations", {"description": "new"}).headers["Location"] == "/stations/4"
+    assert running.stop() == 0
+    storage.bind(f"sqlite:///{tmp_path}/new.db")
+    storage.migrate()
+    storage.close()
+    assert schema(old) == schema(tmp_path / "new.db")
+
+
+def test_a_postgresql_that_is_away_at_the_start_is_waited_for(postgres, service):
+    url = postgres.create()
+    name = url.rpartition("/")[2]
+    postgres.execute(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")
+    running = service(ready=False, DATABASE_URL=url)
+    assert running.get("/healthz").status == 503
+    with pytest.raises(psycopg.OperationalError):
+        postgres.execute("SELECT 1", name)
+    postgres.execute(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")
+    wait_until(running.ready, "it is ready")
+    assert running.post("/stations", {"description": "Teste"}).status == 201

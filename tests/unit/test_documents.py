@@ -1,0 +1,44 @@
+"""The documents name every route, variable and package, and only tests that exist."""
+
+import re
+
+from programs import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_route_and_every_variable_is_in_the_readme():
+    for route in ("/stations", "/transactions", "/healthz", "/readyz", "/swagger/", "/openapi.json"):
+        assert f"{route}" in README
+    for variable in re.findall(r"^([A-Z_]+)=", (ROOT / ".env").read_text(), re.MULTILINE):
+        assert f"`{variable}`" in README
+
+
+def test_every_package_is_in_the_table_of_parts():
+    for requirements in ("requirements.txt", "requirements-dev.txt"):
+        for package in re.findall(
+            r"^([A-Za-z]\S*?)(?:\[|==)", (ROOT / requirements).read_text(), re.MULTILINE
+        ):
+            assert package.lower() in README.lower()
+
+
+def test_it_fits_in_one_sitting():
+    assert len(README.splitlines()) <= 200
+
+
+def test_every_test_that_a_document_names_exists():
+    found = []
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for file, test in re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", page.read_text()):
+            found.append(file)
+            assert f"def {test}" in (ROOT / file).read_text(), f"{page.name}: {file}::{test}"
+    assert len(found) > 10
+
+
+def test_every_test_of_security_is_named_on_its_page():
+    page = (ROOT / "docs/SECURITY.md").read_text()
+    files = sorted((ROOT / "tests/system").glob("test_security_*.py"))
+    assert files
+    for file in files:
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE):
+            assert f"`tests/system/{file.name}::{name}`" in page

@@ -1,0 +1,48 @@
+"""/healthz and /readyz."""
+
+import pytest
+
+import app
+from calls import UNKNOWN, assert_problem, new_station, send, serving
+from settings import VERSION
+
+
+def test_alive_is_not_ready(api):
+    answer = api.get("/healthz", status=200)
+    assert answer.json == {"status": "ok", "version": VERSION}
+    answer = send(api, "GET", "/readyz")
+    assert_problem(answer, 503, "Service Unavailable", "broker", "127.0.0.1")
+    assert answer.json.keys() == {"type", "title", "status", "detail", "database", "broker", "equipment"}
+    assert answer.json["database"] == "ok"
+    assert "127.0.0.1" in answer.json["broker"]
+    assert answer.json["equipment"] == {}
+    assert answer.headers["Retry-After"] == "5"
+
+
+def test_without_its_ledger_the_service_is_not_alive(api):
+    new_station(api)
+    app.ledger.stop()
+    assert_problem(send(api, "GET", "/healthz"), 503, "Service Unavailable", "ledger")
+    answer = send(api, "GET", "/readyz")
+    assert_problem(answer, 503, "Service Unavailable", "database", "broker")
+    assert "ledger" in answer.json["database"]
+    assert_problem(send(api, "POST", "/stations", {"description": "x"}), 503, "Service Unavailable")
+    assert_problem(send(api, "DELETE", "/stations/1"), 503, "Service Unavailable")
+    assert api.get("/stations").json["items"] == [{"id": 1, "description": "Teste"}]
+
+
+@pytest.mark.parametrize("kind", ["in a file", "garbage"])
+def test_without_its_database_the_service_says_so(tmp_path, kind):
+    place = tmp_path / "place"
+    place.write_text("This is no database. " * 1000)
+    with serving(
+        tmp_path, ready=False, database_url=f"sqlite:///{place}{'/x.db' * (kind == 'in a file')}"
+    ) as api:
+        for path in ("/healthz", "/stations", "/stations/1", "/transactions", f"/transactions/{UNKNOWN}"):
+            answer = send(api, "GET", path)
+            assert_problem(answer, 503, "Service Unavailable", "database")
+            assert answer.headers["Retry-After"] == "5"
+        answer = send(api, "GET", "/readyz")
+        assert_problem(answer, 503, "Service Unavailable", "database", "broker")
+        assert answer.json["database"] != "ok"
+        assert send(api, "GET", "/swagger/").status_int == 200

@@ -1,0 +1,115 @@
+"""Prefer: wait=N holds an answer until the verdict."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from calls import at_once, new_station, new_transaction, send, settle
+from programs import wait_until
+
+
+@pytest.mark.parametrize(
+    ("prefer", "applied"),
+    [
+        ("wait=5", "wait=5"),
+        ("wait=0", "wait=0"),
+        ("respond-async, wait=1", "wait=1"),
+        ("wait=2, respond-async", "wait=2"),
+        ("handling=lenient; wait=3", "wait=3"),
+        ("Wait = 4", "wait=4"),
+        ('wait="6"', "wait=6"),
+        ("wait=30", "wait=30"),
+        ("wait=31", "wait=30"),
+        ("wait=99999999999999999999", "wait=30"),
+    ],
+)
+def test_a_preference_that_is_honoured_is_named(api, prefer, applied):
+    new_station(api)
+    key = new_transaction(api)["id"]
+    settle(key)  # so that nothing is left to wait for
+    answer = send(api, "GET", f"/transactions/{key}", Prefer=prefer)
+    assert (answer.json["status"], answer.headers["Preference-Applied"]) == ("COMPLETED", applied)
+
+
+@pytest.mark.parametrize(
+    "prefer",
+    [
+        "",
+        "wait",
+        "wait=",
+        "wait=x",
+        "wait=-1",
+        "wait=30x",
+        "wait=3.5",
+        'wait="30',
+        "await=30",
+        "wait 30",
+        "\xe9",
+        "respond-async",
+        "wait=" + "9" * 8000,
+        "wait=" + "9" * 8000 + "x",
+        "," * 8000,
+    ],
+)
+def test_a_preference_that_cannot_be_read_is_ignored(api, prefer):
+    new_station(api)
+    answer = send(api, "POST", "/transactions", {"station_id": 1}, Prefer=prefer)
+    assert (answer.status_int, answer.json["status"]) == (201, "PENDING")
+    assert "Preference-Applied" not in answer.headers
+    assert "Preference-Applied" not in send(api, "GET", answer.headers["Location"], Prefer=prefer).headers
+
+
+def test_an_answer_is_held_no_longer_than_was_asked(api):
+    new_station(api)
+    for seconds in (0, 1):
+        answer = send(api, "POST", "/transactions", {"station_id": 1}, Prefer=f"wait={seconds}")
+        assert (answer.status_int, answer.json["status"]) == (201, "PENDING")
+        assert answer.headers["Preference-Applied"] == f"wait={seconds}"
+        assert answer.headers["Location"] == f"/transactions/{answer.json['id']}"
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency_Key": "k"}])
+def test_the_answer_is_held_until_the_verdict(api, headers):
+    new_station(api)
+
+    def create():
+        return send(api, "POST", "/transactions", {"station_id": 1}, Prefer="wait=30", **headers)
+
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(at_once, 2, create)
+        rows = 1 if headers else 2
+        wait_until(lambda: len(api.get("/transactions").json["items"]) == rows, "both are stored")
+        assert not held.done()
+        for stored in api.get("/transactions").json["items"]:
+            settle(stored["id"], "ERROR")
+        answers = held.result(20)
+    for answer in answers:
+        assert (answer.status_int, answer.json["status"]) == (201, "ERROR")
+        assert answer.headers["Preference-Applied"] == "wait=30"
+        assert answer.json == api.get(answer.headers["Location"]).json
+
+
+def test_half_the_threads_wait_and_the_rest_answer_at_once(api):
+    new_station(api)
+    key = new_transaction(api)["id"]
+    path = f"/transactions/{key}"
+
+    def honoured(seconds):
+        answer = send(api, "GET", path, Prefer=f"wait={seconds}")
+        return answer if "Preference-Applied" in answer.headers else None
+
+    def full():
+        return not honoured(0)  # which takes a place itself for a moment, and may turn another away
+
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(at_once, 8, lambda: wait_until(lambda: honoured(30), "a place is free"))
+        wait_until(full, "eight of sixteen wait")
+        answer = send(api, "POST", "/transactions", {"station_id": 1}, Prefer="wait=30")
+        assert (answer.status_int, answer.json["status"]) == (201, "PENDING")
+        assert "Preference-Applied" not in answer.headers
+        assert not held.done()
+        settle(key)
+        answers = held.result(20)
+    assert [answer.json["status"] for answer in answers] == ["COMPLETED"] * 8
+    assert {answer.headers["Preference-Applied"] for answer in answers} == {"wait=30"}
+    assert not full()

@@ -1,0 +1,62 @@
+"""Every route: trailing slashes, HEAD, other methods, unknown paths."""
+
+import pytest
+
+from calls import UNKNOWN, assert_problem, every_path, new_station, send
+
+
+def test_a_trailing_slash_changes_nothing(api):
+    bodies = {
+        "/stations": {"description": "x"},
+        "/stations/1": {"description": "y"},
+        "/transactions": {"station_id": 1},
+    }
+    new_station(api)
+    for path, methods in every_path().items():
+        for method in sorted(set(methods) - {"DELETE"}):
+            body = bodies.get(path) if method != "GET" else None
+            plain, slashed = send(api, method, path, body), send(api, method, path + "/", body)
+            assert plain.status_int == slashed.status_int
+            assert slashed.status_int in (200, 201, 503) or UNKNOWN in path, (method, path)
+            if method == "GET" and path != "/metrics":  # whose numbers go on
+                assert plain.body == slashed.body
+    unused = new_station(api)
+    assert send(api, "DELETE", f"/stations/{unused}/").status_int == 204
+
+
+def test_head_is_get_without_the_body(api):
+    new_station(api)
+    for path, methods in every_path().items():
+        if "GET" in methods:
+            get, head = send(api, "GET", path), send(api, "HEAD", path)
+            assert head.body == b""
+            assert (head.status_int, head.headers["Content-Type"]) == (
+                get.status_int,
+                get.headers["Content-Type"],
+            )
+            if path != "/metrics":  # whose numbers go on
+                assert head.headers["Content-Length"] == get.headers["Content-Length"]
+
+
+def test_a_method_that_a_path_does_not_have_is_refused(api):
+    new_station(api)
+    for path, methods in every_path().items():
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} - set(methods):
+            answer = send(api, method, path, {"description": "changed"})
+            assert_problem(answer, 405, "Method Not Allowed")
+            assert set(answer.headers["Allow"].split(",")) == set(methods)
+    assert api.get("/stations").json["items"] == [{"id": 1, "description": "Teste"}]
+
+
+ELSEWHERE = (
+    "/nope /nope/ /stations/1/x //stations /Stations /stations.json /app.py /.env /static/swagger/start.js"
+)
+NOT_UTF_8 = "/stations/1%ff /stations/%ff /%ff /swagger/%ff"  # Bottle would leave these bytes out
+
+
+@pytest.mark.parametrize("path", [*ELSEWHERE.split(), *NOT_UTF_8.split()])
+def test_what_is_not_there_is_not_found(api, path):
+    new_station(api)
+    assert_problem(send(api, "GET", path), 404, "Not Found")
+    assert_problem(send(api, "DELETE", path), 404, "Not Found")
+    assert api.get("/stations/1").status_int == 200

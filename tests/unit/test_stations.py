@@ -1,0 +1,93 @@
+"""Stations over HTTP."""
+
+import pytest
+
+from calls import JSON, assert_problem, new_station, new_transaction, send, settle
+
+
+def test_a_station_reads_as_it_was_created(api):
+    answer = api.post_json("/stations", {"description": "Teste"}, status=201)
+    assert answer.json == {"id": 1, "description": "Teste"}
+    assert answer.headers["Location"] == "/stations/1"
+    assert answer.headers["Content-Type"] == JSON
+    assert api.get("/stations/1").json == answer.json
+
+
+def test_stations_are_listed_newest_last(api):
+    assert api.get("/stations").json == {"items": [], "next": None}
+    for description in "abc":
+        new_station(api, description)
+    listed = api.get("/stations").json["items"]
+    assert listed == [
+        {"id": 1, "description": "a"},
+        {"id": 2, "description": "b"},
+        {"id": 3, "description": "c"},
+    ]
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+def test_a_description_can_be_changed(api, method):
+    new_station(api)
+    other = new_station(api, "other")
+    answer = send(api, method, "/stations/1", {"description": "changed"})
+    assert (answer.status_int, answer.json) == (200, {"id": 1, "description": "changed"})
+    assert api.get("/stations/1").json == answer.json
+    assert api.get(f"/stations/{other}").json["description"] == "other"
+
+
+def test_an_empty_patch_changes_nothing(api):
+    new_station(api)
+    answer = send(api, "PATCH", "/stations/1", {})
+    assert (answer.status_int, answer.json) == (200, {"id": 1, "description": "Teste"})
+
+
+def test_a_deleted_station_is_gone(api):
+    new_station(api)
+    answer = send(api, "DELETE", "/stations/1")
+    assert (answer.status_int, answer.body) == (204, b"")
+    assert api.get("/stations").json["items"] == []
+    new = {"description": "x"}
+    for method, body in [("GET", None), ("DELETE", None), ("PATCH", {}), ("PATCH", new), ("PUT", new)]:
+        assert_problem(send(api, method, "/stations/1", body), 404, "Not Found", "There is no station 1.")
+
+
+def test_a_deleted_id_is_never_given_again(api):
+    for _ in range(3):
+        newest = new_station(api)
+    api.delete(f"/stations/{newest}")
+    assert new_station(api) == newest + 1
+    for station in api.get("/stations").json["items"]:
+        api.delete(f"/stations/{station['id']}")
+    assert new_station(api) == newest + 2
+
+
+def test_a_station_that_has_transactions_stays(api):
+    new_station(api)
+    key = new_transaction(api)["id"]
+    for status in ("PENDING", "COMPLETED"):
+        assert api.get(f"/transactions/{key}").json["status"] == status
+        assert_problem(send(api, "DELETE", "/stations/1"), 409, "Conflict", "Station 1 has transactions")
+        assert api.get("/stations/1").json["description"] == "Teste"
+        settle(key)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Estação São João",
+        "電池 🔋 محطة",
+        "<script>alert(1)</script> & <b>'\"</b>",
+        " \t\r\n ",
+        "\\ / \u2028 \x7f \x01",
+        "%00 ?a=b #c",
+        "null",
+        "a" * 255,
+        "🔋" * 255,
+    ],
+)
+def test_a_text_comes_back_as_it_went_in(api, text):
+    answer = api.post_json("/stations", {"description": text}, status=201)
+    assert answer.json["description"] == text
+    assert send(api, "PUT", "/stations/1", {"description": text}).json["description"] == text
+    assert api.get("/stations").json["items"] == [{"id": 1, "description": text}]
+    assert new_transaction(api)["station"]["description"] == text

@@ -1,0 +1,79 @@
+"""API_TOKEN: which routes need it, and which values are accepted."""
+
+import json
+
+import pytest
+
+from calls import (
+    assert_problem,
+    every_path,
+    new_transaction,
+    send,
+)
+
+GUARDED = ("/stations", "/transactions", "/metrics")
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer open",
+        "Bearer open sesame!",
+        "Bearer OPEN SESAME",
+        "open sesame",
+        "Basic open sesame",
+        "Bearer \xe9",
+        "Bearer \xe2\x82\xac",
+        "\xff",
+    ],
+)
+def test_without_the_token_no_route_of_the_api_answers(guarded, authorization):
+    headers = {} if authorization is None else {"Authorization": authorization}
+    for path, methods in every_path().items():
+        for method in methods:
+            answer = send(guarded, method, path, b"not even JSON", **headers)
+            if path.startswith(GUARDED):
+                assert_problem(answer, 401, "Unauthorized", "token")
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+                assert "sesame" not in answer.json["detail"]
+            else:
+                assert answer.status_int == (503 if path == "/readyz" else 200)
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_with_the_token_every_route_of_the_api_answers(guarded, scheme):
+    headers = {"Authorization": f"{scheme} open sesame"}
+    assert send(guarded, "POST", "/stations", {"description": "x"}, **headers).status_int == 201
+    assert new_transaction(guarded, **headers)["status"] == "PENDING"
+    for path, methods in every_path().items():
+        for method in methods:
+            assert send(guarded, method, path, **headers).status_int != 401
+
+
+def test_without_a_token_to_ask_for_everybody_is_welcome(api):
+    for authorization in ("Bearer ", "Bearer x", "\xe9"):
+        assert send(api, "GET", "/stations", Authorization=authorization).status_int == 200
+
+
+def test_an_unknown_path_is_not_found_without_a_token_too(guarded):
+    assert_problem(send(guarded, "GET", "/nope"), 404, "Not Found")
+
+
+def test_the_document_asks_for_the_token_where_the_service_does(guarded):
+    document = guarded.get("/openapi.json").json
+    assert document["components"]["securitySchemes"] == {"token": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            guards = path.startswith(GUARDED)
+            assert operation.get("security") == ([{"token": []}] if guards else None)
+            assert ("401" in operation["responses"]) is guards
+
+
+def test_the_document_asks_for_no_token_where_the_service_does_not(api):
+    document = api.get("/openapi.json").json
+    assert "securitySchemes" not in document["components"]
+    assert "401" not in json.dumps(document["paths"])

@@ -1,0 +1,60 @@
+"""Transactions over HTTP."""
+
+import re
+from uuid import UUID, uuid4
+
+import pytest
+
+from calls import UNKNOWN, assert_problem, new_station, new_transaction, send, settle
+
+
+def test_a_transaction_reads_as_it_was_created(api):
+    new_station(api, "outra")
+    new_station(api)
+    answer = api.post_json("/transactions", {"station_id": 2}, status=201)
+    transaction = answer.json
+    assert transaction.keys() == {"id", "station", "status", "created", "updated"}
+    assert UUID(transaction["id"]).version == 7
+    assert transaction["station"] == {"id": 2, "description": "Teste"}
+    assert transaction["status"] == "PENDING"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z", transaction["created"])
+    assert transaction["updated"] == transaction["created"]
+    assert answer.headers["Location"] == f"/transactions/{transaction['id']}"
+    assert "Preference-Applied" not in answer.headers
+    assert api.get(answer.headers["Location"]).json == transaction
+    assert api.get("/transactions").json == {"items": [transaction], "next": None}
+
+
+@pytest.mark.parametrize("verdict", ["COMPLETED", "ERROR"])
+def test_a_transaction_reads_as_the_equipment_said(api, verdict):
+    new_station(api)
+    created = new_transaction(api)
+    settle(created["id"], verdict)
+    settled = api.get(f"/transactions/{created['id']}").json
+    assert settled == created | {"status": verdict, "updated": settled["updated"]}
+    assert settled["updated"] >= settled["created"]
+    assert settled["updated"].endswith("Z")
+
+
+def test_a_transaction_shows_its_station_as_it_is_now(api):
+    new_station(api)
+    transaction = new_transaction(api)
+    send(api, "PUT", "/stations/1", {"description": "changed"})
+    assert api.get(f"/transactions/{transaction['id']}").json["station"]["description"] == "changed"
+
+
+def test_a_transaction_wants_a_station_that_exists(api):
+    answer = send(api, "POST", "/transactions", {"station_id": 7})
+    assert_problem(answer, 422, "Unprocessable Content", "body.station_id", "no station 7")
+    assert api.get("/transactions").json["items"] == []
+
+
+def test_a_transaction_that_does_not_exist_is_not_found(api):
+    assert_problem(send(api, "GET", f"/transactions/{UNKNOWN}"), 404, "Not Found", UNKNOWN)
+    assert_problem(send(api, "GET", f"/transactions/{uuid4()}", Prefer="wait=30"), 404, "Not Found")
+
+
+def test_an_id_may_be_written_in_capitals(api):
+    new_station(api)
+    transaction = new_transaction(api)
+    assert api.get(f"/transactions/{transaction['id'].upper()}").json == transaction
