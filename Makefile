@@ -1,52 +1,73 @@
-# Everything from a clean checkout: `make` says what there is.
+# Everything starts here, from a clean checkout. `make` lists the targets.
 .DELETE_ON_ERROR:
 PYTHON = python3
+VENV = .venv/bin/python
 WITH_ENV = .venv/bin/dotenv -f .env run --no-override --
+PYTEST = .venv/bin/pytest --basetemp=var/test
+BENCH = PYTHONPATH=.:tests/support $(VENV)
 SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 APT = $(SUDO) sh -c 'echo "installing $$*" && apt-get update -qq && $(INSTALL) "$$@" >/dev/null' apt-get
 
-help: ## print this
+help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-setup: .venv/installed ## install what is missing and build the equipment
+setup: packages .venv/run ## install what running needs and build the equipment
 	@$(MAKE) -s -C validator
 
 run: setup ## start broker, equipment and service; Ctrl-C stops them
-	@$(WITH_ENV) .venv/bin/python settings.py
+	@$(WITH_ENV) $(VENV) settings.py
 	@exec $(WITH_ENV) .venv/bin/honcho -e /dev/null start
 
-test: lint browser ## run every test
+check: lint ## check style and types and run the unit tests on SQLite, in 30 s
+	@mkdir -p var
+	$(PYTEST) -n 2 --sqlite-only tests/unit
+
+fix: .venv/dev ## fix what ruff can fix, and format the Python and the C
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+	.venv/bin/clang-format -i validator/*.[ch]
+
+test: lint setup browser ## run every check and every test on both databases, in 4 minutes
+	@$(MAKE) -s -C validator lint validator-asan test_rules
+	@mkdir -p var
+	$(PYTEST) -n 3 --dist worksteal
+
+test-faults: .venv/dev setup ## inject each fault many times under load and print a table
+	@mkdir -p var
+	FAULTS=full $(PYTEST) tests/system/test_faults_*.py
+
+coverage: .venv/dev setup browser ## run every test and print which lines and branches ran
 	@$(MAKE) -s -C validator validator-asan test_rules
 	@mkdir -p var
-	.venv/bin/pytest -n 3 --dist worksteal --basetemp=var/test
+	@rm -f var/coverage*
+	.venv/bin/coverage run -m pytest --basetemp=var/test -n 3 --dist worksteal
+	.venv/bin/coverage combine -q
+	.venv/bin/coverage report
 
-test-faults: setup ## inject every fault many times under load, and print a table
-	@mkdir -p var
-	FAULTS=full .venv/bin/pytest tests/system/test_faults_*.py --basetemp=var/test
-
-bench: setup ## measure speed and growth against a bare route, in four minutes
-	@PYTHONPATH=.:tests/support .venv/bin/python tests/bench/run.py
-
-soak: setup ## send 200,000 transactions, and watch the memory
-	@PYTHONPATH=.:tests/support .venv/bin/python tests/bench/soak.py
-
-fuzz: setup fuzzer ## throw generated questions at the equipment's rules for a minute
-	@$(MAKE) -s -C validator fuzz
-
-docker-test: ## build the containers, use and hurt them, take them down
+docker-test: ## build the containers, run them, break them, and remove them
 	@sh tests/system/docker-test.sh
 
-lint: setup ## check the style of the Python and the warnings of the C
-	.venv/bin/ruff check
-	.venv/bin/ruff format --check
-	@$(MAKE) -s -C validator lint
+bench: .venv/dev setup ## measure speed and growth against a bare route, in 4 minutes
+	@$(BENCH) tests/bench/run.py
 
-clean: ## remove what was installed here and built; the data in var/ stays
-	rm -rf .venv .ruff_cache __pycache__ tests/__pycache__
+soak: .venv/dev setup ## send 200,000 transactions and watch the memory
+	@$(BENCH) tests/bench/soak.py
+
+fuzz: setup fuzzer ## send generated questions to the equipment's rules for a minute
+	@$(MAKE) -s -C validator fuzz
+
+clean: ## remove what was installed and built here; the data in var/ stays
+	rm -rf .venv .ruff_cache .mypy_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 	@$(MAKE) -s -C validator clean
 
-# What apt has to bring, where it is missing.
+lint: .venv/dev
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+# Install missing apt packages.
 packages:
 	@set --; \
 	PATH="$$PATH:/usr/sbin"; \
@@ -61,7 +82,7 @@ packages:
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || set -- $$@ python3-venv; \
 	[ $$# = 0 ] || { $(APT) "$$@"; }
 
-# What only tests need: the browser, the other database, the proxy.
+# Install the apt packages that only tests need: the browser, PostgreSQL, the proxy.
 browser:
 	@set --; \
 	PATH="$$PATH:/usr/sbin"; \
@@ -70,16 +91,30 @@ browser:
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || set -- $$@ postgresql; \
 	[ $$# = 0 ] || { $(APT) "$$@"; }
 
-# libFuzzer is in a package of clang's own version.
+# libFuzzer comes in a package that has clang's version in its name.
 fuzzer:
 	@command -v clang >/dev/null || { $(APT) clang; }
 	@[ -e "$$(clang -print-file-name=libclang_rt.fuzzer-$$(uname -m).a)" ] || \
 	    { $(APT) "libclang-rt-$$(clang -dumpversion | cut -d. -f1)-dev"; }
 
-.venv/installed: requirements.txt requirements-postgres.txt requirements-dev.txt | packages
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("PYTHON: 3.11 or newer is needed: make PYTHON=python3.12 …")'
-	$(PYTHON) -m venv --clear .venv
-	.venv/bin/pip install -q --disable-pip-version-check -r requirements-dev.txt
-	@touch $@
+# .venv/run marks that requirements.txt is installed, .venv/dev that requirements-dev.txt is.
+# Keep a .venv that works: install into it, and if that fails (no network), say so and go on with it.
+.venv/run: requirements.txt | packages
+	@$(VENV) -c '' 2>/dev/null || { $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or \
+	    sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 …")' && \
+	    rm -f .venv/bin/python* && $(PYTHON) -m venv .venv; }
+	@$(call PIP,requirements.txt)
 
-.PHONY: help setup run test test-faults bench soak fuzz docker-test lint clean packages browser fuzzer
+.venv/dev: requirements-dev.txt .venv/run
+	@$(call PIP,requirements-dev.txt)
+
+# pip changes nothing until it has downloaded everything.
+define PIP
+echo "installing $(1)"; \
+if $(VENV) -m pip install -q --disable-pip-version-check -r $(1); then touch $@; \
+elif [ -e $@ ]; then echo "$(1) could not be installed; .venv stays as it was." >&2; \
+else exit 1; fi
+endef
+
+.PHONY: help setup run check fix test test-faults coverage docker-test bench soak fuzz clean lint \
+    packages browser fuzzer

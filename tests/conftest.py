@@ -6,6 +6,8 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 from programs import Postgres
 
+ROWS = pytest.StashKey[list]()
+
 # The same examples in every run, however long one takes, and none of them is stored.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("same")
@@ -13,22 +15,24 @@ hypothesis.settings.load_profile("same")
 
 @pytest.fixture(scope="session", autouse=True)
 def hypothesis_home(tmp_path_factory):
-    """What Hypothesis writes all the same does not lie in the tree."""
+    """Keep the files that Hypothesis writes out of the tree."""
     set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))
 
 
 @pytest.fixture
 def programs():
-    """A list; whatever program a test puts there is ended after it."""
+    """A list; each program that a test puts there is ended after the test."""
     started = []
     yield started
     for program in reversed(started):
-        program.kill()
+        program.terminate()
+    for program in reversed(started):
+        program.close()
 
 
 @pytest.fixture(scope="session")
 def postgres():
-    """A real PostgreSQL on a free port."""
+    """A real PostgreSQL on a free port; each process that runs tests has one of its own."""
     server = Postgres().start()
     yield server
     server.remove()
@@ -36,19 +40,33 @@ def postgres():
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request, tmp_path):
-    """Where an empty database is: a file, and then a database in PostgreSQL."""
+    """The URL of an empty database: a new SQLite file, and then the emptied PostgreSQL database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/var/energy2go.db"
-    return request.getfixturevalue("postgres").create()
-
-
-ROWS = pytest.StashKey[list]()
+    return request.getfixturevalue("postgres").fresh()
 
 
 @pytest.fixture
 def table(request):
-    """Where a trial puts its row; what is in it is printed at the end of the run."""
+    """The rows that trials add; they are printed at the end of the run."""
     return request.config.stash.setdefault(ROWS, [])
+
+
+def pytest_addoption(parser):
+    parser.addoption("--sqlite-only", action="store_true", help="leave out the cases that need PostgreSQL")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what needs PostgreSQL if `--sqlite-only` asks for it."""
+    if not config.getoption("--sqlite-only"):
+        return
+    kept, left_out = [], []
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        needs = parameters is not None and parameters.params.get("database_url") == "postgresql"
+        (left_out if needs or "postgres" in item.fixturenames else kept).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -29,15 +29,17 @@ ACCOUNTS = {
     "VALIDATOR_PASSWORD": "equipment-secret",
 }
 
+# A program that gets these measures its own coverage (`make coverage`).
+COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 
-# Below those that the kernel gives to whoever connects, and other ones for each process that tests run in.
-# Two runs at one time start at different places.
+# These ports are below those that the kernel gives to clients. Each process that runs tests has ports of its own,
+# and two runs at the same time start at different places.
 PORTS = itertools.islice(itertools.cycle(range(20_000, 30_000, 20)), os.getpid() * 37 % 500, None)
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw19").removeprefix("gw"))
 
 
 def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on now, and that nobody else here will choose."""
+    """A free port on 127.0.0.1 that no other test process will choose."""
     for port in PORTS:
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port + WORKER))
@@ -56,7 +58,7 @@ def wait_until(condition: Callable, what: str, seconds: float = 15):
 
 
 def listening(port: int) -> bool:
-    """True if somebody accepts connections on this port."""
+    """True if a program accepts connections on this port."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False
@@ -68,7 +70,8 @@ class Program:
     def __init__(self, name: str, command: str | list, folder: Path, environment: dict):
         self.name, self.folder = name, folder
         self.command = shlex.split(command) if isinstance(command, str) else command
-        self.environment = {"PATH": os.environ["PATH"], "HOME": str(folder)} | environment
+        own = {"PATH": os.environ["PATH"], "HOME": str(folder)} | COVERAGE
+        self.environment = own | environment
         self.log, self.output = folder / f"{name}.log", folder / f"{name}.out"
         self.process = None
 
@@ -114,6 +117,21 @@ class Program:
                 self.process.wait()
                 raise AssertionError(f"{self.name} did not end within {seconds} s:\n{self.said()}") from None
         return self.process.returncode if self.process else None
+
+    def terminate(self) -> None:
+        """Ask it to end (SIGTERM), and do not wait for it."""
+        if self.running:
+            self.send(signal.SIGTERM)
+            self.send(signal.SIGCONT)  # a frozen program ends too
+
+    def close(self, seconds: float = 5) -> None:
+        """End it and its children for good: with SIGTERM, or with SIGKILL if that takes longer than `seconds`."""
+        self.terminate()
+        if self.running:
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.crash()
 
     @property
     def children(self) -> list[int]:
@@ -244,9 +262,9 @@ class Nginx(HttpServer):
         options = ["-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr", "-g", "daemon off;"]
         super().__init__("nginx", [nginx, *options], folder, {}, port)
 
-    def kill(self) -> None:
-        """End it with its workers, which would outlive it, and leave nothing behind."""
-        self.stop()
+    def close(self, seconds: float = 5) -> None:
+        """End it, and remove its folder."""
+        super().close(seconds)
         shutil.rmtree(self.folder)
 
 
@@ -314,10 +332,19 @@ class Postgres(Program):
             return answer.fetchall() if answer.description else []
 
     def create(self) -> str:
-        """The URL of a new, empty database."""
+        """The URL of a new, empty database. It costs 8 MB and a quarter of a second; `fresh` costs less."""
         self.count += 1
         self.execute(f"CREATE DATABASE test_{self.count}")
         return self.url(f"test_{self.count}")
+
+    def fresh(self) -> str:
+        """The URL of the one database that tests share, emptied and with the server's own settings."""
+        if not self.execute("SELECT 1 FROM pg_database WHERE datname = 'shared'"):
+            self.execute("CREATE DATABASE shared")
+        self.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'shared'")
+        self.execute("ALTER DATABASE shared RESET ALL")
+        self.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public", "shared")
+        return self.url("shared")
 
     def remove(self) -> None:
         """Stop at once, and leave nothing behind."""

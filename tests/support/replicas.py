@@ -24,7 +24,7 @@ class Replicas:
     """Broker, equipment and services on one database, and a load on each service."""
 
     def __init__(self, folder: Path, programs: list, postgres: Postgres, count: int, **options):
-        self.postgres, self.database = postgres, postgres.create().rpartition("/")[2]
+        self.postgres, self.database = postgres, postgres.fresh().rpartition("/")[2]
         self.broker = Broker(folder)
         self.equipment = Equipment(folder, self.broker)
         options = {"DATABASE_URL": postgres.url(self.database), "VALIDATION_RETRY": str(RETRY)} | options

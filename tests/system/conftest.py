@@ -39,6 +39,23 @@ def service(tmp_path, programs, broker):
 
 
 @pytest.fixture
+def running(service, equipment):
+    """A service with one station and an equipment that is online: `running(VALIDATION_RETRY="1")`."""
+
+    def start(**options):
+        equipment()
+        started = service(**options)
+        wait_until(
+            lambda: started.get("/readyz").json["equipment"] == {"validator": "online"},
+            "the equipment is online",
+        )
+        assert started.post("/stations", {"description": "Teste"}).json == {"id": 1, "description": "Teste"}
+        return started
+
+    return start
+
+
+@pytest.fixture
 def run(tmp_path, programs):
     """A function that starts a program, which is ended after the test: `run(Service, broker, API_TOKEN="x")`."""
 

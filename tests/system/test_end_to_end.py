@@ -4,8 +4,6 @@ import signal
 import threading
 from collections import Counter
 
-import pytest
-
 from load import Load
 from programs import Broker, wait_until
 
@@ -28,23 +26,6 @@ def settled(service, seconds: float = 15) -> Counter:
     """Wait until nothing is PENDING; how often each status came out."""
     wait_until(lambda: pending(service) == 0, "nothing is PENDING", seconds)
     return Counter(transaction["status"] for transaction in every_transaction(service))
-
-
-@pytest.fixture
-def running(service, equipment):
-    """A service with one station and an equipment that is online: `running(VALIDATION_RETRY="1")`."""
-
-    def start(**options):
-        equipment()
-        started = service(**options)
-        wait_until(
-            lambda: started.get("/readyz").json["equipment"] == {"validator": "online"},
-            "the equipment is online",
-        )
-        assert started.post("/stations", {"description": "Teste"}).json == {"id": 1, "description": "Teste"}
-        return started
-
-    return start
 
 
 def test_500_transactions_from_8_clients_are_all_settled_and_none_twice(running):

@@ -113,7 +113,7 @@ def test_clients_that_do_not_read_stop_nobody(service, nginx):
 
 def test_a_replica_that_dies_is_passed_over(postgres, service, nginx, equipment):
     equipment()
-    url = postgres.create()
+    url = postgres.fresh()
     replicas = [service(DATABASE_URL=url, name=f"replica-{number}") for number in range(3)]
     proxy = nginx(*replicas)
     proxy.post("/stations", {"description": "Teste"})

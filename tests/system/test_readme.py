@@ -48,7 +48,9 @@ def test_the_walk_says_what_the_readme_says(service, equipment):
         if "--json" not in command and "DELETE" not in command:
             # The verdict comes a few milliseconds later.
             wait_until(
-                lambda c=command, s=shown: comparable(type_in(c)) == comparable(s), f"{shown} for {command}", 5
+                lambda c=command, s=shown: comparable(type_in(c)) == comparable(s),
+                f"{shown} for {command}",
+                5,
             )
         else:
             assert comparable(answer) == comparable(shown), command

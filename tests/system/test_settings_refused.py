@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 import settings
-from programs import ROOT, free_port
+from programs import COVERAGE, ROOT, free_port
 from settings import Settings
 
 
 def run(*command, **environment) -> subprocess.CompletedProcess:
-    """A command in the project's folder, with nothing in its environment but this."""
-    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")} | environment
+    """Run a command in the project's folder with only this environment."""
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")} | COVERAGE | environment
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from programs import ROOT, free_port, listening, wait_until
+from programs import COVERAGE, ROOT, free_port, listening, wait_until
 
 
 def test_all_threads_that_take_the_interpreters_lock_stay_on_one_processor(running):
@@ -63,13 +63,14 @@ def test_nothing_is_opened_by_importing(tmp_path):
 
 def test_make_run_starts_all_three_and_ctrl_c_stops_them(tmp_path):
     service, broker = free_port(), free_port()
-    command = ["make", "-s", "run", f"PYTHON={sys.executable}"]
+    # `-o`: this test installs nothing.
+    command = ["make", "-s", "-o", "packages", "-o", ".venv/run", "run"]
     own = {
         "BIND": f"127.0.0.1:{service}",
         "MQTT_PORT": str(broker),
         "DATABASE_URL": f"sqlite:///{tmp_path}/run.db",
     }
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path)} | own
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path)} | COVERAGE | own
     with (tmp_path / "out").open("w") as output:
         run = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
@@ -86,7 +87,7 @@ def test_make_run_starts_all_three_and_ctrl_c_stops_them(tmp_path):
         assert f"http://127.0.0.1:{service}/swagger/" in said
         assert said.count("curl --json") == 2
     finally:
-        # As Ctrl-C does: to everybody in the terminal's foreground group.
+        # Ctrl-C sends SIGINT to every process in the terminal's foreground group.
         os.killpg(run.pid, signal.SIGINT)
     run.wait(5)
     assert not listening(service)

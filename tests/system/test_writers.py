@@ -25,7 +25,7 @@ WRITERS = 6
 @pytest.fixture
 def database(postgres):
     """A database with one station, which this test's process writes to."""
-    storage.bind(postgres.create())
+    storage.bind(postgres.fresh())
     storage.migrate()
     models.create_station("Teste")
     yield storage.proxy

@@ -1,4 +1,4 @@
-"""20,000 hostile messages to the listener: each is acknowledged and counted once."""
+"""Thousands of hostile messages to the listener: each is acknowledged and counted once."""
 
 import socket
 from collections import Counter
@@ -16,7 +16,7 @@ from mqtt_listener import STATUSES, Listener
 from settings import Settings
 from stepped import Bench
 
-MESSAGES, AT_ONCE = 20_000, 80
+AT_ONCE = 80  # messages between two looks at the result
 
 
 @pytest.fixture
@@ -53,10 +53,11 @@ def four(bench) -> list[UUID]:
     return [pending, other, expired, completed]
 
 
-def test_every_one_of_20_000_messages_is_acknowledged_and_counted_once(bench, caplog):
+def test_every_message_is_acknowledged_and_counted_once(bench, caplog, pytestconfig):
+    sent = 5_000 if pytestconfig.getoption("--sqlite-only") else 20_000
     settled, received = {}, 0
 
-    @settings(max_examples=MESSAGES // AT_ONCE, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=sent // AT_ONCE, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.tuples(messages, st.integers(0, 19)), min_size=AT_ONCE, max_size=AT_ONCE))
     def receive(batch):
         nonlocal received
@@ -78,8 +79,8 @@ def test_every_one_of_20_000_messages_is_acknowledged_and_counted_once(bench, ca
         received += AT_ONCE
 
     receive()
-    assert received >= MESSAGES
-    assert min(counted(bench)[kind] for kind in (*KINDS, "unreadable")) > 100
+    assert received >= sent - AT_ONCE
+    assert min(counted(bench)[kind] for kind in (*KINDS, "unreadable")) > sent / 200
     assert set(bench.listener.equipment.values()) == {"online", "offline"}
     assert len(settled) > 2 * received / AT_ONCE
     for transaction in models.list_transactions(10 * MB):

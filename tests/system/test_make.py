@@ -1,0 +1,61 @@
+"""The Makefile's care for .venv: it keeps one that works, and installs only what a target needs."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from programs import ROOT
+
+PIP_FAILS = "#!/bin/sh\ncase $* in *pip*) echo 'no network' >&2; exit 1;; esac\n"
+PIP_WORKS = '#!/bin/sh\necho "$@" >> .venv/calls\n'
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A function that runs a target of the Makefile in a folder of its own, with this script as .venv's Python."""
+    for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+
+    def make(target: str, python: str) -> subprocess.CompletedProcess:
+        (tmp_path / ".venv/bin/python").write_text(python)
+        (tmp_path / ".venv/bin/python").chmod(0o755)
+        command = ["make", "-s", "-o", "packages", "PYTHON=false", *target.split()]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    return make
+
+
+def test_running_installs_what_running_needs_and_tests_install_the_rest(make, tmp_path):
+    assert make(".venv/run", PIP_WORKS).returncode == 0
+    assert "-r requirements.txt" in (tmp_path / ".venv/calls").read_text()
+    assert "requirements-dev.txt" not in (tmp_path / ".venv/calls").read_text()
+    assert make(".venv/dev", PIP_WORKS).returncode == 0
+    assert (tmp_path / ".venv/calls").read_text().count("pip install") == 2
+    assert make(".venv/dev", PIP_WORKS).stdout == ""
+
+
+@pytest.mark.parametrize("target", [".venv/run", ".venv/dev"])
+def test_without_a_network_a_venv_that_works_is_kept(make, tmp_path, target):
+    make(target, PIP_WORKS)
+    (tmp_path / ".venv/marker").touch()
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        os.utime(tmp_path / name, (4_000_000_000, 4_000_000_000))  # newer than the installation
+    again = make(target, PIP_FAILS)
+    assert again.returncode == 0
+    assert "could not be installed; .venv stays as it was." in again.stderr
+    assert (tmp_path / ".venv/marker").exists()
+    assert "installing" in make(target, PIP_WORKS).stdout, "the next run tries again"
+
+
+def test_without_a_network_a_new_venv_fails(make, tmp_path):
+    assert make(".venv/run", PIP_FAILS).returncode != 0
+    assert not (tmp_path / ".venv/run").exists()
+
+
+def test_make_alone_lists_every_target_with_what_it_does(make):
+    listed = dict(line.split(maxsplit=1) for line in make("", PIP_WORKS).stdout.splitlines())
+    targets = "help setup run check fix test test-faults coverage docker-test bench soak fuzz clean"
+    assert set(targets.split()) <= listed.keys()
