@@ -1,26 +1,29 @@
-"""The HTTP side: one short function per route, and what it works with.
+"""The HTTP side: one short function per route, and the service that runs behind them.
 
-A handler's annotations say what it takes (`body`, `query`, `headers`, the ids in its path) and what it returns; its
-docstring and its route's options (`status`, `errors`, `located`) are published by `openapi`.
+A handler's signature, docstring and decorator declare what it takes, gives and refuses (`kit.api`). The OpenAPI
+document shows the same declaration.
 """
 
 import logging
 import os
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, Self
 from urllib.parse import urlencode
+from uuid import UUID
 
 import msgspec
-from bottle import Bottle, HTTPError, response, static_file
+from bottle import HTTPResponse, response, static_file
+from swagger_ui_bundle import swagger_ui_path
 
-import metrics
 import models
-import openapi
-import storage
-from api import RETRY_LATER, Api
-from jobs import Unavailable
-from ledger import Ledger
+from kit import metrics, openapi, storage
+from kit.api import Api
+from kit.errors import Conflict, NotFound, Problem, Unavailable
+from kit.settings import VERSION, Settings
+from ledger import JobQueue, Ledger
 from mqtt_listener import Listener
 from schemas import (
     Health,
@@ -40,186 +43,225 @@ from schemas import (
     Unready,
     WaitHeaders,
 )
-from settings import VERSION, Settings
 
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT = 30  # seconds
-STATIC = Path(__file__).with_name("static")
+STATIC = Path(__file__).parent / "kit" / "static"
+INFO = {
+    "title": "energy2go",
+    "version": VERSION,
+    "description": "Starts transactions for battery stations, and tells what the equipment said.",
+}
 
-app = Bottle()
-app.install(Api())
-ledger = Ledger()
-listener = Listener(ledger)
-
-
-def start(settings: Settings, stopping: Callable[[], bool] = lambda: False) -> None:
-    """Start the ledger and the listener; neither a missing database nor a missing broker makes this fail."""
-    app.config["api_token"] = settings.api_token
-    storage.bind(settings.database_url)
-    ledger.start(settings, listener, stopping=stopping)
-    listener.start(settings)
+app = Api("The service is not running. Start it with `gunicorn app:app`.")
 
 
-def stop() -> None:
-    """Disconnect, write what is still to be written, and end both threads."""
-    listener.stop()
-    ledger.stop()
-    storage.close()
+class Service:
+    """Everything behind the routes: made with its settings, started and stopped as a context manager.
+
+    Neither a missing database nor a missing broker keeps it from starting. `stopping` tells whether the process is
+    about to stop.
+    """
+
+    def __init__(self, settings: Settings, stopping: Callable[[], bool] = lambda: False):
+        self.settings = settings
+        self.database = storage.connect(settings.database_url, settings.threads + 4)
+        queue = JobQueue()
+        self.listener = Listener(settings, queue.put)
+        self.ledger = Ledger(settings, self.database, queue, self.listener, stopping=stopping)
+        self._started = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._started.enter_context(self.ledger)
+        self._started.enter_context(self.listener)
+        app.use(self, self.settings.api_token)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Disconnect, write what is still to be written, and end both threads."""
+        app.use(None)
+        self._started.close()
+        storage.drop(self.database)
+
+    def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function of `models` that reads; raises what it raises, or Unavailable."""
+        try:
+            return storage.read(self.database, function, *arguments)
+        except storage.ERRORS as error:
+            log.error("the database cannot be read: %s", error)
+            raise Unavailable("The database cannot be read now.") from None
 
 
-@app.post("/stations", status=201, located=True)
-def create_station(body: NewStation) -> Station:
+class NotReady(Unavailable):
+    """The whole job cannot be done now. The detail has a sentence for each problem."""
+
+    shape = Unready
+
+    def __init__(self, readiness: Readiness):
+        problems = {"database": readiness.database, "broker": readiness.broker}
+        super().__init__("; ".join(f"{part}: {problem}" for part, problem in problems.items() if problem != "ok"))
+        self.readiness = readiness
+
+    def problem(self) -> Problem:
+        return Unready(**msgspec.structs.asdict(super().problem()), **msgspec.structs.asdict(self.readiness))
+
+
+@app.post("/stations", status=201, sends=("Location",))
+def create_station(service: Service, body: NewStation) -> Station:
     """Create a station."""
-    station = ledger.change(models.create_station, body.description)
+    station: Station = service.ledger.change(models.create_station, body.description)
     response.set_header("Location", f"/stations/{station.id}")
     return station
 
 
 @app.get("/stations")
-def list_stations(query: StationQuery) -> StationPage:
+def list_stations(service: Service, query: StationQuery) -> StationPage:
     """List stations, newest last."""
-    found = models.list_stations(query.limit + 1, query.after or None)
+    found = service.read(models.list_stations, query.limit + 1, query.after or 0)
     return StationPage(*page("/stations", query, found))
 
 
-@app.get("/stations/<id>", errors=(404,))
-def get_station(id: StationId) -> Station:
+@app.get("/stations/<id>", errors=(NotFound,))
+def get_station(service: Service, id: StationId) -> Station:
     """Read one station."""
-    return models.get_station(id)
+    station: Station = service.read(models.get_station, id)
+    return station
 
 
-@app.put("/stations/<id>", errors=(404,))
-def replace_station(id: StationId, body: NewStation) -> Station:
+@app.put("/stations/<id>", errors=(NotFound,))
+def replace_station(service: Service, id: StationId, body: NewStation) -> Station:
     """Replace a station's description."""
-    return ledger.change(models.change_station, id, body.description)
+    station: Station = service.ledger.change(models.change_station, id, body.description)
+    return station
 
 
-@app.route("/stations/<id>", "PATCH", errors=(404,))
-def change_station(id: StationId, body: StationChange) -> Station:
-    """Change what the body names of a station."""
+@app.route("/stations/<id>", "PATCH", errors=(NotFound,))
+def change_station(service: Service, id: StationId, body: StationChange) -> Station:
+    """Change those fields of a station that the body names."""
     if body.description is msgspec.UNSET:
-        return storage.retried(models.get_station, station_id=id)
-    return ledger.change(models.change_station, id, body.description)
+        return get_station(service, id)
+    return replace_station(service, id, NewStation(body.description))
 
 
-@app.delete("/stations/<id>", status=204, errors=(404, 409))
-def delete_station(id: StationId) -> None:
-    """Delete a station; one that has transactions stays."""
-    ledger.change(models.delete_station, id)
+@app.delete("/stations/<id>", status=204, errors=(NotFound, Conflict))
+def delete_station(service: Service, id: StationId) -> None:
+    """Delete a station that has no transactions."""
+    service.ledger.change(models.delete_station, id)
 
 
-@app.post("/transactions", status=201, located=True)
-def create_transaction(body: NewTransaction, headers: TransactionHeaders) -> Transaction:
-    """Start a transaction: it is stored as PENDING, and the equipment is asked whether it is valid.
+@app.post("/transactions", status=201, sends=("Location", "Preference-Applied"))
+def create_transaction(service: Service, body: NewTransaction, headers: TransactionHeaders) -> Transaction:
+    """Start a transaction: store it as PENDING, and ask the equipment whether it is valid.
 
     With an `Idempotency-Key` it is safe to send this again: the same key and body get the first answer again.
     """
-    transaction = ledger.create(body.station_id, headers.idempotency_key)
+    transaction = service.ledger.create(body.station_id, headers.idempotency_key)
     response.set_header("Location", f"/transactions/{transaction.id}")
-
-    def answer() -> Transaction:
-        return models.get_transaction(transaction.id) if waited(transaction.id, headers.prefer) else transaction
-
     try:
-        return storage.retried(answer)
-    except storage.ERRORS as error:
-        # It is stored, so whatever happens from here on, that is the answer.
-        log.error("the database cannot be read: %s", error)
-        return transaction
+        return waited(service, transaction.id, headers.prefer) or transaction
+    except Unavailable:
+        return transaction  # it is stored, so that is the answer
 
 
 @app.get("/transactions")
-def list_transactions(query: TransactionQuery) -> TransactionPage:
+def list_transactions(service: Service, query: TransactionQuery) -> TransactionPage:
     """List transactions, newest first."""
-    filters = query.status or None, query.station_id or None
-    found = models.list_transactions(query.limit + 1, query.after or None, *filters)
+    filters = query.after or None, query.status or None, query.station_id or None
+    found = service.read(models.list_transactions, query.limit + 1, *filters)
     return TransactionPage(*page("/transactions", query, found))
 
 
-@app.get("/transactions/<id>", errors=(404,))
-def get_transaction(id: TransactionId, headers: WaitHeaders) -> Transaction:
+@app.get("/transactions/<id>", errors=(NotFound,), sends=("Preference-Applied",))
+def get_transaction(service: Service, id: TransactionId, headers: WaitHeaders) -> Transaction:
     """Read one transaction; with `Prefer: wait=N`, once it has its verdict."""
-    transaction = models.get_transaction(id)
-    return models.get_transaction(id) if waited(id, headers.prefer) else transaction
+    transaction: Transaction = service.read(models.get_transaction, id)
+    return waited(service, id, headers.prefer) or transaction
 
 
 @app.get("/healthz", token=False)
-def healthz() -> Health:
+def healthz(service: Service) -> Health:
     """Tell whether the service is alive."""
-    if not ledger.alive:
+    if not service.ledger.alive:
         raise Unavailable("The ledger's thread does not run.")
-    storage.check()
+    service.read(storage.check)
     return Health(VERSION)
 
 
-@app.get("/readyz", token=False, problem=Unready)
-def readyz() -> Readiness:
+@app.get("/readyz", token=False, errors=(NotReady,))
+def readyz(service: Service) -> Readiness:
     """Tell whether the whole job can be done: stored, asked and answered."""
-    database = "ok" if ledger.alive else "the ledger's thread does not run"
+    database = service.ledger.problem if service.ledger.alive else "the ledger's thread does not run"
     try:
-        storage.retried(storage.check)
+        storage.read(service.database, storage.check)
     except storage.ERRORS as error:
-        database = str(error).partition("\n")[0]  # PostgreSQL goes on about the statement
-    state = {"database": database, "broker": listener.trouble or "ok"}
-    detail = "; ".join(f"{part}: {trouble}" for part, trouble in state.items() if trouble != "ok")
-    if detail:
-        unready = Unready(openapi.title(503), 503, detail, equipment=listener.equipment, **state)
-        raise HTTPError(503, unready, **RETRY_LATER)
-    return Readiness(equipment=listener.equipment, **state)
+        database = database or str(error).partition("\n")[0]  # PostgreSQL goes on about the statement
+    readiness = Readiness(database or "ok", service.listener.problem or "ok", dict(service.listener.equipment))
+    if readiness.database == readiness.broker == "ok":
+        return readiness
+    raise NotReady(readiness)
 
 
-@app.get("/metrics", produces="text/plain")
-def read_metrics():
+@app.get("/metrics", media_type="text/plain")
+def read_metrics(service: Service) -> bytes:
     """Read the service's metrics, as Prometheus does."""
-    response.content_type = metrics.CONTENT_TYPE
-    return metrics.Metrics(ledger, listener).text()
+    return service.read(lambda _: metrics.Registry(service.ledger, service.listener).text())
 
 
 @app.get("/openapi.json", token=False)
-def openapi_document() -> dict:
+def openapi_document() -> dict[str, Any]:
     """Read this document."""
-    return openapi.document(app)
+    return openapi.document(app, INFO)
 
 
-@app.get("/swagger", token=False, produces="text/html")
-def swagger():
-    """Browse the API and try it out."""
-    return openapi.swagger_file("index.html")
+# Pages, for people
 
 
-@app.get("/swagger/<name>", token=False, produces="*/*", errors=(404,))
-def swagger_file(name: str):
-    """Read a file of that page."""
-    return openapi.swagger_file(name)
-
-
-@app.get("/", token=False, produces="text/html")
-def index():
+@app.get("/", token=False, page=True)
+def index() -> HTTPResponse:
     """Watch stations and transactions, and start some."""
     return static("index.html")
 
 
-@app.get("/static/<name>", token=False, produces="*/*", errors=(404,))
-def static(name: str):
-    """Read a file of that page."""
-    if name not in os.listdir(STATIC):
-        raise HTTPError(404, f"There is no file {name}.")
-    # To be asked for each time, so that files of two versions never meet; what did not change is not sent again.
-    return static_file(name, root=STATIC, headers={"Cache-Control": "no-cache"})
+@app.get("/static/<name>", token=False, page=True)
+def static(name: str) -> HTTPResponse:
+    """A file of the page."""
+    return file(name, STATIC)
 
 
-def waited(key: TransactionId, prefer: str) -> bool:
-    """Hold the answer as `Prefer: wait=N` asks (RFC 7240), unless too many are held already; False if it was not."""
+@app.get("/swagger", token=False, page=True)
+def swagger() -> HTTPResponse:
+    """Swagger UI: browse the API and try it out."""
+    return swagger_file("index.html")
+
+
+@app.get("/swagger/<name>", token=False, page=True)
+def swagger_file(name: str) -> HTTPResponse:
+    """A file of Swagger UI: ours if there is one of that name, else the package's."""
+    return file(name, STATIC / "swagger", swagger_ui_path)
+
+
+def file(name: str, *folders: Path | str) -> HTTPResponse:
+    """The file of this name in the first folder that has one; raises NotFound."""
+    for folder in folders:
+        if name in os.listdir(folder):
+            # no-cache: a browser asks each time, so files of two releases never meet. 304 if it did not change.
+            return static_file(name, root=folder, headers={"Cache-Control": "no-cache"})
+    raise NotFound(f"There is no file {name}.")
+
+
+def waited(service: Service, transaction_id: UUID, prefer: str) -> Transaction | None:
+    """The transaction after waiting as `Prefer: wait=N` asks (RFC 7240); None if it asks for no wait or too many wait."""
     wanted = re.search(r"(?:^|[,;])\s*wait\s*=\s*(\"?)(\d{1,4000})\1\s*(?:$|[,;])", prefer, re.IGNORECASE)
     seconds = min(int(wanted[2]), LONGEST_WAIT) if wanted else 0
-    if not (wanted and ledger.waiters.wait(key, seconds)):
-        return False
+    if not wanted or not service.ledger.wait(transaction_id, seconds):
+        return None
+    transaction: Transaction = service.read(models.get_transaction, transaction_id)
     response.set_header("Preference-Applied", f"wait={seconds}")
-    return True
+    return transaction
 
 
-def page(path: str, query: StationQuery | TransactionQuery, found: list) -> tuple[list, str | None]:
+def page(path: str, query: StationQuery | TransactionQuery, found: list[Any]) -> tuple[list[Any], str | None]:
     """The items of a page and the URL of the next one, from one item more than the page holds."""
     items = found[: query.limit]
     if len(found) == len(items):

@@ -1,4 +1,4 @@
-"""The process: where it listens, how it logs, and when the ledger and the listener start and stop."""
+"""The process: where it listens, how it logs, and when the service starts and stops in it."""
 
 import contextlib
 import logging
@@ -7,8 +7,8 @@ import threading
 
 from bottle import request
 
-import logs
-from settings import load
+from kit import logs
+from kit.settings import load
 
 settings = load()
 
@@ -19,13 +19,13 @@ threads = settings.threads
 keepalive = 30  # seconds
 graceful_timeout = 3  # seconds; honcho kills after 5
 access_log_format = '%(h)s "%(r)s" %(s)s, %(B)s bytes, %(M)s ms'
-control_socket_disable = True  # it would lie under the home directory
+control_socket_disable = True  # it would lie in the home directory
 logger_class = logs.RequestLog
 logconfig_dict = logs.configuration(settings)
 
 
 def on_starting(server):
-    """Refuse what cannot work: threads do not survive a fork, and two writers on one SQLite file only wait."""
+    """Refuse what cannot work: threads do not survive a fork, and two writers of one SQLite file block each other."""
     if server.cfg.preload_app:
         raise SystemExit("preload_app: must stay off, since the service's threads start in the worker.")
     if server.cfg.workers > 1 and settings.database_url.startswith("sqlite"):
@@ -33,10 +33,10 @@ def on_starting(server):
 
 
 def when_ready(server):
-    """Say where to look, and warn where anybody could."""
+    """Say where to look, and warn if other machines can use the service without a token."""
     host, port = settings.address
     if host not in ("localhost", "::1") and not host.startswith("127.") and not settings.api_token:
-        server.log.warning("BIND=%s is open to other machines, and without an API_TOKEN to everybody", settings.bind)
+        server.log.warning("BIND=%s is open to other machines, and no API_TOKEN is set", settings.bind)
     here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     url = f"http://{f'[{here}]' if ':' in here else here}:{port}"
     server.log.info("ready at %s (the live page), Swagger UI at %s/swagger/; try:", url, url)
@@ -45,37 +45,36 @@ def when_ready(server):
 
 
 def post_worker_init(worker):
-    """Start the threads in the process that uses them."""
-    import app
+    """Start the service in the process that answers requests. (Imported here, so that SIGHUP loads new code.)"""
+    from app import Service, app
 
     stay_on_one_processor()
     threading.excepthook = end_the_process
-    app.app.add_hook("before_request", lambda: request.environ.update({"wsgi.errors": logs.Failures()}))
-    app.start(settings, stopping=lambda: not worker.alive)
-    worker.started = os.getpid()
+    app.add_hook("before_request", lambda: request.environ.update({"wsgi.errors": logs.Failures()}))
+    worker.service = contextlib.ExitStack()
+    worker.service.enter_context(Service(settings, stopping=lambda: not worker.alive))
+    worker.started_by = os.getpid()
 
 
 def stay_on_one_processor():
-    """Keep this process where the kernel has put it just now, among the processors that it may use.
+    """Keep this process on the processor where it runs now.
 
-    One Python thread runs at a time. To hand the interpreter's lock over to a thread on another processor, and back,
-    costs as much again as the work itself (bench/README.md). Where a sandbox forbids it, the service is only slower.
+    Python runs one thread at a time. Handing its lock to a thread on another processor and back costs as much as the
+    work itself (docs/bench.md). If a sandbox forbids this, the service is only slower.
     """
     with contextlib.suppress(OSError), open("/proc/self/stat") as stat:
-        processor = stat.read().rpartition(")")[2].split()[36]  # proc(5): field 39, the 37th behind the name
+        processor = stat.read().rpartition(")")[2].split()[36]  # proc(5): field 39, the 37th after the name
         os.sched_setaffinity(0, {int(processor)})
 
 
 def end_the_process(args):
-    """A thread that died must not leave a process behind that accepts and forgets; gunicorn starts another."""
-    logging.critical("a thread died, the process ends", exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
+    """End the process if a thread dies, since it would accept requests and forget them; gunicorn starts another."""
+    logging.critical("a thread died; the process ends", exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
     os._exit(1)  # 3 and 4 would halt gunicorn
 
 
 def worker_exit(server, worker):
-    """Stop them; this may run twice, and in the master for a worker that never started."""
-    if getattr(worker, "started", None) == os.getpid():
-        worker.started = None
-        import app
-
-        app.stop()
+    """Stop the service. gunicorn may call this twice, and in the master for a worker that never started."""
+    if getattr(worker, "started_by", None) == os.getpid():
+        worker.started_by = None
+        worker.service.close()

@@ -1,336 +1,332 @@
-"""Tables and every query on them: nobody else writes SQL or sets a status.
+"""The tables and every query on them. No other module writes SQL or changes a status.
 
-What every transaction goes through is written as SQL: from expressions, the same takes ten times as long to be built as
-to be executed (bench/README.md).
-
-Times are whole microseconds since 1970 (UTC), given by the caller; nothing here reads a clock. Whatever changes a row
-is called by the ledger's thread only, inside `writing()`; whatever reads may be called by any thread.
+Every query is SQL text: building the same from Peewee expressions took ten times as long as executing it. Times are
+whole microseconds since 1970 (UTC) and come from the caller. Only the ledger calls what changes a row.
 """
 
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from peewee import SQL, BigIntegerField, CharField, ForeignKeyField, Model, SmallIntegerField, UUIDField
+from peewee import AutoField, BigIntegerField, CharField, Database, ForeignKeyField, Model, SmallIntegerField, UUIDField
 
-from schemas import Station as StationOut
-from schemas import Status
-from schemas import Transaction as TransactionOut
-from storage import locked, marks, proxy, run
+from kit.errors import Conflict, NotFound, Refusal, Unprocessable
+from kit.storage import execute, placeholders
+from schemas import Question, Station, Status, Transaction, Verdict
 
 SECOND = 1_000_000
 LONGEST_BACKOFF = 30 * SECOND
-WINDOW = 1000  # questions that are open at one time: asked, not answered, their clock running
+WINDOW = 1000  # questions that are open at one time: asked, not answered, and their deadline set
 CLAIM = 500  # rows that one claim takes at most
 
 
-class Refusal(Exception):
-    """A request that the rules refuse; `status` is the HTTP status (RFC 9110) that says so."""
-
-    status = 500
-
-
-class NotFound(Refusal):
-    status = 404
-
-
-class Conflict(Refusal):
-    status = 409
-
-
-class Unprocessable(Refusal):
-    status = 422
-
-
-class Station(Model):
+class StationTable(Model):
+    id = AutoField()
     description = CharField(255)
 
     class Meta:
-        database = proxy
+        table_name = "station"
 
 
-class Transaction(Model):
+class TransactionTable(Model):
     id = UUIDField(primary_key=True)
-    station = ForeignKeyField(Station)
+    station = ForeignKeyField(StationTable)
     status = CharField()
     created = BigIntegerField()
     updated = BigIntegerField()
     idempotency_key = CharField(null=True)
-    attempts = SmallIntegerField()  # how often the question was asked since its clock last started
+    attempts = SmallIntegerField()  # how often it was asked since its deadline last started
     asked_at = BigIntegerField(null=True)
     retry_at = BigIntegerField(null=True)  # null: not PENDING, nothing to ask
-    expires_at = BigIntegerField(null=True)  # null: its clock does not run
+    expires_at = BigIntegerField(null=True)  # null: it waits to be asked, its clock does not run
 
     class Meta:
-        database = proxy
+        table_name = "transaction"
 
 
-# Each has an index of its own, which the planner finds by these very conditions.
-WAITS = "retry_at IS NOT NULL AND expires_at IS NULL"
+TABLES: list[type[Model]] = [StationTable, TransactionTable]
+# Each of these conditions has an index of its own. The planner finds it by these very words.
+WAITING = "retry_at IS NOT NULL AND expires_at IS NULL"
 OPEN = "retry_at IS NOT NULL AND expires_at > 0"
 
 
 # Stations
 
 
-def get_station(station_id: int) -> StationOut:
+def get_station(database: Database, station_id: int) -> Station:
     """One station; raises NotFound."""
-    for row in Station.select().where(Station.id == station_id).tuples():
-        return StationOut(*row)
+    for row in execute(database, "SELECT id, description FROM station WHERE id = ?", station_id):
+        return Station(*row)
     raise NotFound(f"There is no station {station_id}.")
 
 
-def list_stations(limit: int, after: int | None) -> list[StationOut]:
-    """At most `limit` stations, newest last, from the id behind `after`."""
-    rows = Station.select().where(Station.id > (after or 0)).order_by(Station.id).limit(limit)
-    return [StationOut(*row) for row in rows.tuples()]
+def list_stations(database: Database, limit: int, after: int) -> list[Station]:
+    """At most `limit` stations with an id above `after`, newest last."""
+    rows = execute(database, "SELECT id, description FROM station WHERE id > ? ORDER BY id LIMIT ?", after, limit)
+    return [Station(*row) for row in rows]
 
 
-def create_station(description: str) -> StationOut:
+def create_station(database: Database, description: str) -> Station:
     """The new station, with its id."""
-    return StationOut(Station.insert(description=description).execute(), description)
+    ((station_id,),) = execute(database, "INSERT INTO station (description) VALUES (?) RETURNING id", description)
+    return Station(station_id, description)
 
 
-def change_station(station_id: int, description: str) -> StationOut:
-    """The station as it reads now; raises NotFound."""
-    Station.update(description=description).where(Station.id == station_id).execute()
-    return get_station(station_id)
+def change_station(database: Database, station_id: int, description: str) -> Station:
+    """The station as it is now; raises NotFound."""
+    execute(database, "UPDATE station SET description = ? WHERE id = ?", description, station_id)
+    return get_station(database, station_id)
 
 
-def delete_station(station_id: int) -> None:
-    """Raises NotFound, or Conflict while the station has transactions."""
-    if not list(run(f"SELECT 1 FROM station WHERE id = ? {locked('FOR UPDATE')}", station_id)):
-        raise NotFound(f"There is no station {station_id}.")
-    if Transaction.select(SQL("1")).where(Transaction.station == station_id).limit(1).tuples().first():
-        raise Conflict(f"Station {station_id} has transactions, so it stays.")
-    Station.delete().where(Station.id == station_id).execute()
+def delete_station(database: Database, station_id: int) -> None:
+    """Delete a station; raises NotFound, or Conflict while it has transactions."""
+    get_station(database, station_id)
+    if execute(database, 'SELECT 1 FROM "transaction" WHERE station_id = ? LIMIT 1', station_id):
+        raise Conflict(f"Station {station_id} has transactions, so it cannot be deleted.")
+    execute(database, "DELETE FROM station WHERE id = ?", station_id)
 
 
 # Transactions
 
-
-def moment(microseconds: int) -> datetime:
-    """A stored time as a datetime with the zone UTC."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+SELECT = """SELECT t.id, t.status, t.created, t.updated, station.id, station.description
+    FROM "transaction" AS t JOIN station ON station.id = t.station_id"""
 
 
-COLUMNS = (
-    Transaction.id,
-    Transaction.station,
-    Station.description,
-    Transaction.status,
-    Transaction.created,
-    Transaction.updated,
-)
-
-
-def _read(row: Sequence) -> TransactionOut:
-    key, station_id, description, status, created, updated = row
-    station = StationOut(station_id, description)
-    return TransactionOut(key, station, Status(status), moment(created), moment(updated))
-
-
-def get_transaction(key: UUID) -> TransactionOut:
+def get_transaction(database: Database, transaction_id: UUID) -> Transaction:
     """One transaction; raises NotFound."""
-    rows = run(
-        """SELECT t.id, station.id, description, status, created, updated
-        FROM "transaction" AS t JOIN station ON station.id = station_id WHERE t.id = ?""",
-        key.hex,
-    )
-    for row_id, *rest in rows:
-        return _read((uuid(row_id), *rest))
-    raise NotFound(f"There is no transaction {key}.")
+    for row in execute(database, f"{SELECT} WHERE t.id = ?", transaction_id.hex):
+        return _transaction(row)
+    raise NotFound(f"There is no transaction {transaction_id}.")
 
 
 def list_transactions(
-    limit: int, after: UUID | None = None, status: Status | None = None, station_id: int | None = None
-) -> list[TransactionOut]:
-    """At most `limit` transactions, newest first, from the one behind `after`."""
-    rows = Transaction.select(*COLUMNS).join(Station).order_by(Transaction.id.desc()).limit(limit)
-    if after is not None:
-        rows = rows.where(Transaction.id < after)
-    if status is not None:
-        rows = rows.where(Transaction.status == status.value)
-    if station_id is not None:
-        rows = rows.where(Transaction.station == station_id)
-    return [_read(row) for row in rows.tuples()]
+    database: Database, limit: int, after: UUID | None = None, status: Status | None = None, station_id: int | None = None
+) -> list[Transaction]:
+    """At most `limit` transactions with an id below `after`, newest first."""
+    conditions, values = ["1 = 1"], list[Any]()
+    for condition, value in (
+        ("t.id < ?", after and after.hex),
+        ("t.status = ?", status and status.value),
+        ("t.station_id = ?", station_id),
+    ):
+        if value is not None:
+            conditions.append(condition)
+            values.append(value)
+    statement = f"{SELECT} WHERE {' AND '.join(conditions)} ORDER BY t.id DESC LIMIT ?"
+    return [_transaction(row) for row in execute(database, statement, *values, limit)]
 
 
-def statuses(keys: Iterable[UUID]) -> dict[UUID, Status]:
+def statuses(database: Database, transaction_ids: Collection[UUID]) -> dict[UUID, Status]:
     """The status of each of these transactions that exists."""
-    keys = [key.hex for key in keys]
-    rows = run(f"""SELECT id, status FROM "transaction" WHERE id IN {marks(keys)}""", *keys)
-    return {uuid(key): Status(status) for key, status in rows}
+    if not transaction_ids:
+        return {}
+    statement = f'SELECT id, status FROM "transaction" WHERE id IN {placeholders(transaction_ids)}'
+    rows = execute(database, statement, *(transaction_id.hex for transaction_id in transaction_ids))
+    return {_uuid(row_id): Status(status) for row_id, status in rows}
 
 
-def uuid(stored: str | UUID) -> UUID:
-    """An id as the database returns it: SQLite knows no such type."""
+def oldest_pending(database: Database) -> int | None:
+    """When the oldest PENDING transaction was created, or None."""
+    rows = execute(database, """SELECT created FROM "transaction" WHERE status = 'PENDING' ORDER BY id LIMIT 1""")
+    return rows[0][0] if rows else None
+
+
+def newest_update(database: Database) -> int:
+    """The newest `updated` of all transactions; 0 if there are none."""
+    return execute(database, 'SELECT max(updated) FROM "transaction"')[0][0] or 0
+
+
+def _transaction(row: Sequence[Any]) -> Transaction:
+    row_id, status, created, updated, *station = row
+    return Transaction(_uuid(row_id), Station(*station), Status(status), moment(created), moment(updated))
+
+
+def _uuid(stored: str | UUID) -> UUID:
+    """An id as the database returns it. SQLite knows no such type and stores 32 hexadecimal digits."""
     return stored if isinstance(stored, UUID) else UUID(stored)
 
 
-class Question(NamedTuple):
-    """What is asked of the equipment, and in how many microseconds it will be asked again."""
-
-    transaction_id: UUID
-    station_id: int
-    backoff: int
+def moment(microseconds: int) -> datetime:
+    """A stored time as a datetime in UTC."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
 
 
-class Order(NamedTuple):
-    """A transaction that a client wants."""
+def uuid7(created: int, counter: int) -> UUID:
+    """An id that sorts by time: a UUIDv7 (RFC 9562, section 6.2, method 3) from microseconds and a counter.
 
-    transaction_id: UUID
-    station_id: int
-    idempotency_key: str | None
+    48 bits of milliseconds, 12 of the fraction of a millisecond, 14 of the counter within the batch, 48 at random.
+    """
+    milliseconds, microseconds = divmod(created, 1000)
+    high = milliseconds << 16 | 7 << 12 | microseconds * 4096 // 1000
+    low = 2 << 62 | counter << 48 | secrets.randbits(48)
+    return UUID(int=high << 64 | low)
 
 
-class Clocks(NamedTuple):
+# What the ledger does
+
+
+class Timeouts(NamedTuple):
     """VALIDATION_RETRY and VALIDATION_TIMEOUT, in microseconds."""
 
     retry: int
     timeout: int
 
 
+class Draft:
+    """A transaction to be stored. It gets its id and its time of creation when it is first written, and keeps them."""
+
+    def __init__(self, station_id: int, idempotency_key: str | None = None):
+        self.station_id, self.idempotency_key = station_id, idempotency_key
+        self.id: UUID | None = None
+        self.created = 0
+
+
+Asked = tuple[Question, int]  # and in how many microseconds it will be asked again
+
+
 def create_transactions(
-    orders: Sequence[Order], now: int, clocks: Clocks, room: int
-) -> tuple[list[TransactionOut | Refusal], list[Question]]:
-    """Store each order as PENDING, the first `room` of them as asked.
+    database: Database, drafts: Sequence[Draft], now: int, clock: int, timeouts: Timeouts, room: int
+) -> tuple[list[Transaction | Refusal], list[Asked]]:
+    """Store each draft as PENDING, the first `room` of them as asked.
 
-    Returns an answer for each order (the transaction, or why there is none) and the questions to publish once this is
-    committed. An order whose key was used before gets the first answer again if it is for the same station; one that is
-    stored already, as after a commit that was in doubt, stays as it is.
+    Returns an answer for each draft (the transaction, or why there is none) and the questions to publish after the
+    commit. A draft whose idempotency key was used before, for the same station, gets the first answer again. A draft
+    that is stored already, after a commit that was in doubt, stays as it is.
     """
-    if not orders:
-        return [], []
-    stations = _stations({order.station_id for order in orders})
-    valid = [order for order in orders if order.station_id in stations]
-    _insert(valid[:room], now, (1, now, now + clocks.retry, now + clocks.timeout))
-    _insert(valid[room:], now, (0, None, now, None))
-    first = _first_answers({order.idempotency_key for order in valid} - {None})
-
-    def answer(order: Order) -> TransactionOut | Refusal:
-        if order.station_id not in stations:
-            return Unprocessable(f"body.station_id: There is no station {order.station_id}.")
-        key, station_id, created = first.get(order.idempotency_key, (order.transaction_id, order.station_id, now))
-        if station_id != order.station_id:
-            return Unprocessable(f"Idempotency-Key: was used before, for station {station_id}.")
-        return TransactionOut(key, stations[station_id], Status.PENDING, moment(created), moment(created))
-
-    answers = [answer(order) for order in orders]
-    stored = {a.id for a in answers if isinstance(a, TransactionOut)}
-    opened = [order for order in valid[:room] if order.transaction_id in stored]
-    return answers, [Question(order.transaction_id, order.station_id, clocks.retry) for order in opened]
+    for counter, draft in enumerate(drafts):
+        if draft.id is None:
+            draft.id, draft.created = uuid7(now, counter), now
+    stations = _stations(database, {draft.station_id for draft in drafts})
+    valid = [draft for draft in drafts if draft.station_id in stations]
+    _insert(database, valid[:room], (1, clock, clock + timeouts.retry, clock + timeouts.timeout))
+    _insert(database, valid[room:], (0, None, clock, None))
+    keys = _keys(database, {draft.idempotency_key for draft in valid} - {None})
+    answers = [_answer(draft, stations, keys) for draft in drafts]
+    stored = {answer.id for answer in answers if isinstance(answer, Transaction)}
+    opened = [draft for draft in valid[:room] if draft.id in stored]
+    return answers, [(Question(draft.id, draft.station_id), timeouts.retry) for draft in opened if draft.id]
 
 
-def _stations(ids: set[int]) -> dict[int, StationOut]:
-    """Those of these stations that exist; nobody deletes them before the end of the database transaction."""
-    rows = run(f"SELECT id, description FROM station WHERE id IN {marks(ids)} {locked('FOR KEY SHARE')}", *ids)
-    return {row[0]: StationOut(*row) for row in rows}
+def _stations(database: Database, station_ids: Collection[int]) -> dict[int, Station]:
+    """Those of these stations that exist."""
+    statement = f"SELECT id, description FROM station WHERE id IN {placeholders(station_ids)}"
+    return {row[0]: Station(*row) for row in execute(database, statement, *station_ids)}
 
 
-def _insert(orders: Sequence[Order], now: int, asked: tuple) -> None:
-    """Store these as PENDING, with what `asked` says of attempts, asked_at, retry_at and expires_at."""
-    if orders:
-        common = Status.PENDING.value, now, now, *asked
-        rows = [(order.transaction_id.hex, order.station_id, order.idempotency_key, *common) for order in orders]
-        run(
-            f"""INSERT INTO "transaction" (id, station_id, idempotency_key, status, created, updated,
-                attempts, asked_at, retry_at, expires_at)
-            VALUES {", ".join([marks(rows[0])] * len(rows))} ON CONFLICT DO NOTHING""",
-            *chain.from_iterable(rows),
-        )
+def _insert(database: Database, drafts: Sequence[Draft], asked: tuple[int | None, ...]) -> None:
+    """Store these as PENDING; `asked` is their attempts, asked_at, retry_at and expires_at."""
+    if not drafts:
+        return
+    rows = [
+        (draft.id.hex, draft.station_id, draft.idempotency_key, "PENDING", draft.created, draft.created, *asked)
+        for draft in drafts
+        if draft.id
+    ]
+    execute(
+        database,
+        f"""INSERT INTO "transaction" (id, station_id, idempotency_key, status, created, updated,
+            attempts, asked_at, retry_at, expires_at)
+        VALUES {", ".join([placeholders(rows[0])] * len(rows))} ON CONFLICT DO NOTHING""",
+        *chain.from_iterable(rows),
+    )
 
 
-def _first_answers(keys: set[str]) -> dict[str, tuple[UUID, int, int]]:
+def _keys(database: Database, keys: Collection[str | None]) -> dict[str | None, tuple[UUID, int, int]]:
     """By idempotency key: id, station and creation of the transaction that was stored with it."""
     if not keys:
         return {}
-    rows = run(
-        f"""SELECT idempotency_key, id, station_id, created FROM "transaction"
-        WHERE idempotency_key IN {marks(keys)}""",
-        *keys,
-    )
-    return {key: (uuid(row_id), *rest) for key, row_id, *rest in rows}
+    statement = f"""SELECT idempotency_key, id, station_id, created FROM "transaction"
+        WHERE idempotency_key IN {placeholders(keys)}"""
+    return {key: (_uuid(row_id), station_id, created) for key, row_id, station_id, created in execute(database, statement, *keys)}
+
+
+def _answer(draft: Draft, stations: dict[int, Station], keys: dict[str | None, tuple[UUID, int, int]]) -> Transaction | Refusal:
+    if draft.station_id not in stations:
+        return Unprocessable(f"body.station_id: There is no station {draft.station_id}.")
+    row_id, station_id, created = keys.get(draft.idempotency_key, (draft.id, draft.station_id, draft.created))
+    if station_id != draft.station_id:
+        return Unprocessable(f"Idempotency-Key: was used before, for station {station_id}.")
+    return Transaction(row_id, stations[station_id], Status.PENDING, moment(created), moment(created))
 
 
 class Settled(NamedTuple):
-    """A verdict that was stored: whether it came past its time, and how many microseconds after the creation."""
+    """What a verdict was worth; if it was stored, also how many microseconds after the question it came."""
 
-    late: bool
-    age: int
+    kind: str  # settled, late, duplicate, contradiction or unknown
+    delay: int | None = None
 
 
-def settle(verdicts: dict[UUID, Status], now: int) -> dict[UUID, Settled]:
-    """Store the verdicts of transactions that have none; returns the transactions that this changed."""
+def settle(database: Database, verdicts: Sequence[Verdict], now: int, clock: int) -> list[Settled]:
+    """Store the first verdict of each transaction that has none; says of each verdict what it was worth."""
+    first = {verdict.transaction_id: verdict.status for verdict in reversed(verdicts)}
     changed = {}
-    for status in (Status.COMPLETED, Status.ERROR):
-        keys = [key.hex for key, verdict in verdicts.items() if verdict is status]
-        if keys:
-            rows = run(
-                f"""UPDATE "transaction" SET status = ?, updated = ?, retry_at = NULL
-                WHERE id IN {marks(keys)} AND status IN ('PENDING', 'EXPIRED') RETURNING id, expires_at, created""",
-                *(status.value, now, *keys),
-            )
-            for key, deadline, created in rows:
-                changed[uuid(key)] = Settled(bool(deadline and deadline <= now), now - created)
-    return changed
+    for status in ("COMPLETED", "ERROR"):
+        ids = [transaction_id.hex for transaction_id, verdict in first.items() if verdict == status]
+        if ids:
+            statement = f"""UPDATE "transaction" SET status = ?, updated = ?, retry_at = NULL
+                WHERE id IN {placeholders(ids)} AND status IN ('PENDING', 'EXPIRED') RETURNING id, expires_at, asked_at"""
+            for row_id, deadline, asked_at in execute(database, statement, status, now, *ids):
+                kind = "late" if deadline and deadline <= clock else "settled"
+                changed[_uuid(row_id)] = Settled(kind, None if asked_at is None else max(0, clock - asked_at))
+    several = len(first) < len(verdicts)
+    others = statuses(database, [transaction_id for transaction_id in first if several or transaction_id not in changed])
+
+    def worth(verdict: Verdict) -> Settled:
+        if verdict.transaction_id in changed:
+            return changed.pop(verdict.transaction_id)
+        stored = others.get(verdict.transaction_id)
+        return Settled("unknown" if stored is None else "duplicate" if stored == verdict.status else "contradiction")
+
+    return [worth(verdict) for verdict in verdicts]
 
 
-def expire(now: int) -> list[UUID]:
-    """Make EXPIRED what nobody answered in time; returns the ids."""
-    rows = run(
-        f"""UPDATE "transaction" SET status = 'EXPIRED', updated = ?, retry_at = NULL
-        WHERE {OPEN} AND expires_at <= ? RETURNING id""",
-        *(now, now),
-    )
-    return [uuid(key) for (key,) in rows]
+def expire(database: Database, now: int, clock: int) -> list[UUID]:
+    """Make every question EXPIRED whose deadline has passed; returns the ids."""
+    statement = f"""UPDATE "transaction" SET status = 'EXPIRED', updated = ?, retry_at = NULL
+        WHERE {OPEN} AND expires_at <= ? RETURNING id"""
+    return [_uuid(row_id) for (row_id,) in execute(database, statement, now, clock)]
 
 
-def oldest_pending() -> int | None:
-    """When the oldest PENDING transaction was created, or None."""
-    pending = Transaction.select(Transaction.created).where(Transaction.status == Status.PENDING.value)
-    return pending.order_by(Transaction.id).limit(1).scalar()
-
-
-def room() -> int:
+def room(database: Database) -> int:
     """How many more questions may be opened now."""
-    ((opened,),) = run(f"""SELECT count(*) FROM (SELECT 1 FROM "transaction" WHERE {OPEN} LIMIT ?) AS opened""", WINDOW)
-    return WINDOW - opened
+    statement = f'SELECT count(*) FROM (SELECT 1 FROM "transaction" WHERE {OPEN} LIMIT ?) AS opened'
+    return WINDOW - int(execute(database, statement, WINDOW)[0][0])
 
 
-def claim(now: int, clocks: Clocks, limit: int, waiting: bool = False) -> list[Question]:
-    """Take at most `limit` questions that are due as asked now; returns them, to be published once this is committed.
+def claim(database: Database, clock: int, timeouts: Timeouts, limit: int, waiting: bool = False) -> list[Asked]:
+    """Mark at most `limit` questions that are due as asked now; returns them, to be published after the commit.
 
-    Takes open questions, which are asked again with a backoff that doubles, or, with `waiting`, those that wait to be
-    asked first, whose clock starts now.
+    Takes open questions, to be asked again with a backoff that doubles. With `waiting`, takes those that wait to be
+    asked first, and starts their clock.
     """
     # How often VALIDATION_RETRY doubles until it is longer than the longest backoff.
-    doublings = (LONGEST_BACKOFF // clocks.retry).bit_length()
-    # PostgreSQL might run a mere subquery once for every row, and take other ones each time, beyond the limit.
-    rows = run(
+    # MATERIALIZED: PostgreSQL might otherwise run the subquery once per row, and take more rows than the limit.
+    doublings = (LONGEST_BACKOFF // timeouts.retry).bit_length()
+    rows = execute(
+        database,
         f"""WITH due AS MATERIALIZED (
-            SELECT id FROM "transaction" WHERE {WAITS if waiting else OPEN} AND retry_at <= ?
-            ORDER BY retry_at LIMIT ? {locked("FOR UPDATE SKIP LOCKED")}
+            SELECT id FROM "transaction" WHERE {WAITING if waiting else OPEN} AND retry_at <= ?
+            ORDER BY retry_at LIMIT ?
         )
         UPDATE "transaction" SET attempts = attempts + 1, asked_at = ?, expires_at = coalesce(expires_at, ?),
             retry_at = ? + CASE WHEN attempts < ? THEN ? << attempts ELSE ? END
-        WHERE id IN (SELECT id FROM due) AND retry_at <= ? RETURNING id, station_id, retry_at""",
-        *(now, limit, now, now + clocks.timeout, now, doublings, clocks.retry, LONGEST_BACKOFF, now),
+        WHERE id IN (SELECT id FROM due) RETURNING id, station_id, retry_at""",
+        *(clock, limit, clock, clock + timeouts.timeout, clock, doublings, timeouts.retry, LONGEST_BACKOFF),
     )
-    return [Question(uuid(key), station_id, retry_at - now) for key, station_id, retry_at in rows]
+    return [(Question(_uuid(row_id), station_id), retry_at - clock) for row_id, station_id, retry_at in rows]
 
 
-def rearm(now: int) -> None:
-    """Let every open question be asked again, a second after it was last asked, its clock stopped until then.
+def ask_again(database: Database, clock: int, restart: bool) -> None:
+    """Make every open question due one second after it was last asked; with `restart`, clear its deadline too.
 
-    What waits further ahead than that, as after a step of the wall clock and a restart, is due now too.
+    What is due further ahead than that, as after a step of the wall clock and a restart, becomes due now.
     """
-    run(
-        f"""UPDATE "transaction" SET attempts = 0, expires_at = NULL,
-            retry_at = CASE WHEN asked_at BETWEEN ? AND ? THEN asked_at + ? ELSE ? END
-        WHERE {OPEN}""",
-        *(now - SECOND, now, SECOND, now),
-    )
-    run(f"""UPDATE "transaction" SET retry_at = ? WHERE {WAITS} AND retry_at > ?""", now, now + SECOND)
+    cleared = "attempts = 0, expires_at = NULL," if restart else ""
+    statement = f"""UPDATE "transaction" SET {cleared}
+        retry_at = CASE WHEN asked_at BETWEEN ? AND ? THEN asked_at + ? ELSE ? END WHERE {OPEN}"""
+    execute(database, statement, clock - SECOND, clock, SECOND, clock)
+    statement = f'UPDATE "transaction" SET retry_at = ? WHERE {WAITING} AND retry_at > ?'
+    execute(database, statement, clock, clock + SECOND)

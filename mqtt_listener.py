@@ -1,7 +1,7 @@
-"""MQTT in the background: publishes questions, hands verdicts to the ledger, and says how the connection is.
+"""MQTT in the background: publishes questions, hands verdicts to the ledger, and knows how the connection is.
 
-Callbacks run in paho's thread, so they only parse and hand over: no disk, no waiting, no lock that `publish` holds.
-Nothing rests on paho's own queue or on the broker's. What the wire loses, the ledger asks again.
+Callbacks run in paho's thread, so they only parse and hand over: they touch no disk and wait for nothing. Nothing rests
+on paho's queue or on the broker's. What is lost on the way, the ledger asks again.
 """
 
 import logging
@@ -9,25 +9,29 @@ import os
 import socket
 import sys
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from copy import copy
-from functools import partial
+from functools import partial, wraps
+from queue import Full
+from secrets import token_hex
+from typing import Any, Self
 
 import msgspec
-from paho.mqtt.client import CallbackAPIVersion, Client, MQTTMessage, MQTTv5
+from paho.mqtt.client import CallbackAPIVersion, Client, ConnectFlags, DisconnectFlags, MQTTMessage, MQTTv5
 from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from uuid_utils import uuid4
+from paho.mqtt.reasoncodes import ReasonCode
+from prometheus_client.core import GaugeMetricFamily, Metric
 
-from jobs import Verdict
-from ledger import Ledger
-from models import SECOND, WINDOW, Question
-from schemas import Question as QuestionPayload
-from schemas import Status
-from schemas import Verdict as VerdictPayload
-from settings import Settings
+from kit import metrics
+from kit.settings import Settings
+from ledger import Job, ask_again, settle
+from models import SECOND, Asked
+from schemas import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -37,38 +41,77 @@ STATUSES = "EQUIPMENT/STATUS/"
 # Shared (MQTT 5, section 4.8.2), so that several services each take a part of the verdicts.
 SUBSCRIPTIONS = [(f"$share/energy2go/{VERDICTS}", 1), (f"{STATUSES}+", 1)]
 KEEPALIVE = 5  # seconds
-IN_FLIGHT = 20  # unacknowledged publishes: Mosquitto's default Receive Maximum, which paho does not read
-EQUIPMENTS = 100  # statuses that are remembered
+IN_FLIGHT = 20  # publishes that wait for their PUBACK; a broker may allow fewer (Receive Maximum)
+EQUIPMENT = 100  # status topics that are remembered
+PACKET = 512  # bytes; a question with its topic and properties is well below that
+PATIENCE = 10  # seconds that the broker may take for SUBACK and for each PUBACK
 
 PROPERTIES = Properties(PacketTypes.PUBLISH)  # of every question
 PROPERTIES.ResponseTopic = VERDICTS
 PROPERTIES.ContentType = "application/json"
 
-decode_verdict = msgspec.json.Decoder(VerdictPayload).decode
+decode_verdict = msgspec.json.Decoder(Verdict).decode
+
+
+def guarded(callback: Callable[..., None]) -> Callable[..., None]:
+    """A callback whose exceptions cost one reconnect. One that escapes would end paho's thread."""
+
+    @wraps(callback)
+    def call(self: "Listener", client: Client, *arguments: Any) -> None:
+        try:
+            callback(self, client, *arguments)
+        except Exception:
+            log.exception("%s failed; connecting anew", callback.__name__)
+            hang_up(client)
+
+    return call
+
+
+def hang_up(client: Client) -> None:
+    """Break the connection. paho notices, calls `on_disconnect`, and connects again after its usual delay."""
+    sock = client.socket()
+    if sock:
+        with suppress(OSError):  # it is broken already
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+class Connection:
+    """One connection, from CONNACK on, within the limits that CONNACK gave (MQTT 5, section 3.2.2.3)."""
+
+    def __init__(self, limits: Properties):
+        self.qos = min(1, getattr(limits, "MaximumQoS", 1))
+        self.slots = threading.Semaphore(min(IN_FLIGHT, getattr(limits, "ReceiveMaximum", IN_FLIGHT)))
+        self.waiting: deque[Asked] = deque()  # questions that the broker cannot take yet
+        self.sent: deque[float] = deque()  # when; PUBACKs come in the same order (MQTT 5, section 4.6)
+        self.began = time.monotonic()
+        self.subscribed = False
 
 
 class Listener:
-    """Made empty; `start` binds and connects it. `trouble` is empty, or says why questions cannot be asked now."""
+    """Connected while it is entered as a context manager, now and after every loss.
 
-    def __init__(self, ledger: Ledger):
-        self._ledger = ledger
-        self._client = self._thread = None
+    `problem` is empty while questions can be asked, else one sentence that says why they cannot.
+    """
 
-    def start(self, settings: Settings) -> None:
-        """Connect in the background, now and after every loss, until `stop`; never fails because of the broker."""
-        self.counts = Counter()
+    def __init__(self, settings: Settings, put: Callable[[Job], None]):
+        self.unreadable = 0  # messages that were ignored
         self.equipment: dict[str, str] = {}
+        self._put = put
         self._broker = f"{settings.mqtt_host}:{settings.mqtt_port}"
-        self.trouble = f"not connected to {self._broker} yet"
-        # Unique to this process: two with one id would disconnect each other for ever (MQTT 5, section 3.1.4).
-        client_id = f"energy2go-{os.getpid()}-{uuid4().hex[:12]}"
+        self._disconnected = f"not connected to {self._broker} yet"
+        self._refused = ""  # why the broker refuses what we publish; outlives a connection, until it takes a question
+        self._connection: Connection | None = None
+        self._thread: threading.Thread | None = None
+        self._reason = ""  # why this connection is about to end, if we know
+        self._stopping = False
+        # Unique to this process: two with one id would disconnect each other endlessly (MQTT 5, section 3.1.4).
+        client_id = f"energy2go-{os.getpid()}-{token_hex(6)}"
         client = Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTv5, manual_ack=True)
         if settings.mqtt_username:
             client.username_pw_set(settings.mqtt_username, settings.mqtt_password)
         if settings.mqtt_ca_file:
             client.tls_set(ca_certs=settings.mqtt_ca_file)
-        client.max_inflight_messages_set(IN_FLIGHT)
-        client.max_queued_messages_set(2 * WINDOW)
+        client.max_inflight_messages_set(0)  # no limit of paho's: ours follows the broker's
         client.reconnect_delay_set(1, 2)
         client.on_pre_connect = self._on_pre_connect
         client.on_socket_open = self._on_socket_open
@@ -79,121 +122,196 @@ class Listener:
         client.on_publish = self._on_publish
         client.on_message = self._on_message
         client.connect_async(settings.mqtt_host, settings.mqtt_port, KEEPALIVE)
-        client.loop_start()
         self._client = client
 
-    def stop(self) -> None:
-        """Disconnect, and wait a second at most for that to be sent."""
-        thread, self._thread = self._thread, None  # from here on its end is no death
-        if self._client and self._client.disconnect() == MQTTErrorCode.MQTT_ERR_SUCCESS and thread:
-            thread.join(1)
+    def __enter__(self) -> Self:
+        self._client.loop_start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Disconnect, and wait at most a second for that to be sent."""
+        self._stopping = True  # from here on the end of the thread is no accident
+        sent = self._client.disconnect() == MQTTErrorCode.MQTT_ERR_SUCCESS
+        if sent and self._thread:
+            self._thread.join(1)
 
     @property
     def alive(self) -> bool:
-        """False if the thread died; `Client.is_connected` would still be true then."""
-        return self._thread is None or self._thread.is_alive()
+        """False if the thread died. (`Client.is_connected` would still be true.)"""
+        return self._stopping or self._thread is None or self._thread.is_alive()
 
-    def publish(self, questions: Iterable[Question]) -> None:
-        """Ask these. While not subscribed, nothing is published: paho would send it later, and the row is there."""
-        for question in questions:
-            if not self._ledger.subscribed:
-                return
-            properties = copy(PROPERTIES)  # made from scratch, they would cost as much as the rest of publishing
-            properties.MessageExpiryInterval = max(1, question.backoff // SECOND)
+    @property
+    def subscribed(self) -> bool:
+        """True while questions can be asked and answered."""
+        connection = self._connection
+        return connection is not None and connection.subscribed
+
+    @property
+    def problem(self) -> str:
+        """Why questions cannot be asked; empty if they can."""
+        return self._disconnected or self._refused
+
+    def collect(self) -> Iterator[Metric]:
+        """What Prometheus reads."""
+        yield metrics.gauge("energy2go_broker_connected", "1 while questions can be asked", int(not self.problem))
+        online = GaugeMetricFamily("energy2go_equipment_online", "1 while it says so", labels=["equipment"])
+        for equipment, status in list(self.equipment.items()):
+            online.add_metric([equipment], int(status == "online"))
+        yield online
+
+    # Called by the ledger
+
+    def publish(self, questions: Iterable[Asked]) -> None:
+        """Ask these, as fast as the broker takes them. Without a connection, drop them: the rows are still there."""
+        connection = self._connection
+        if connection and connection.subscribed:
+            connection.waiting.extend(questions)
+            self._send(connection)
+
+    def watch(self) -> None:
+        """Hang up if the broker has not answered for PATIENCE seconds."""
+        connection = self._connection
+        if connection is None:
+            return
+        now = time.monotonic()
+        if not connection.subscribed and now - connection.began > PATIENCE:
+            self._lose(f"{self._broker} does not answer SUBSCRIBE")
+        elif connection.sent and now - connection.sent[0] > PATIENCE:
+            self._refused = f"{self._broker} does not acknowledge what is published on {QUESTIONS}"
+            self._lose(self._refused)
+
+    def _send(self, connection: Connection) -> None:
+        """Publish what waits while there are slots. No lock is held here: paho calls `on_publish` with one of its own."""
+        while connection.waiting and connection.slots.acquire(blocking=False):
+            try:
+                question, backoff = connection.waiting.popleft()
+            except IndexError:  # the other thread was faster; look again, it may have left something
+                connection.slots.release()
+                continue
+            properties = copy(PROPERTIES)  # making them anew costs as much as all the rest of publishing
+            properties.MessageExpiryInterval = max(1, backoff // SECOND)
             properties.CorrelationData = question.transaction_id.bytes
             log.debug("%(transaction)s is asked", {"transaction": question.transaction_id})
-            payload = msgspec.json.encode(QuestionPayload(question.transaction_id, question.station_id))
-            info = self._client.publish(QUESTIONS, payload, qos=1, properties=properties)
+            connection.sent.append(time.monotonic())
+            info = self._client.publish(QUESTIONS, msgspec.json.encode(question), connection.qos, properties=properties)
             if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                log.warning("a question could not be published, it will be asked again: %s", info.rc.name)
+                log.warning("a question could not be published; it will be asked again: %s", info.rc.name)
+                return  # the connection is gone, and this window with it
 
-    def receive(self, topic: str, payload: bytes, retained: bool, acknowledge: Callable[[], None]) -> None:
-        """Deal with one message; whatever it is, `acknowledge` is called, a verdict's after its commit."""
+    def _hand_over(self, job: Job) -> None:
+        """Give a job to the ledger; drop it if too many wait, since its question will be asked again."""
         try:
-            if topic == VERDICTS:
-                verdict = decode_verdict(payload)
-                fields = {"transaction": verdict.transaction_id, "status": verdict.status}
-                log.debug("%(transaction)s is answered: %(status)s", fields)
-                self._ledger.settle(Verdict(verdict.transaction_id, Status(verdict.status), acknowledge))
-                return
-            self._note(topic.removeprefix(STATUSES), payload.decode("ascii"), retained)
-        except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            self._ignore(topic, payload, error)
-        acknowledge()
+            self._put(job)
+        except Full:
+            job.finish(None)
 
-    def _note(self, equipment: str, status: str, retained: bool) -> None:
-        if status not in ("online", "offline"):
-            raise ValueError("neither online nor offline")
-        if equipment in self.equipment or len(self.equipment) < EQUIPMENTS:
-            self.equipment[equipment] = status
-        # A retained message was published before this subscribed, and SUBACK has already asked everything again.
-        if status == "online" and not retained:
-            self._ledger.rearm()
+    def _acknowledge(self, connection: Connection | None, mid: int, qos: int, _: object = None) -> None:
+        """Acknowledge a message, unless its connection is gone: the same id may mean another message by now."""
+        if connection is self._connection:
+            self._client.ack(mid, qos)
 
-    def _ignore(self, topic: str, payload: bytes, error: Exception) -> None:
-        """Count what cannot be read, and show the start of it."""
-        self.counts["unreadable"] += 1
-        log.warning("ignored on %.80r: %.80s: %r", topic, error, payload[:64])
+    def _lose(self, reason: str) -> None:
+        """Hang up for this reason; paho connects again after its usual delay."""
+        self._reason = reason
+        hang_up(self._client)
 
-    def _say(self, trouble: str) -> None:
-        if trouble != self.trouble:
-            self.trouble = trouble
-            log.log(logging.WARNING if trouble else logging.INFO, "%s", trouble or f"subscribed at {self._broker}")
+    def _say(self, sentence: str) -> None:
+        """Note how the connection is; empty: questions can be asked. Log it if it is news."""
+        if sentence != self._disconnected:
+            self._disconnected = sentence
+            log.log(logging.WARNING if sentence else logging.INFO, "%s", sentence or f"subscribed at {self._broker}")
 
-    # Callbacks
+    # Callbacks of paho, in its thread
 
-    def _on_pre_connect(self, client, userdata):
+    @guarded
+    def _on_pre_connect(self, client: Client, userdata: Any) -> None:
         self._thread = threading.current_thread()
-        self._answered = False
+        self._connection, self._reason = None, ""
 
-    def _on_socket_open(self, client, userdata, sock):
+    @guarded
+    def _on_socket_open(self, client: Client, userdata: Any, sock: Any) -> None:
         # Without this, Nagle's algorithm and delayed ACKs add 40 ms to a hop.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def _on_connect_fail(self, client, userdata):
+    @guarded
+    def _on_connect_fail(self, client: Client, userdata: Any) -> None:
         self._say(f"{self._broker} cannot be reached: {sys.exception()}")
 
-    def _on_connect(self, client, userdata, flags, reason_code, properties):
-        self._answered = True
-        if reason_code.is_failure:
-            self._say(f"{self._broker} refuses the connection: {reason_code}")
+    @guarded
+    def _on_connect(self, client: Client, userdata: Any, flags: ConnectFlags, code: ReasonCode, limits: Properties) -> None:
+        client.drop_out_messages()  # paho would send again what the last connection did not get acknowledged
+        if code.is_failure:
+            self._reason = f"{self._broker} refuses the connection: {code}"
+        elif getattr(limits, "MaximumPacketSize", PACKET) < PACKET:
+            self._lose(f"{self._broker} accepts packets of {limits.MaximumPacketSize} bytes; a question needs {PACKET}")
         else:
+            self._connection = Connection(limits)
             client.subscribe(SUBSCRIPTIONS)
 
-    def _on_subscribe(self, client, userdata, mid, reason_codes, properties):
-        refused = [topic for (topic, _), code in zip(SUBSCRIPTIONS, reason_codes, strict=True) if code.is_failure]
-        if refused:
-            self._say(f"{self._broker} refuses the subscription to {refused[0]}")
-            client.socket().shutdown(socket.SHUT_RDWR)  # connect anew, after the usual delay
-            return
-        self._say("")
-        self._ledger.refused = False
-        self._ledger.subscribed = True
-        self._ledger.rearm()
-
-    def _on_disconnect(self, client, userdata, flags, reason_code, properties):
-        subscribed, self._ledger.subscribed = self._ledger.subscribed, False
-        if self._thread is None:
-            self._say("stopped")
-        elif subscribed:
-            self._say(f"the connection to {self._broker} was lost: {reason_code}")
-        elif not self._answered:
-            self._say(f"{self._broker} accepts connections but does not answer")
-
-    def _on_publish(self, client, userdata, mid, reason_code, properties):
-        if reason_code.is_failure:
-            self._ledger.refused = True
-            self._say(f"{self._broker} refuses what is published on {QUESTIONS}: {reason_code}")
-        elif self._ledger.refused:
-            self._ledger.refused = False
+    @guarded
+    def _on_subscribe(self, client: Client, userdata: Any, mid: int, codes: list[ReasonCode], properties: Any) -> None:
+        refusals = [code for code in codes if code.is_failure]
+        if refusals:
+            self._lose(f"{self._broker} refuses the subscription: {refusals[0]}")
+        elif self._connection:
+            self._connection.subscribed = True
             self._say("")
-            self._ledger.rearm()
+            self._hand_over(Job(ask_again, True))
 
-    def _on_message(self, client, userdata, message: MQTTMessage):
-        acknowledge = partial(client.ack, message.mid, message.qos)
+    @guarded
+    def _on_disconnect(self, client: Client, userdata: Any, flags: DisconnectFlags, code: ReasonCode, properties: Any) -> None:
+        connection, self._connection = self._connection, None
+        if self._stopping:
+            self._say("stopped")
+        elif self._reason:
+            self._say(self._reason)
+        elif connection and connection.subscribed:
+            self._say(f"the connection to {self._broker} was lost: {code}")
+        elif connection:
+            self._say(f"{self._broker} closed the connection instead of answering SUBSCRIBE: {code}")
+        elif code == "Keep alive timeout":
+            self._say(f"{self._broker} accepts connections but does not answer")
+        elif code == "Protocol error":
+            self._say(f"{self._broker} answers with something that is not MQTT 5")
+        else:
+            self._say(f"{self._broker} closed the connection instead of answering CONNECT: {code}")
+
+    @guarded
+    def _on_publish(self, client: Client, userdata: Any, mid: int, code: ReasonCode, properties: Any) -> None:
+        connection = self._connection
+        if code.is_failure:
+            self._refused = f"{self._broker} refuses what is published on {QUESTIONS}: {code}"
+            self._lose(self._refused)
+        elif connection and connection.sent:
+            self._refused = ""
+            connection.sent.popleft()
+            connection.slots.release()
+            self._send(connection)
+
+    @guarded
+    def _on_message(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
+        acknowledge = partial(self._acknowledge, self._connection, message.mid, message.qos)
         try:
             self.receive(message.topic, message.payload, message.retain, acknowledge)
-        except Exception:
-            # What escapes a callback would end paho's thread.
-            log.exception("a message was not dealt with")
+        except (ValueError, RecursionError) as error:  # msgspec.DecodeError is a ValueError
+            self.unreadable += 1
+            log.warning("ignored on %.80r: %.80s: %r", message.topic, error, message.payload[:64])
             acknowledge()
+
+    def receive(self, topic: str, payload: bytes, retained: bool, acknowledge: Callable[..., None]) -> None:
+        """Deal with one message; a verdict is acknowledged after its commit. Raises ValueError for one that is wrong."""
+        if topic == VERDICTS:
+            verdict = decode_verdict(payload)
+            log.debug("%(transaction_id)s is answered: %(status)s", msgspec.structs.asdict(verdict))
+            self._hand_over(Job(settle, verdict, acknowledge))
+            return
+        status = payload.decode("ascii")
+        if status not in ("online", "offline"):
+            raise ValueError("neither online nor offline")
+        equipment = topic.removeprefix(STATUSES)
+        if equipment in self.equipment or len(self.equipment) < EQUIPMENT:
+            self.equipment[equipment] = status
+        # A retained message was published before this subscribed, and SUBACK has already asked everything again.
+        if status == "online" and not retained:
+            self._hand_over(Job(ask_again, False))
+        acknowledge()

@@ -7,9 +7,11 @@ from uuid import UUID
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
+from kit.errors import Problem
+
 
 class Status(StrEnum):
-    """Where a transaction stands: PENDING until a verdict (COMPLETED, ERROR) or the timeout (EXPIRED)."""
+    """PENDING until a verdict (COMPLETED, ERROR) or until the timeout (EXPIRED)."""
 
     PENDING = "PENDING"
     COMPLETED = "COMPLETED"
@@ -88,17 +90,8 @@ class TransactionHeaders(WaitHeaders):
     idempotency_key: IdempotencyKey | None = field(default=None, name="Idempotency-Key")
 
 
-class Problem(Struct):
-    """An error, as RFC 9457 shapes it."""
-
-    title: Annotated[str, Meta(examples=["Unprocessable Content"])]
-    status: Annotated[int, Meta(ge=400, le=599, examples=[422])]
-    detail: Annotated[str, Meta(examples=["body.station_id: Expected `int`, got `str`"])]
-    type: str = "about:blank"
-
-
 class Unready(Problem, kw_only=True):
-    """Why the whole job cannot be done now; the members are those of Readiness."""
+    """Why the whole job cannot be done now; the other members are those of Readiness."""
 
     database: str
     broker: str
@@ -118,14 +111,14 @@ class Readiness(Struct):
     ]
 
 
-class Question(Struct):
+class Question(Struct, frozen=True):
     """Published on EQUIPMENT/VALIDATION."""
 
     transaction_id: UUID
     station_id: int
 
 
-class Verdict(Struct):
+class Verdict(Struct, frozen=True):
     """Received on EQUIPMENT/VALIDATION/RESPONSE."""
 
     transaction_id: UUID

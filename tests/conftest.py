@@ -42,7 +42,7 @@ def postgres():
 def database_url(request, tmp_path):
     """The URL of an empty database: a new SQLite file, and then the emptied PostgreSQL database."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/var/energy2go.db"
+        return f"sqlite:///{tmp_path}/energy2go.db"
     return request.getfixturevalue("postgres").fresh()
 
 

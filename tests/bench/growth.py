@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import median
 from uuid import UUID
 
-from uuid_utils.compat import uuid7
+from uuid import uuid4
 
 import models
-import storage
+from kit import storage
 from clients import drive, request
 from schemas import Status
 from stack import STATION, Stack
@@ -83,7 +83,7 @@ class Rows:
         """Time each query once in this process, as the ledger and the request threads would run it."""
         storage.proxy.initialize(self.database)
         now = time.time_ns() // 1000
-        orders = [models.Order(uuid7(), STATION, None) for _ in range(BATCH)]
+        orders = [models.Order(uuid4(), STATION, None) for _ in range(BATCH)]
         self._write("create", models.create_transactions, orders, now, CLOCKS, 0)
         questions = self._write("claim", models.claim, now, CLOCKS, BATCH, True)
         changed = self._write(

@@ -6,7 +6,7 @@ import app as service
 from bare import NOW
 from ledger import Ledger
 from schemas import Station, Status, Transaction
-from settings import load
+from kit.settings import load
 
 COMMIT = 0.0007  # seconds that a commit takes on a good disk
 

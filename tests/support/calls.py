@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from webtest import TestApp, TestRequest
 
 import app
-import storage
+from kit.settings import Settings
 from mqtt_listener import VERDICTS
 from programs import wait_until
-from settings import Settings
 
 UNKNOWN = "019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"  # no transaction has this id
 JSON = "application/json"
@@ -24,15 +23,16 @@ def serving(folder, ready=True, **options):
     """The started app, as a TestApp; `options` are settings. The broker accepts its connection and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         defaults = {"database_url": f"sqlite:///{folder}/energy2go.db", "mqtt_port": silent.getsockname()[1]}
-        app.start(Settings(**defaults | options))
-        api = TestApp(app.app)
-        try:
+        with app.Service(Settings(**defaults | options)):
+            api = TestApp(app.app)
             if ready:
-                wait_until(lambda: send(api, "GET", "/healthz").status_int == 200, "the tables are there")
+                wait_until(lambda: send(api, "GET", "/readyz").json["database"] == "ok", "the tables are there")
             yield api
-        finally:
-            app.stop()
-            app.app.config["api_token"] = ""
+
+
+def service() -> app.Service:
+    """The service that runs behind the routes now."""
+    return app.app.config["service"]
 
 
 def send(api, method, path, body=None, content_type=JSON, **headers):
@@ -57,9 +57,8 @@ def new_transaction(api, station_id=1, **headers) -> dict:
 def settle(key: str, status="COMPLETED") -> None:
     """Hand over what the equipment would answer, and wait until it was dealt with."""
     done = threading.Event()
-    app.listener.receive(
-        VERDICTS, json.dumps({"transaction_id": key, "status": status}).encode(), False, done.set
-    )
+    verdict = json.dumps({"transaction_id": key, "status": status}).encode()
+    service().listener.receive(VERDICTS, verdict, False, lambda _: done.set())
     assert done.wait(10)
 
 
@@ -69,10 +68,7 @@ def at_once(number: int, call) -> list:
 
     def run(_):
         barrier.wait()
-        try:
-            return call()
-        finally:
-            storage.close()  # each thread has a connection of its own
+        return call()
 
     with ThreadPoolExecutor(number) as pool:
         return list(pool.map(run, range(number)))

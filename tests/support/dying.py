@@ -3,7 +3,7 @@
 import ctypes
 import threading
 
-from app import app, ledger, listener
+from app import Service, app
 
 
 def exit_thread(name: str) -> None:
@@ -15,23 +15,23 @@ def exit_thread(name: str) -> None:
             )
 
 
-def break_ledger() -> None:
-    ledger._next_round = "never"
+def break_ledger(service: Service) -> None:
+    service.ledger._next_round = "never"
 
 
-def break_callback() -> None:
-    listener._client.on_publish = lambda *_: 1 / 0
+def break_callback(service: Service) -> None:
+    service.listener._client.on_publish = lambda *_: 1 / 0
 
 
 WAYS = {
     "an error in the ledger": break_ledger,
-    "an exit of the ledger": lambda: exit_thread("ledger"),
+    "an exit of the ledger": lambda _: exit_thread("ledger"),
     "an error in a callback": break_callback,
-    "an exit of the listener": lambda: exit_thread("paho-mqtt-client"),
+    "an exit of the listener": lambda _: exit_thread("paho-mqtt-client"),
 }
 
 
-@app.post("/die/<way>", skip=True)
-def die(way):
-    WAYS[way]()
-    return ""
+@app.post("/die/<way>")
+def die(service: Service, way: str) -> None:
+    """Make a thread die."""
+    WAYS[way](service)

@@ -1,14 +1,15 @@
 """A ledger and a listener that run in the test's own process, on a database of its own."""
 
+from contextlib import ExitStack
 from uuid import UUID
 
 import models
-import storage
-from ledger import Ledger
+from kit import storage
+from kit.settings import Settings
+from ledger import JobQueue, Ledger
 from mqtt_listener import Listener
 from programs import ACCOUNTS, wait_until
 from schemas import Status
-from settings import Settings
 
 
 class Pair:
@@ -19,11 +20,13 @@ class Pair:
         url = f"sqlite:///{folder}/energy2go.db"
         options = {"validation_retry": 1} | accounts | options
         self.settings = Settings(database_url=url, mqtt_port=port, **options)
-        self.ledger = Ledger()
-        self.listener = Listener(self.ledger)
-        storage.bind(url)
-        self.ledger.start(self.settings, self.listener, clock)
-        self.listener.start(self.settings)
+        self.database, queue = storage.connect(url, 20), JobQueue()
+        self.listener = Listener(self.settings, queue.put)
+        self.ledger = Ledger(self.settings, self.database, queue, self.listener, clock)
+        self.started = ExitStack()
+        self.started.enter_context(self.ledger)
+        self.started.enter_context(self.listener)
+        wait_until(lambda: not self.ledger.problem, "the database is open")
         self.ledger.change(models.create_station, "Teste")
 
     def create(self) -> UUID:
@@ -32,18 +35,20 @@ class Pair:
     @property
     def asked(self) -> int:
         """How many questions were published."""
-        return self.ledger.counts["asked"] + self.ledger.counts["asked again"]
+        return self.ledger.counts["first"] + self.ledger.counts["again"]
 
     def ready(self) -> None:
-        wait_until(lambda: not self.listener.trouble, "the listener is ready", 30)
+        wait_until(lambda: not self.listener.problem, "the listener is ready", 30)
 
     def says(self, *words: str, seconds: float = 15) -> None:
-        wait_until(lambda: all(word in self.listener.trouble for word in words), f"it says {words}", seconds)
+        wait_until(lambda: all(word in self.listener.problem for word in words), f"it says {words}", seconds)
+
+    def status(self, key: UUID) -> Status:
+        return storage.read(self.database, models.get_transaction, key).status
 
     def settled(self, key: UUID, status: Status = Status.COMPLETED, seconds: float = 15) -> None:
-        wait_until(lambda: models.get_transaction(key).status is status, f"{key} is {status}", seconds)
+        wait_until(lambda: self.status(key) is status, f"{key} is {status}", seconds)
 
     def stop(self) -> None:
-        self.listener.stop()
-        self.ledger.stop()
-        storage.close()
+        self.started.close()
+        self.database.close_all()

@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 from uuid import UUID
 
-from uuid_utils.compat import uuid7
+from uuid import uuid4
 
 import models
-import storage
+from kit import storage
 from load import Load
 from models import SECOND, Clocks, Order
 from programs import Broker, Equipment, Postgres, Program, Service, listening, wait_until
@@ -98,7 +98,7 @@ def metric(service: Service, name: str) -> float:
 
 def store(count: int) -> list[UUID]:
     """So many transactions that wait to be asked; their ids."""
-    orders = [Order(uuid7(), 1, None) for _ in range(count)]
+    orders = [Order(uuid4(), 1, None) for _ in range(count)]
     with storage.writing():
         models.create_transactions(orders, NOW, CLOCKS, 0)
     return [order.transaction_id for order in orders]

@@ -2,75 +2,96 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from uuid_utils.compat import uuid7
-
 import models
-import storage
-from jobs import Creation, Verdict
-from ledger import Ledger
-from models import SECOND, Order
+from kit import storage
+from kit.settings import Settings
+from ledger import Draft, Job, JobQueue, Ledger, ask_again, create, settle
+from models import SECOND
 from programs import wait_until
-from schemas import Status
-from settings import Settings
+from schemas import Status, Verdict
 
 
 class Clock:
-    """A clock that moves when it is told to."""
+    """Two clocks that move when they are told to."""
 
-    now = 1_800_000_000 * SECOND
+    def __init__(self):
+        self.now = self.wall_now = 1_800_000_000 * SECOND
 
-    def __call__(self) -> int:
+    def wall(self) -> int:
+        return self.wall_now
+
+    def steady(self) -> int:
         return self.now
 
     def advance(self, seconds: float) -> None:
         self.now += int(seconds * SECOND)
+        self.wall_now += int(seconds * SECOND)
 
 
-class Wire:
+class Publisher:
     """What the ledger is handed for MQTT: it keeps what it was asked to publish."""
 
     alive = True
+    subscribed = False
+    unreadable = 0
 
     def __init__(self):
         self.published = []
 
     def publish(self, questions) -> None:
-        self.published += [question.transaction_id for question in questions]
+        self.published += [question.transaction_id for question, _ in questions]
+
+    def watch(self) -> None:
+        pass
+
+
+def ledger(settings: Settings, publisher=None, clock=None, kind=Ledger) -> Ledger:
+    """A ledger on its own database and queue, not started."""
+    return kind(settings, storage.connect(settings.database_url, 20), JobQueue(), publisher or Publisher(), clock)
 
 
 class Bench:
     """A ledger without its thread, and what a test does with it."""
 
+    kind = Ledger
+
     def __init__(self, settings: Settings):
-        self.settings, self.clock, self.wire = settings, Clock(), Wire()
+        self.settings, self.clock, self.publisher = settings, Clock(), Publisher()
         self.pool = ThreadPoolExecutor(64)
-        storage.migrate()
-        models.create_station("Teste")
+        self.database = storage.connect(settings.database_url, 80)
         self.restart()
+        models.create_station(self.database, "Teste")
 
     def restart(self) -> None:
-        self.ledger = Ledger()
-        self.ledger.prepare(self.settings, self.wire, self.clock)
+        """A process starts: nothing in its queue, and no connection."""
+        self.publisher.subscribed = False
+        self.ledger = ledger(self.settings, self.publisher, self.clock, self.kind)
+        self.step()
         self.subscribe()
 
     def subscribe(self, subscribed: bool = True) -> None:
-        self.ledger.subscribed = subscribed
+        """What the listener does when its subscription is acknowledged, or when the connection is lost."""
+        self.publisher.subscribed = subscribed
         if subscribed:
-            self.ledger.rearm()
+            self.put(Job(ask_again, True))
             self.step()
 
     def step(self, seconds: float = 0) -> None:
         self.clock.advance(seconds)
         self.ledger.step(0)
 
+    def put(self, job: Job) -> Job:
+        self.ledger._queue.put(job)
+        return job
+
     def run(self, function, *arguments):
-        """Call something in a thread, which closes its connection afterwards; its future."""
+        """Call something in a thread, which gives its connection back afterwards; its future."""
 
         def call():
             try:
                 return function(*arguments)
             finally:
-                storage.close()
+                self.database.close()
 
         return self.pool.submit(call)
 
@@ -89,18 +110,24 @@ class Bench:
 
     def store(self, count: int) -> list:
         """The same for large numbers, straight into the queue."""
-        jobs = [Creation(Order(uuid7(), 1, None)) for _ in range(count)]
-        for job in jobs:
-            self.ledger._queue.put(job)
+        jobs = [self.put(Job(create, Draft(1))) for _ in range(count)]
         while not self.ledger._queue.empty():
             self.step()
-        return [job.result(0).id for job in jobs]
+        return [job.result.id for job in jobs]
 
-    def answer(self, key, status=Status.COMPLETED) -> list:
+    def answer(self, key, status="COMPLETED") -> list:
         """Hand in a verdict; the list has one item once it was acknowledged."""
         acknowledged = []
-        self.ledger.settle(Verdict(key, status, lambda: acknowledged.append(True)))
+        self.put(Job(settle, Verdict(key, status), lambda _: acknowledged.append(True)))
         return acknowledged
 
     def status(self, key) -> Status:
-        return models.get_transaction(key).status
+        return models.get_transaction(self.database, key).status
+
+    def list(self, limit: int = 10_000) -> list:
+        return models.list_transactions(self.database, limit)
+
+    def close(self) -> None:
+        self.pool.shutdown()
+        self.database.close_all()
+        self.ledger._database.close_all()

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 import models
-import storage
+from kit import storage
 from mqtt_listener import QUESTIONS, STATUSES, VERDICTS, Listener
 from pair import Pair
 from peer import Peer

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from uuid_utils.compat import uuid4
 
-import storage
+from kit import storage
 from clients import drive, request
 from peer import Peer
 from programs import Nginx, Program, Service, free_port, wait_until

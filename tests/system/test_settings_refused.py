@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import settings
+from kit import settings
 from programs import COVERAGE, ROOT, free_port
-from settings import Settings
+from kit.settings import Settings
 
 
 def run(*command, **environment) -> subprocess.CompletedProcess:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from uuid_utils.compat import uuid7
+from uuid import uuid4
 
 import models
-import storage
+from kit import storage
 from programs import wait_until
 
 FIRST_RELEASE = """
@@ -52,7 +52,7 @@ def test_a_file_of_the_first_release_is_upgraded_and_keeps_its_rows(tmp_path, se
         ("PENDING", "waits", 0, None, created, None),
         ("PENDING", "asked", 1, now, now + 5 * models.SECOND, now + 60 * models.SECOND),
     ]
-    keys = [uuid7() for _ in rows]
+    keys = [uuid4() for _ in rows]
     with contextlib.closing(sqlite3.connect(old)) as database, database:
         database.executescript(FIRST_RELEASE)
         for key, (status, *rest) in zip(keys, rows, strict=True):

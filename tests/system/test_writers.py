@@ -7,17 +7,17 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from uuid_utils.compat import uuid7
+from uuid import uuid4
 
 import models
-import storage
+from kit import storage
 from jobs import Call, Creation, Verdict
 from ledger import Ledger
 from models import SECOND, Order
 from programs import Postgres, free_port, wait_until
 from replicas import CLOCKS, NOW, store
 from schemas import Status
-from settings import Settings
+from kit.settings import Settings
 
 WRITERS = 6
 
@@ -133,7 +133,7 @@ def test_a_batch_that_deadlocks_is_written_again(postgres, database, caplog):
     first, second, third = store(3)
     acknowledged = []
     verdicts = {first: Status.COMPLETED, second: Status.ERROR, third: Status.ERROR}
-    jobs = [Call(models.create_station, "new"), Creation(Order(uuid7(), 1, None))]
+    jobs = [Call(models.create_station, "new"), Creation(Order(uuid4(), 1, None))]
     jobs += [
         Verdict(key, status, lambda key=key: acknowledged.append(key)) for key, status in verdicts.items()
     ]
@@ -189,7 +189,7 @@ def test_ledgers_that_settle_the_same_in_opposite_orders_lose_nothing(postgres, 
 
 
 def test_one_key_that_is_used_at_once_makes_one_transaction(database):
-    orders = [[Order(uuid7(), 1, f"key-{number}") for number in range(50)] for _ in range(WRITERS)]
+    orders = [[Order(uuid4(), 1, f"key-{number}") for number in range(50)] for _ in range(WRITERS)]
 
     def create(orders: list[Order]) -> list[UUID]:
         with storage.writing():

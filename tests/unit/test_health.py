@@ -4,7 +4,7 @@ import pytest
 
 import app
 from calls import UNKNOWN, assert_problem, new_station, send, serving
-from settings import VERSION
+from kit.settings import VERSION
 
 
 def test_alive_is_not_ready(api):
@@ -21,7 +21,7 @@ def test_alive_is_not_ready(api):
 
 def test_without_its_ledger_the_service_is_not_alive(api):
     new_station(api)
-    app.ledger.stop()
+    service().ledger.stop()
     assert_problem(send(api, "GET", "/healthz"), 503, "Service Unavailable", "ledger")
     answer = send(api, "GET", "/readyz")
     assert_problem(answer, 503, "Service Unavailable", "database", "broker")

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 import models
 import mqtt_listener
-import storage
+from kit import storage
 from hostile import FOUR, KINDS, LINE, MB, VERDICTS_OF, judged, messages
 from mqtt_listener import STATUSES, Listener
-from settings import Settings
+from kit.settings import Settings
 from stepped import Bench
 
 AT_ONCE = 80  # messages between two looks at the result

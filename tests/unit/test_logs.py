@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-import logs
-from logs import BURST, Bounded, JsonLines
+from kit import logs
+from kit.logs import BURST, Bounded, JsonLines
 
 
 class Log(logging.Logger):

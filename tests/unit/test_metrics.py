@@ -37,7 +37,7 @@ def scrape(api) -> dict[str, float]:
 def receive(payload: bytes, topic: str = VERDICTS) -> None:
     """Hand the listener a message, and wait until it was dealt with."""
     done = []
-    app.listener.receive(topic, payload, False, lambda: done.append(True))
+    service().listener.receive(topic, payload, False, lambda: done.append(True))
     wait_until(lambda: done, "it was dealt with")
 
 

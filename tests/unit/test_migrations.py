@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import models
-import storage
+from kit import storage
 from programs import ROOT
 
 PROCESSES = 6

@@ -202,7 +202,7 @@ def test_every_documented_answer_occurs_as_documented(tmp_path):
         seen = set(provoke_everything(api, document))
     (tmp_path / "garbage").write_text("This is no database. " * 1000)
     with serving(tmp_path, ready=False, database_url=f"sqlite:///{tmp_path}/garbage") as api:
-        app.ledger.stop()
+        service().ledger.stop()
         seen |= set(provoke_503(api, document))
     documented = {
         (*which, status) for which, says in operations(document).items() for status in says["responses"]

@@ -7,9 +7,9 @@ import msgspec
 import pytest
 from dotenv import dotenv_values
 
-import settings
+from kit import settings
 from programs import ROOT
-from settings import Settings
+from kit.settings import Settings
 
 FIELDS = {field.encode_name: field for field in msgspec.structs.fields(Settings)}
 ENV = dotenv_values(ROOT / ".env", interpolate=False)

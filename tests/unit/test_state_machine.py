@@ -10,12 +10,12 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule,
 
 import models
 import stepped
-import storage
+from kit import storage
 from jobs import Creation, Verdict
 from ledger import Ledger
 from models import SECOND, Order
 from schemas import Status
-from settings import Settings
+from kit.settings import Settings
 
 TIMEOUT = 60 * SECOND
 LONGEST = 30  # seconds between two questions for one transaction, at most

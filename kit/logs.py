@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from gunicorn.glogging import Logger
 
-from settings import Settings
+from kit.settings import Settings
 
 BURST = 10  # lines that one message may have a second
 

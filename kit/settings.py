@@ -1,11 +1,11 @@
-"""The environment, read once, typed and checked; a bad value stops the program with a sentence that names it."""
+"""The environment, read once, typed and checked. A bad value stops the program with a sentence that names it."""
 
 import os
 import re
 import socket
 import ssl
 import sys
-from importlib.util import find_spec
+import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -13,7 +13,8 @@ import msgspec
 from dotenv import load_dotenv
 from msgspec import Meta
 
-VERSION = "1.0.0"
+ROOT = Path(__file__).parent.parent
+VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Seconds = Annotated[float, Meta(ge=0.05, le=86400)]
 ADDRESS = r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):[0-9]{1,5}"
@@ -46,7 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
 def load() -> Settings:
     """Read the environment, with `.env` for what it leaves out; raise SystemExit with a sentence for a bad value."""
-    load_dotenv(Path(__file__).with_name(".env"), override=False)
+    load_dotenv(ROOT / ".env", override=False)
     known = {field.encode_name for field in msgspec.structs.fields(Settings)}
     try:
         settings = msgspec.convert({k: v for k, v in os.environ.items() if v and k in known}, Settings, strict=False)
@@ -57,8 +58,6 @@ def load() -> Settings:
         refuse("BIND", "Expected a host and a port, such as 127.0.0.1:8000 or [::1]:8000")
     if not re.match("sqlite:///(?!:memory:).|postgres(ql)?://.", settings.database_url):
         refuse("DATABASE_URL", "Expected sqlite:/// and the path of a file, or postgresql:// and the rest of its URL")
-    if settings.database_url.startswith("postgres") and not (find_spec("psycopg2") or find_spec("psycopg")):
-        refuse("DATABASE_URL", "PostgreSQL wants a driver, which `pip install -r requirements-postgres.txt` brings")
     if settings.mqtt_ca_file:
         try:
             ssl.create_default_context(cafile=settings.mqtt_ca_file)

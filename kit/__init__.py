@@ -1,0 +1,1 @@
+"""What any small HTTP service needs: nothing in here knows about stations."""

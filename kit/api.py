@@ -1,0 +1,243 @@
+"""A Bottle app whose routes declare what they take, give and refuse. It reads requests and writes answers by that."""
+
+import hmac
+import inspect
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple, get_type_hints
+
+import msgspec
+from bottle import Bottle, HTTPError, HTTPResponse, Route, request, response
+
+from kit import errors
+from kit.errors import Problem, Refusal, Unavailable, Unprocessable
+
+LARGEST_BODY = 64 * 1024  # bytes
+SECURITY_HEADERS = {
+    # Swagger UI draws its icons from data URLs. Everything else comes from this service, and nothing is inline.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class Options(NamedTuple):
+    """What a route's decorator may say."""
+
+    status: int = 200  # of a successful answer
+    errors: tuple[type[Refusal], ...] = ()  # besides those that follow from what the route takes
+    sends: tuple[str, ...] = ()  # names of headers of a successful answer
+    media_type: str = "application/json"
+    token: bool = True  # ask for the API token, if there is one
+    page: bool = False  # for people in a browser: neither JSON nor in the document
+
+
+class Declaration(NamedTuple):
+    """What a route says about itself, in its handler's signature and docstring and in its decorator.
+
+    A handler's arguments `query`, `headers` and `body` are Structs, and `service` is the running service. Every other
+    argument is a part of the path.
+    """
+
+    name: str
+    summary: str
+    description: str
+    path: dict[str, Any]
+    query: Any
+    headers: Any
+    body: Any
+    service: bool
+    returns: Any
+    options: Options
+    errors: tuple[type[Refusal], ...]
+
+
+def declaration(route: Route) -> Declaration:
+    """Read a route's declaration; raises TypeError, which names the route, for a mistake in it."""
+    try:
+        return _declaration(route.callback, route.rule, {k: v for k, v in route.config.items() if k not in route.app.config})
+    except (TypeError, ValueError, NameError) as mistake:
+        raise TypeError(f"{route.method} {route.rule} ({route.callback.__name__}): {mistake}") from None
+
+
+def _declaration(handler: Callable[..., Any], rule: str, given: dict[str, Any]) -> Declaration:
+    options = Options(**given)
+    summary, _, description = (inspect.getdoc(handler) or "").partition("\n\n")
+    hints = get_type_hints(handler, include_extras=True)
+    if not summary:
+        raise TypeError("has no docstring")
+    if hints.keys() != {*inspect.signature(handler).parameters, "return"}:
+        raise TypeError("every argument and the result need a type")
+    returns, service = hints.pop("return"), hints.pop("service", None) is not None
+    query, headers, body = structs = [hints.pop(name, None) for name in ("query", "headers", "body")]
+    if not all(struct is None or issubclass(struct, msgspec.Struct) for struct in structs):
+        raise TypeError("query, headers and body must be Structs")
+    if hints.keys() != set(re.findall(r"<(\w+)>", rule)):
+        raise TypeError(f"the arguments {sorted(hints)} are not those of the path")
+    json = [returns] if options.media_type == "application/json" and not options.page else []
+    msgspec.json.schema_components([*filter(None, structs), *hints.values(), *json])  # raises where it knows no schema
+    implied = [
+        *([errors.BadRequest, errors.ContentTooLarge, errors.UnsupportedMediaType] if body else []),
+        *([Unprocessable] if hints or any(structs) else []),
+        *([errors.Unauthorized] if options.token else []),
+        *([Unavailable] if service else []),
+    ]
+    refusals = sorted({*implied, *options.errors}, key=lambda refusal: refusal.status)
+    for refusal in refusals:
+        errors.title(refusal.status)  # raises where it is no Refusal
+    takes = hints, query, headers, body, service
+    return Declaration(handler.__name__, summary, description, *takes, returns, options, tuple(refusals))
+
+
+class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
+    """An app whose handlers get what they declare. `absent` is what a client reads while there is no service."""
+
+    def __init__(self, absent: str) -> None:
+        super().__init__()
+        self.absent = absent
+        self.use(None)
+        self.declarations: dict[Route, Declaration] = {}
+        self.default_error_handler = answer_error
+        self.add_hook("before_request", accept_trailing_slash)
+        self.add_hook("before_request", refuse_path_that_is_not_utf_8)
+        self.add_hook("after_request", set_security_headers)
+
+    def use(self, service: Any, token: str = "") -> None:
+        """Hand this service to handlers from now on, or none; `token` is what `Authorization: Bearer` must hold."""
+        self.config.update(service=service, token=token)
+
+    def add_route(self, route: Route) -> None:
+        """Read the route's declaration at once, so that a mistake in it is an import error."""
+        self.declarations[route] = declared = declaration(route)
+        handler = route.callback
+
+        def handle(**path: str) -> Any:
+            try:
+                return write(handler(**self.arguments(declared, path)), declared.options)
+            except Refusal as refusal:
+                return answer(refusal.problem(), refusal.headers)
+
+        route.callback = handle
+        super().add_route(route)
+
+    def arguments(self, declared: Declaration, path: dict[str, str]) -> dict[str, Any]:
+        """What the handler takes, by name; raises the Refusal that says what is wrong with the request."""
+        given: dict[str, Any] = {}
+        if declared.service:
+            if self.config["service"] is None:
+                raise Unavailable(self.absent)
+            given["service"] = self.config["service"]
+        if declared.options.token and self.config["token"]:
+            authorize(self.config["token"])
+        for name, text in path.items():
+            given[name] = convert(text, declared.path[name], name)
+        if declared.query:
+            given["query"] = convert(dict(request.query), declared.query, "query")
+        if declared.headers:
+            texts = {name: text for name in header_names(declared.headers) if (text := header(name)) is not None}
+            given["headers"] = convert(texts, declared.headers, "headers")
+        if declared.body:
+            given["body"] = read_body(declared.body)
+        return given
+
+
+# Requests
+
+
+def header(name: str) -> str | None:
+    """A header of the request, one character per byte. (Bottle's own fails where that is not UTF-8.)"""
+    raw: str | None = request.headers.raw(name)
+    return raw
+
+
+@cache
+def header_names(struct: type[msgspec.Struct]) -> list[str]:
+    """The headers that the fields of a Struct stand for."""
+    return [field.encode_name for field in msgspec.structs.fields(struct)]
+
+
+def convert(data: Any, kind: Any, place: str) -> Any:
+    """Strings from a path, a query or headers as the types that `kind` asks for; Unprocessable names the field."""
+    try:
+        return msgspec.convert(data, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise Unprocessable(named(error, place)) from None
+
+
+def read_body(struct: type[msgspec.Struct]) -> Any:
+    """The request's JSON body; raises BadRequest, ContentTooLarge, UnsupportedMediaType or Unprocessable."""
+    if request.content_type.partition(";")[0].strip().lower() != "application/json":
+        raise errors.UnsupportedMediaType("Content-Type: must be application/json.")
+    # Read straight from the server, which has decoded chunks already. Bottle would decode them a second time.
+    body = request.environ["wsgi.input"].read(LARGEST_BODY + 1)
+    if len(body) > LARGEST_BODY:
+        raise errors.ContentTooLarge(f"body: must not be longer than {LARGEST_BODY} bytes.")
+    try:
+        return msgspec.json.decode(body, type=struct)
+    except msgspec.ValidationError as error:
+        raise Unprocessable(named(error, "body")) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.BadRequest(f"body: is not JSON: {error}") from None
+
+
+def named(error: msgspec.ValidationError, place: str) -> str:
+    """What msgspec found, after the name of the field in which it found it."""
+    reason, _, path = str(error).partition(" - at `$")
+    return f"{place}{path.rstrip('`')}: {reason}"
+
+
+def authorize(token: str) -> None:
+    """Raise Unauthorized unless the request bears this token (RFC 6750)."""
+    scheme, _, given = (header("Authorization") or "").partition(" ")
+    matches = hmac.compare_digest(given.strip(" ").encode("latin1"), token.encode())
+    if not (scheme.lower() == "bearer" and matches):
+        raise errors.Unauthorized("Authorization: must bear the API token.")
+
+
+def accept_trailing_slash() -> None:
+    """Let every route be asked for with a slash at its end, too."""
+    request.environ["PATH_INFO"] = request.environ["PATH_INFO"].rstrip("/")
+
+
+def refuse_path_that_is_not_utf_8() -> None:
+    """Bottle leaves out the bytes that it cannot decode, and so would answer for another path."""
+    try:
+        request.environ["bottle.raw_path"].encode("latin1").decode()
+    except UnicodeDecodeError:
+        raise HTTPError(404, "Not found: the path is not UTF-8.") from None
+
+
+# Answers
+
+
+def write(result: Any, options: Options) -> Any:
+    """A handler's result as Bottle sends it: as it is if it is an answer already, else as JSON."""
+    response.status = options.status
+    if result is None or isinstance(result, HTTPResponse):
+        return result
+    response.content_type = options.media_type
+    return result if isinstance(result, bytes) else msgspec.json.encode(result)
+
+
+def answer(problem: Problem, headers: dict[str, str]) -> bytes:
+    """An error as application/problem+json (RFC 9457)."""
+    response.status = problem.status
+    response.content_type = "application/problem+json"
+    for name, value in headers.items():
+        response.set_header(name, value)
+    return msgspec.json.encode(problem)
+
+
+def answer_error(error: HTTPError) -> bytes:
+    """The errors that Bottle finds: no such route, no such method, a handler that failed."""
+    set_security_headers()  # an exception in a handler skips the hook
+    detail = errors.INTERNAL if error.status_code == 500 else str(error.body)
+    return answer(Problem(errors.title(error.status_code), error.status_code, detail), {})
+
+
+def set_security_headers() -> None:
+    """Tell browsers what not to do with an answer."""
+    for name, value in SECURITY_HEADERS.items():
+        response.set_header(name, value)

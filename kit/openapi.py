@@ -1,0 +1,125 @@
+"""The OpenAPI 3.0 document, built from what the routes declare."""
+
+import re
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from bottle import Route
+
+from kit.api import Api, Declaration
+from kit.errors import Problem, Refusal, title
+
+REFERENCE = "#/components/schemas/{name}"
+TEXT = {"schema": {"type": "string"}}
+Json = dict[str, Any]
+
+
+def document(app: Api, info: Json) -> Json:
+    """The document of an app's routes, without its pages; it asks for a token if the app does."""
+    structs: set[type] = {Problem}
+    paths: Json = {}
+    for route, declared in app.declarations.items():
+        if not declared.options.page:
+            path = re.sub(r"<(\w+)>", r"{\1}", route.rule)
+            paths.setdefault(path, {})[route.method.lower()] = operation(route, declared, structs, bool(app.config["token"]))
+    _, schemas = msgspec.json.schema_components(structs, ref_template=REFERENCE)
+    components: Json = {"schemas": {name: in_3_0(schema) for name, schema in sorted(schemas.items())}}
+    if app.config["token"]:
+        components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    return {"openapi": "3.0.3", "info": info, "paths": paths, "components": components}
+
+
+def operation(route: Route, declared: Declaration, structs: set[type], token: bool) -> Json:
+    """What the document says of one route; adds the Structs that it refers to to `structs`."""
+    options = declared.options
+    guarded = token and options.token
+    refusals = [refusal for refusal in declared.errors if guarded or refusal.status != 401]
+    described = {
+        "operationId": declared.name,
+        "tags": [route.rule.split("/")[1] if options.token else "service"],
+        "summary": declared.summary,
+        "responses": {str(options.status): success(declared, structs)}
+        | {str(refusal.status): failure(refusal, structs) for refusal in refusals},
+    }
+    if declared.description:
+        described["description"] = declared.description
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": schema(hint, structs)}
+        for name, hint in declared.path.items()
+    ]
+    parameters += fields(declared.query, "query") + fields(declared.headers, "header")
+    if parameters:
+        described["parameters"] = parameters
+    if declared.body:
+        content = {"application/json": {"schema": schema(declared.body, structs)}}
+        described["requestBody"] = {"required": True, "content": content}
+    if guarded:
+        described["security"] = [{"token": []}]
+    return described
+
+
+def success(declared: Declaration, structs: set[type]) -> Json:
+    """The answer of a route that does what it was asked."""
+    options = declared.options
+    described: Json = {"description": HTTPStatus(options.status).phrase}
+    if options.sends:
+        described["headers"] = {name: dict(TEXT) for name in options.sends}
+    if declared.returns is not type(None):
+        json = options.media_type == "application/json"
+        content = {"schema": schema(declared.returns, structs)} if json else TEXT
+        described["content"] = {options.media_type: content}
+    return described
+
+
+def failure(refusal: type[Refusal], structs: set[type]) -> Json:
+    """The answer of a route that refuses, which is a Problem or extends one."""
+    meaning = refusal.meaning()
+    content: Json = {"schema": schema(refusal.shape, structs)}
+    if refusal.shape is Problem:
+        example = Problem(title(refusal.status), refusal.status, meaning)
+        content["example"] = msgspec.to_builtins(example)
+    return {"description": meaning, "content": {"application/problem+json": content}}
+
+
+def fields(struct: type[msgspec.Struct] | None, place: str) -> list[Json]:
+    """The parameters that the fields of a Struct of a query or of headers stand for."""
+    if struct is None:
+        return []
+    _, components = msgspec.json.schema_components([struct], ref_template=REFERENCE)
+    described = []
+    for name, full in components[struct.__name__]["properties"].items():
+        full = in_3_0(full)
+        full.pop("nullable", None)
+        parameter = {"name": name, "in": place, "description": full.pop("description", ""), "required": False}
+        if place == "query":
+            full.pop("example", None)  # Swagger UI would fill it in, and then find nothing
+        described.append(parameter | {"schema": full})
+    return described
+
+
+def schema(hint: Any, structs: set[type]) -> Json:
+    """The schema of a type; that of a Struct is a reference to a component."""
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        structs.add(hint)
+        return {"$ref": REFERENCE.format(name=hint.__name__)}
+    return dict(in_3_0(msgspec.json.schema(hint)))
+
+
+def in_3_0(node: Any) -> Any:
+    """A schema as OpenAPI 3.0 writes it: `nullable` instead of a type null, one `example`, no null default."""
+    if isinstance(node, list):
+        return [in_3_0(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    dropped = ("default", None), ("required", [])
+    node = {key: in_3_0(value) for key, value in node.items() if (key, value) not in dropped}
+    if "enum" in node:
+        node.setdefault("type", "string")
+    if "examples" in node:
+        node["example"] = node.pop("examples")[0]
+    if {"type": "null"} in node.get("anyOf", ()):
+        (other,) = [choice for choice in node.pop("anyOf") if choice != {"type": "null"}]
+        node |= {"allOf": [other]} if "$ref" in other else other
+        node["nullable"] = True
+    return node
