@@ -1,4 +1,4 @@
-"""A ledger and a listener that run in the test's own process, on a database of its own."""
+"""A ledger and a listener that run in the test's process, with their own database."""
 
 from uuid import UUID
 
@@ -12,7 +12,7 @@ from settings import Settings
 
 
 class Pair:
-    """Started at once; `clock` is the ledger's."""
+    """Both start when this object is made; `clock` is the ledger's clock."""
 
     def __init__(self, folder, port: int, clock=None, **options):
         accounts = {name.lower(): value for name, value in ACCOUNTS.items() if name.startswith("MQTT")}
@@ -31,7 +31,7 @@ class Pair:
 
     @property
     def asked(self) -> int:
-        """How many questions were published."""
+        """The number of published questions."""
         return self.ledger.counts["asked"] + self.ledger.counts["asked again"]
 
     def ready(self) -> None:

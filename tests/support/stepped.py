@@ -1,4 +1,4 @@
-"""A ledger that a test calls step by step, with a clock of its own."""
+"""A ledger without its thread: tests call it step by step, with their own clock."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +15,7 @@ from settings import Settings
 
 
 class Clock:
-    """A clock that moves when it is told to."""
+    """A clock that only moves when a test moves it."""
 
     now = 1_800_000_000 * SECOND
 
@@ -27,7 +27,7 @@ class Clock:
 
 
 class Wire:
-    """What the ledger is handed for MQTT: it keeps what it was asked to publish."""
+    """Takes the listener's place and records what the ledger publishes."""
 
     alive = True
 
@@ -39,7 +39,7 @@ class Wire:
 
 
 class Bench:
-    """A ledger without its thread, and what a test does with it."""
+    """A ledger without its thread, and what tests do with it."""
 
     def __init__(self, settings: Settings):
         self.settings, self.clock, self.wire = settings, Clock(), Wire()
@@ -64,7 +64,7 @@ class Bench:
         self.ledger.step(0)
 
     def run(self, function, *arguments):
-        """Call something in a thread, which closes its connection afterwards; its future."""
+        """Call a function in a thread that then closes its connection; returns a future."""
 
         def call():
             try:
@@ -75,20 +75,23 @@ class Bench:
         return self.pool.submit(call)
 
     def submit(self, function, *arguments):
-        """Call something that waits for the ledger, in a thread; returns when its job is in the queue."""
+        """Call a function that waits for the ledger, in a thread.
+
+        Returns a future when the job is in the queue.
+        """
         before = self.ledger._queue.qsize()
         future = self.run(function, *arguments)
         wait_until(lambda: self.ledger._queue.qsize() > before or future.done(), "the job is in the queue")
         return future
 
     def create(self, count: int = 1, key: str | None = None) -> list:
-        """So many transactions, in one batch; their ids."""
+        """Create `count` transactions in one batch; returns their ids."""
         futures = [self.submit(self.ledger.create, 1, key) for _ in range(count)]
         self.step()
         return [future.result(1).id for future in futures]
 
     def store(self, count: int) -> list:
-        """The same for large numbers, straight into the queue."""
+        """Do the same for large numbers, without a thread for each."""
         jobs = [Creation(Order(uuid7(), 1, None)) for _ in range(count)]
         for job in jobs:
             self.ledger._queue.put(job)
@@ -97,7 +100,7 @@ class Bench:
         return [job.result(0).id for job in jobs]
 
     def answer(self, key, status=Status.COMPLETED) -> list:
-        """Hand in a verdict; the list has one item once it was acknowledged."""
+        """Hand in a verdict; the returned list gets one item when it is acknowledged."""
         acknowledged = []
         self.ledger.settle(Verdict(key, status, lambda: acknowledged.append(True)))
         return acknowledged

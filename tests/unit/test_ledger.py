@@ -29,12 +29,12 @@ def bench(settings):
     storage.bind(settings.database_url)
     bench = Bench(settings)
     yield bench
-    bench.clock.advance(60)  # whoever still waits withdraws
+    bench.clock.advance(60)  # waiting requests withdraw
     bench.pool.shutdown()
     storage.close()
 
 
-def test_one_step_answers_everybody_who_waits(bench):
+def test_one_step_answers_all_waiting_requests(bench):
     keys = bench.create(10)
     assert [bench.status(key) for key in keys] == [Status.PENDING] * 10
     assert sorted(bench.wire.published) == sorted(keys)
@@ -45,7 +45,7 @@ def test_a_question_is_published_after_its_commit_and_an_answer_acknowledged_aft
 
     class Other(Wire):
         def publish(self, questions):
-            # Another connection sees what is committed, and nothing else.
+            # Another connection sees only what is committed.
             seen.extend(bench.run(bench.status, q.transaction_id).result() for q in questions)
 
     bench.ledger._wire = Other()
@@ -57,7 +57,7 @@ def test_a_question_is_published_after_its_commit_and_an_answer_acknowledged_aft
     assert seen == [Status.PENDING, Status.ERROR]
 
 
-def test_a_poisoned_job_in_a_full_batch_hurts_nobody_else(bench):
+def test_a_poisoned_job_in_a_full_batch_fails_alone(bench):
     orders = [Order(uuid7(), 1, None) for _ in range(ledger_module.BATCH - 1)]
     orders.insert(250, Order(object(), 1, None))
     jobs = [Creation(order) for order in orders]
@@ -71,7 +71,7 @@ def test_a_poisoned_job_in_a_full_batch_hurts_nobody_else(bench):
     assert len(models.list_transactions(10_000)) == ledger_module.BATCH - 1
 
 
-def test_a_poisoned_verdict_is_acknowledged_and_hurts_nobody_else(bench):
+def test_a_poisoned_verdict_is_acknowledged_and_fails_alone(bench):
     (key,) = bench.create()
     bad, good = bench.answer(object()), bench.answer(key)
     bench.step()
@@ -79,7 +79,7 @@ def test_a_poisoned_verdict_is_acknowledged_and_hurts_nobody_else(bench):
     assert bench.status(key) is Status.COMPLETED
 
 
-def test_a_refused_change_hurts_nobody_else(bench):
+def test_a_refused_change_fails_alone(bench):
     refused = bench.submit(bench.ledger.change, models.delete_station, 77)
     made = bench.submit(bench.ledger.change, models.create_station, "another")
     bench.step()
@@ -173,7 +173,7 @@ def test_a_question_is_asked_again_with_a_growing_distance(bench):
         assert bench.wire.published == [key] * times
 
 
-def test_nothing_is_asked_and_nothing_expires_while_nobody_could_answer(bench):
+def test_nothing_is_asked_and_nothing_expires_while_the_broker_is_away(bench):
     (asked,) = bench.create()
     bench.subscribe(False)
     (unasked,) = bench.create()

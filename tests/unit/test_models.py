@@ -1,4 +1,4 @@
-"""The rules of a transaction's life, and that no query on it reads a whole table."""
+"""The rules of a transaction's life, and the plan of every query."""
 
 import time
 from uuid import UUID
@@ -48,7 +48,7 @@ def test_the_database_keeps_what_it_said_it_stored(database):
 
 @only_sqlite
 def test_a_transaction_that_reads_first_may_write_later(database):
-    # A deferred one would fail at once, "database is locked", where another connection wrote in between.
+    # A deferred transaction fails at once ("database is locked") if another connection wrote in between.
     with storage.writing():
         models.list_stations(1, None)
         other = type(database.obj)(database.database, timeout=0)
@@ -77,11 +77,11 @@ def test_the_first_verdict_wins():
     assert status(key) is Status.ERROR
 
 
-def test_a_verdict_for_nobody_changes_nothing():
+def test_a_verdict_for_an_unknown_transaction_changes_nothing():
     assert models.settle({uuid7(): Status.COMPLETED}, NOW) == {}
 
 
-def test_what_nobody_answered_expires_and_a_late_verdict_settles_it():
+def test_an_unanswered_question_expires_and_a_late_verdict_settles_it():
     (key,) = create()
     assert models.expire(NOW + CLOCKS.timeout - 1) == []
     assert models.expire(NOW + CLOCKS.timeout) == [key]
@@ -245,7 +245,7 @@ def test_a_page_goes_on_where_the_last_one_ended():
 
 
 def every_query() -> None:
-    """Call everything in `models` that reads or writes."""
+    """Call every function in `models` that reads or writes."""
     (key,) = create()
     storage.check()
     models.get_station(1)
@@ -271,7 +271,7 @@ def every_query() -> None:
 
 @pytest.fixture
 def planned(caplog) -> list[tuple]:
-    """Every statement that looks for rows, with its values."""
+    """Every statement that searches for rows, with its values."""
     with caplog.at_level("DEBUG", "peewee"):
         every_query()
     statements = [record.msg for record in caplog.records if record.name == "peewee"]
@@ -286,7 +286,7 @@ def planned(caplog) -> list[tuple]:
 
 @only_postgresql
 def test_no_query_needs_to_scan_a_table_in_postgresql(database, planned):
-    # A table this small is read whole for its smallness; where that is forbidden, an index serves every query.
+    # PostgreSQL scans a table this small unless we forbid it. Then every query must have an index.
     database.execute_sql("SET enable_seqscan = off")
     for sql, values in planned:
         plan = "\n".join(step for (step,) in database.execute_sql(f"EXPLAIN {sql}", values).fetchall())
@@ -297,7 +297,7 @@ def test_no_query_needs_to_scan_a_table_in_postgresql(database, planned):
 def test_no_query_scans_a_table_in_sqlite(database, planned):
     for sql, values in planned:
         for *_, step in database.execute_sql(f"EXPLAIN QUERY PLAN {sql}", values).fetchall():
-            # In the order of the primary key, a page is a scan that stops after a page; what is due was limited before.
+            # A page in primary key order is a scan that stops early; `due` and `opened` are limited.
             allowed = "SCAN t1 USING INDEX sqlite_autoindex_transaction_1" in step and "ORDER BY" in sql
             allowed = allowed or step in ("SCAN due", "SCAN opened")
             assert "SCAN" not in step or allowed or "CONSTANT" in step, (step, sql)
