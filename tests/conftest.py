@@ -1,4 +1,4 @@
-"""Fixtures for all tests: programs that are always ended, and an empty database."""
+"""Fixtures for all tests: a list of programs to end, and an empty database."""
 
 import hypothesis
 import pytest
@@ -8,7 +8,7 @@ from programs import Postgres
 
 ROWS = pytest.StashKey[list]()
 
-# The same examples in every run, however long one takes, and none of them is stored.
+# Run the same examples every time, set no deadline, and store no examples.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("same")
 

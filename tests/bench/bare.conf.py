@@ -1,7 +1,7 @@
-"""gunicorn as the service runs it, on one processor too, without the hooks that start the service's threads.
+"""gunicorn with the service's settings, on one processor, without the hooks that start the service.
 
-With `BARE=spread` the kernel may move its threads between processors, as it may those of any other program; with
-`BARE=hollow` the application is that of `hollow.py`.
+With `BARE=spread` the kernel may move its threads between processors, as usual.
+With `BARE=hollow` the application is that of `hollow.py`.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The ceiling: a Bottle route that only parses and answers, served with `bare.conf.py`."""
+"""The upper limit: a Bottle route that only parses and answers, served with `bare.conf.py`."""
 
 from datetime import UTC, datetime
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""A server that gives every request the same answer unread: the ceiling of the load generator, `fixed.py PORT`."""
+"""A server that sends one fixed answer and parses nothing; it shows the load generator's own limit."""
 
 import select
 import socket

@@ -1,4 +1,4 @@
-"""What each operation costs with a thousand, a hundred thousand and a million rows: the queries, and over HTTP."""
+"""The cost of each query and of each request with a thousand, a hundred thousand and a million rows."""
 
 import contextlib
 import itertools
@@ -18,28 +18,30 @@ from schemas import Status
 from stack import STATION, Stack
 from traffic import POST
 
-STATIONS = 4  # few enough that a filtered page is full with a thousand rows too
-BATCH = 32  # rows that a write takes: what the ledger finds in its queue at 32 clients
-SAMPLE = 100  # rows that are read by id, from everywhere
-DEPTH = 10  # the deep page begins where this share of the rows, one in so many, is still to come
+STATIONS = 4  # few enough that a filtered page is full even with a thousand rows
+BATCH = 32  # rows in one write: what the ledger finds in its queue at 32 clients
+SAMPLE = 100  # rows that are read by id, spread over the table
+DEPTH = 10  # the deep page begins after all but a tenth of the rows
 CLOCKS = models.Clocks(5 * models.SECOND, 60 * models.SECOND)
 
-# A row a millisecond until now, in the order of their ids; 60 % confirmed, 38 % refused, 2 % expired; each tenth came
-# with a key. What is asked for later is newer than all of them, as it would be.
+# One row per millisecond until now, in the order of the ids: 60 % confirmed, 38 % refused, 2 % expired.
+# Every tenth row has an idempotency key. Rows that are created later are newer than all of these.
 FILL = """
 WITH RECURSIVE row(number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM row WHERE number < :rows),
 drawn AS (SELECT number, :now - (:rows - number + 1) * 1000 AS created, abs(random() % 100) AS lot FROM row)
-INSERT INTO "transaction" (id, station_id, status, created, updated, idempotency_key, attempts, asked_at, expires_at)
+INSERT INTO "transaction"
+    (id, station_id, status, created, updated, idempotency_key, attempts, asked_at, expires_at)
 SELECT printf('%012x7%03x8%s', created / 1000, abs(random() % 4096), lower(substr(hex(randomblob(8)), 2))),
     abs(random() % :stations) + 1,
     CASE WHEN lot < 60 THEN 'COMPLETED' WHEN lot < 98 THEN 'ERROR' ELSE 'EXPIRED' END,
-    created, created + 3000, CASE WHEN number % 10 = 0 THEN 'key ' || number END, 1, created, created + 60000000
+    created, created + 3000,
+    CASE WHEN number % 10 = 0 THEN 'key ' || number END, 1, created, created + 60000000
 FROM drawn
 """
 
 
 class Rows:
-    """A database of the service's own with so many settled transactions, and how long each operation took there."""
+    """A database with `rows` settled transactions, and how long each operation took in it."""
 
     def __init__(self, folder: Path, rows: int):
         self.folder, self.times = folder, {}
@@ -71,7 +73,7 @@ class Rows:
         self.times.setdefault(name, []).append((time.perf_counter_ns() - began) / 1000)
 
     def _write(self, name: str, function: Callable, *arguments):
-        """Time a function of `models` with the commit that makes it last, and that commit alone."""
+        """Time a function of `models` with its commit, and the commit alone."""
         with self._timed(name):
             with storage.writing():
                 result = function(*arguments)
@@ -80,7 +82,7 @@ class Rows:
         return result
 
     def queries(self) -> None:
-        """Time each query once in this process, as the ledger and the request threads would run it."""
+        """Time each query once in this process, as the ledger and the request threads run it."""
         storage.proxy.initialize(self.database)
         now = time.time_ns() // 1000
         orders = [models.Order(uuid4(), STATION, None) for _ in range(BATCH)]
@@ -102,7 +104,7 @@ class Rows:
             models.list_transactions(50, None, Status.ERROR, STATION)
 
     def requests(self, stack: Stack, repeats: int) -> None:
-        """Time so many requests of each kind to a service on these rows, one after the other."""
+        """Time `repeats` requests of each kind to a service on these rows, one after the other."""
         storage.close()
         for name, requests, status in (
             ("POST", [POST], 201),
@@ -115,5 +117,5 @@ class Rows:
         stack.drain(30)
 
     def medians(self) -> dict[str, float]:
-        """Microseconds by operation."""
+        """The median of each operation, in microseconds."""
         return {name: median(values) for name, values in self.times.items()}

@@ -1,4 +1,4 @@
-"""The service's own routes over a ledger that keeps nothing and asks nobody: the most that its parts allow."""
+"""The service's own routes over a ledger that stores and asks nothing: the limit of these libraries."""
 
 import time
 
@@ -8,13 +8,13 @@ from ledger import Ledger
 from schemas import Station, Status, Transaction
 from kit.settings import load
 
-COMMIT = 0.0007  # seconds that a commit takes on a good disk
+COMMIT = 0.0007  # seconds; a commit takes this long on a good disk
 
 app = service.app
 
 
-class Nobody:
-    """Stands where the listener is."""
+class NoListener:
+    """Takes the listener's place."""
 
     alive = True
 
@@ -23,7 +23,7 @@ class Nobody:
 
 
 class Hollow(Ledger):
-    """Hands requests over to its thread and back as the real one does."""
+    """Hands each request to its thread and back, as the real ledger does."""
 
     def _open(self):
         return True
@@ -36,8 +36,8 @@ class Hollow(Ledger):
 
 
 def start():
-    """To be called in the worker, once it is on its processor."""
+    """Start the service; the worker calls this when it is on its processor."""
     app.config["api_token"] = ""
     service.ledger = Hollow()
     service.storage.bind(load().database_url)
-    service.ledger.start(load(), Nobody())
+    service.ledger.start(load(), NoListener())

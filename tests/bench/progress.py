@@ -1,4 +1,4 @@
-"""A progress bar on standard error; where that is no terminal, a line for each step."""
+"""A progress bar on standard error, or a line for each step if standard error is not a terminal."""
 
 import sys
 import time
@@ -7,13 +7,13 @@ WIDTH = 30
 
 
 class Progress:
-    """`total` is the seconds that all steps are expected to take."""
+    """`total` is the expected time of all steps, in seconds."""
 
     def __init__(self, total: float):
         self.total, self.done, self.began = total, 0.0, time.monotonic()
 
     def step(self, name: str, seconds: float) -> None:
-        """Say what begins now; the step before has ended."""
+        """Show that the last step has ended and that this one begins."""
         share = min(1, self.done / self.total)
         self.done += seconds
         line = f"{share:4.0%} {name}"

@@ -1,4 +1,4 @@
-"""What a run amounts to: the goals first, as ratios within the run, then the tables of what was measured."""
+"""The report of a run: first the goals, as ratios within the run, then the tables of measurements."""
 
 from collections.abc import Callable, Iterable
 from statistics import median
@@ -7,12 +7,12 @@ from typing import NamedTuple
 CLIENTS, GENERATOR = "32 clients", "generator alone, 32 clients"
 BARE, SPREAD = "bare, 32 clients", "bare on all processors, 32 clients"
 HOLLOW = "nothing stored or asked, 32 clients"
-CALM = 0.3  # processors that others may keep busy
+CALM = 0.3  # processors that other programs may use
 PROCESSES = ("service", "master", "broker", "equipment", "all", "generator")
 
 
 class Goal(NamedTuple):
-    """`value` is to be at most `limit`, or at least, with `least`."""
+    """`value` must be at most `limit`, or at least `limit` if `least` is set."""
 
     name: str
     value: float
@@ -26,12 +26,12 @@ class Goal(NamedTuple):
 
 
 def ratio(rounds: list[dict], value: Callable[[dict], float], over: Callable[[dict], float]) -> float:
-    """The median over rounds of two numbers' ratio within one round, where a slow minute slows both."""
+    """The median, over rounds, of a ratio within one round. A slow minute slows both numbers."""
     return median(value(one) / over(one) for one in rounds)
 
 
 def goals(found: dict) -> list[Goal]:
-    """What the run was for."""
+    """The goals, and whether this run meets them."""
     rounds, phases, growth, peak = found["rounds"], found["phases"], found["growth µs"], found["peak MB"]
     few, many = min(growth), max(growth)
     grown = {
@@ -56,7 +56,7 @@ def goals(found: dict) -> list[Goal]:
 
 
 def ratio_table(rounds: list[dict]) -> str:
-    """What another machine should find too: numbers of the service over those of the bare route in the same round."""
+    """The service's numbers divided by the bare route's of the same round."""
 
     def rate(name: str) -> Callable[[dict], float]:
         return lambda one: one[name].get("settled/s", one[name]["post/s"])
@@ -84,12 +84,12 @@ def ratio_table(rounds: list[dict]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that say something."""
+    """The value with three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table that also reads well as it is."""
+    """A Markdown table with aligned columns."""
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
@@ -119,7 +119,7 @@ def goal_table(found: list[Goal]) -> str:
 
 
 def phase_table(phases: dict[str, dict]) -> str:
-    """Rates, times and CPU of every phase."""
+    """The rates, times and CPU of every phase."""
 
     def times(result: dict, name: str) -> str:
         return (
@@ -140,7 +140,7 @@ def phase_table(phases: dict[str, dict]) -> str:
 
 
 def growth_table(growth: dict[int, dict]) -> str:
-    """The median of every operation by the number of rows, and how much it grew."""
+    """The median of every operation by number of rows, and how much it grew."""
     few, many = min(growth), max(growth)
     return table(
         ["median µs at … rows", *(f"{rows:,}" for rows in growth), "grew"],
@@ -160,7 +160,7 @@ def memory_table(peak: dict[str, float]) -> str:
 
 
 def text(found: dict, goals: list[Goal]) -> str:
-    """All of it, what another machine should find too first."""
+    """The whole report; the ratios that other machines should find too come first."""
     machine = found["machine"]
     tables = [goal_table(goals), ratio_table(found["rounds"]), phase_table(found["phases"])]
     tables += [growth_table(found["growth µs"]), memory_table(found["peak MB"])]

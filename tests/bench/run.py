@@ -1,4 +1,4 @@
-"""`make bench`: measures the service against a bare route in one run, interleaved, and says which goals it meets."""
+"""`make bench`: compare the service with a bare route in one run, and print which goals it meets."""
 
 import argparse
 import contextlib
@@ -21,7 +21,7 @@ from traffic import POST_AND_WAIT, Phase, measure, middle
 VAR = Path(__file__).resolve().parent.parent.parent / "var"
 ROUNDS = 4
 ROWS = (1_000, 100_000, 1_000_000)
-QUERIES, REQUESTS = 15, 100  # runs of each operation in a round
+QUERIES, REQUESTS = 15, 100  # runs of each operation per round
 PHASES = (
     Phase("generator alone, 32 clients", "fixed", 0.7),
     Phase("bare, 1 client", "bare", 1, 1),
@@ -35,11 +35,11 @@ PHASES = (
     Phase("100 posts a second", "service", 2.5, rate=100),
     Phase("500 posts a second", "service", 2.5, rate=500),
 )
-FILL = 25e-6  # seconds that a row takes to be made
+FILL = 25e-6  # seconds to insert one row
 
 
 def under_traffic(folder: Path, rounds: int, speed: float, progress: Progress) -> dict:
-    """Every phase, over and over."""
+    """Run every phase in every round."""
     found = []
     with contextlib.ExitStack() as ends:
         servers = {name: Bare(name, folder, ends) for name in ("bare", "spread", "hollow")}
@@ -63,7 +63,7 @@ def under_traffic(folder: Path, rounds: int, speed: float, progress: Progress) -
 
 
 def with_rows(folder: Path, sizes: tuple[int, ...], rounds: int, progress: Progress) -> dict[int, dict]:
-    """Every operation with so many rows, one size after the other, over and over; medians in microseconds."""
+    """Run every operation with each number of rows in every round; returns medians in microseconds."""
     found = {}
     for rows in sizes:
         progress.step(f"making {rows:,} rows", rows * FILL)
@@ -86,7 +86,7 @@ def with_rows(folder: Path, sizes: tuple[int, ...], rounds: int, progress: Progr
 
 
 def sync_time(folder: Path) -> float:
-    """What the disk itself takes to keep 4 KiB, in microseconds: the median of fdatasync(2)."""
+    """The time that the disk needs to store 4 KiB, in microseconds: the median of fdatasync(2)."""
     took = []
     with (folder / "sync").open("wb", buffering=0) as file:
         for _ in range(100):
@@ -98,7 +98,7 @@ def sync_time(folder: Path) -> float:
 
 
 def machine(rounds: list[dict], sync: float) -> dict:
-    """What all of it was measured on, and how many processors others kept busy meanwhile."""
+    """The machine, and how many processors other programs used during the run."""
     others = median(phase["others"] for one in rounds for phase in one.values())
     versions = {
         "python": platform.python_version(),
@@ -117,7 +117,7 @@ def main() -> None:
     traffic = sum(phase.seconds / speed + 0.3 for phase in PHASES)
     requests = QUERIES / 5 + 0.6 * REQUESTS / 10
     progress = Progress(4 + 3 + rounds * (traffic + requests) + sum(sizes) * FILL)
-    # In var/, where `make run` has its data: /tmp may lie in memory, where nothing costs what it costs on a disk.
+    # Use var/, like `make run`: /tmp may be in memory, where writing costs nothing.
     VAR.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=VAR) as name:
         folder = Path(name)

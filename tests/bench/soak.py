@@ -1,4 +1,4 @@
-"""`make soak`: 200,000 transactions at a fixed rate, and what memory each process held on the way."""
+"""`make soak`: send 200,000 transactions at a fixed rate and record the memory of each process."""
 
 import argparse
 import contextlib
@@ -15,11 +15,11 @@ from traffic import POST, WINDOW
 
 VAR = Path(__file__).resolve().parent.parent.parent / "var"
 PARTS = 20
-FLAT = 1.02  # at the end, times what was held half-way, when everything had been used often
+FLAT = 1.02  # allowed memory at the end, relative to half-way
 
 
 def soak(folder: Path, posts: int, rate: float) -> list[dict[str, float]]:
-    """The RSS of every process in MB: before, and after each part once nothing was PENDING."""
+    """The RSS of every process in MB, before the first part and after each part when nothing is PENDING."""
     part = posts // PARTS
     progress = Progress(posts / rate)
     with contextlib.ExitStack() as ends:

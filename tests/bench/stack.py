@@ -1,4 +1,4 @@
-"""What is measured: broker, equipment and service on free ports, and what each used of the processor and of memory."""
+"""The programs that are measured, on free ports, and their use of processor and memory."""
 
 import contextlib
 import os
@@ -14,47 +14,47 @@ STATION = 1
 
 
 def cpu_clock(pid: int) -> int:
-    """Nanoseconds that all threads of a process have spent on a processor (clock_getcpuclockid(3))."""
+    """The CPU time of all threads of a process, in nanoseconds (clock_getcpuclockid(3))."""
     return time.clock_gettime_ns(~pid << 3 | 2)
 
 
 def busy() -> float:
-    """Seconds that all processors together have worked since the machine started, for whomever."""
+    """The CPU time of all programs since the machine started, in seconds."""
     user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9])
     return sum((user, nice, system, *rest)) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid: int, field: str) -> float:
-    """MB of memory: `VmRSS` now, `VmHWM` at the most."""
+    """The memory of a process in MB: `VmRSS` is the current value, `VmHWM` the highest."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(fields[field].split()[0]) / 1024
 
 
 def end_on_signals() -> None:
-    """Ctrl-C and SIGTERM end this process, and with it everything that it has started."""
+    """Let Ctrl-C and SIGTERM end this process and everything that it has started."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda number, frame: sys.exit(128 + number))
 
 
 class Server:
-    """Something that answers HTTP, and the processes it is made of: `pids` by name."""
+    """An HTTP server and its processes: `pids` by name."""
 
     def __init__(self, port: int, pids: dict[str, int]):
         self.port, self.pids = port, pids
 
     def cpu(self) -> dict[str, int]:
-        """Nanoseconds by process, and those of this one, the generator; raises OSError if one has died."""
+        """The CPU time of each process and of the generator, in ns; raises OSError if one has died."""
         return {name: cpu_clock(pid) for name, pid in self.pids.items()} | {
             "generator": cpu_clock(os.getpid())
         }
 
     def peak(self) -> dict[str, float]:
-        """The most memory that each process held, in MB."""
+        """The highest memory of each process, in MB."""
         return {name: memory(pid, "VmHWM") for name, pid in self.pids.items()}
 
 
 class Stack(Server):
-    """The three programs, ready, with one station; `ends` stops them."""
+    """The three programs, ready, with one station; the exit stack `ends` stops them."""
 
     def __init__(self, folder: Path, ends: contextlib.ExitStack):
         folder.mkdir(exist_ok=True)
@@ -75,7 +75,7 @@ class Stack(Server):
         )
 
     def _explain(self, kind, error, traceback) -> None:
-        """What the programs said, if it ends with an error; their logs are removed with the folder."""
+        """Print the programs' logs if the run ends with an error; the logs are removed with the folder."""
         if isinstance(error, Exception):
             for program in (self.broker, self.equipment, self.service):
                 print(f"{program.name}: {program.said()[-2000:]}", file=sys.stderr)
@@ -87,14 +87,14 @@ class Stack(Server):
         return False
 
     def query(self, sql: str, *values) -> list[tuple]:
-        """Read the service's file."""
+        """Query the service's database file."""
         with contextlib.closing(
             sqlite3.connect(f"file:{self.file}?mode=ro", uri=True, timeout=10)
         ) as database:
             return database.execute(sql, values).fetchall()
 
     def pending(self) -> int:
-        """How many transactions have neither verdict nor timeout."""
+        """The number of PENDING transactions."""
         return self.query("SELECT count(*) FROM \"transaction\" WHERE status = 'PENDING'")[0][0]
 
     def drain(self, seconds: float) -> None:
@@ -102,13 +102,16 @@ class Stack(Server):
         wait_until(lambda: not self.pending(), "nothing is PENDING", seconds)
 
     def rows(self, since: int) -> dict[str, tuple[int, int]]:
-        """When each transaction stored from `since` on was created and got its verdict, by id; microseconds."""
-        sql = "SELECT id, created, updated FROM \"transaction\" WHERE created >= ? AND status IN ('COMPLETED', 'ERROR')"
+        """`created` and `updated` of the transactions created from `since` on, by id; microseconds."""
+        sql = (
+            'SELECT id, created, updated FROM "transaction" '
+            "WHERE created >= ? AND status IN ('COMPLETED', 'ERROR')"
+        )
         return {key: (created, updated) for key, created, updated in self.query(sql, since)}
 
 
 class Bare(Server):
-    """The same gunicorn with less in it: `bare`, `spread` or `hollow`, as `bare.conf.py` explains."""
+    """The same gunicorn with another application: `bare`, `spread` or `hollow` (see `bare.conf.py`)."""
 
     def __init__(self, name: str, folder: Path, ends: contextlib.ExitStack):
         port = free_port()
@@ -136,7 +139,7 @@ class Bare(Server):
 
 
 class Fixed(Server):
-    """One answer for everything: what is measured against it is the generator."""
+    """One fixed answer to every request; it measures the generator."""
 
     def __init__(self, folder: Path, ends: contextlib.ExitStack):
         port = free_port()

@@ -1,4 +1,4 @@
-"""One phase of traffic: so many clients or so many posts a second, and what came of it."""
+"""One phase of traffic, with a number of clients or of posts per second, and its results."""
 
 import itertools
 import json
@@ -12,12 +12,12 @@ from stack import STATION, Server, Stack, busy
 BODY = json.dumps({"station_id": STATION}).encode()
 POST = request("POST", "/transactions", BODY)
 POST_AND_WAIT = request("POST", "/transactions", BODY, Prefer="wait=10")
-WINDOW = 32  # connections of a phase with a fixed rate
-DRAIN = 60  # seconds that what was posted may take to be settled
+WINDOW = 32  # connections in a phase with a fixed rate
+DRAIN = 60  # seconds for everything to be settled after a phase
 
 
 class Phase(NamedTuple):
-    """What is done to `server` for `seconds`; with a `rate`, that many posts a second over WINDOW connections."""
+    """Traffic to `server` for `seconds`; a `rate` is in posts per second, over WINDOW connections."""
 
     name: str
     server: str
@@ -28,8 +28,10 @@ class Phase(NamedTuple):
 
 
 def measure(phase: Phase, server: Server) -> dict:
-    """Run a phase; times are in milliseconds, CPU in microseconds a transaction, by process; `others` is how many
-    processors somebody else kept busy meanwhile, which makes everything here slower."""
+    """Run a phase. Times are in milliseconds, CPU in microseconds per transaction and process.
+
+    `others` is how many processors other programs used during the phase; they slow down everything here.
+    """
     since, clock = time.time_ns() // 1000, time.time_ns() - time.monotonic_ns()
     before, worked, began = server.cpu(), busy(), time.monotonic()
     sample = drive(server.port, itertools.repeat(phase.post), phase.clients, phase.seconds, phase.rate)
@@ -52,10 +54,10 @@ def measure(phase: Phase, server: Server) -> dict:
 
 
 def verdicts(sample: Sample, server: Stack, since: int, clock: int) -> dict:
-    """What the stored rows tell: settled per second until the last verdict, and the time from post to verdict.
+    """Results from the stored rows: settled per second until the last verdict, and the time to each verdict.
 
-    It begins when the request was due and ends with the row's `updated`, the ledger's time when it began to write the
-    batch that settled it; both clocks are this machine's. Nothing is asked of the service for it.
+    The time begins when the request was due. It ends with the row's `updated`, which the ledger sets when it
+    begins to write the batch. Both clocks are this machine's. Reading rows puts no load on the service.
     """
     rows = server.rows(since)
     due = {
@@ -72,13 +74,13 @@ def verdicts(sample: Sample, server: Stack, since: int, clock: int) -> dict:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """The median, the 99th percentile (the value that 99 % do not exceed) and the greatest."""
+    """The median, the 99th percentile (99 % do not exceed it) and the maximum."""
     values = sorted(values)
     return {"p50": median(values), "p99": values[-(len(values) // 100) - 1], "max": values[-1]}
 
 
 def middle(rounds: list):
-    """The median over rounds of every number in equally shaped results; of a `max`, the greatest."""
+    """The median, over rounds, of every number in results of the same shape; for a `max`, the maximum."""
     if isinstance(rounds[0], dict):
         return {
             name: max(r[name] for r in rounds) if name == "max" else middle([r[name] for r in rounds])

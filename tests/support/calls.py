@@ -20,7 +20,7 @@ KIB = 1024
 
 @contextmanager
 def serving(folder, ready=True, **options):
-    """The started app, as a TestApp; `options` are settings. The broker accepts its connection and says nothing."""
+    """Start the app and yield a TestApp; `options` are settings. Its broker accepts and is silent."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         defaults = {"database_url": f"sqlite:///{folder}/energy2go.db", "mqtt_port": silent.getsockname()[1]}
         with app.Service(Settings(**defaults | options)):
@@ -36,7 +36,7 @@ def service() -> app.Service:
 
 
 def send(api, method, path, body=None, content_type=JSON, **headers):
-    """Any request, with whatever answer; `body` is bytes as they are, or what becomes JSON."""
+    """Send any request and accept any status; `body` is bytes, or a value that becomes JSON."""
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     request = TestRequest.blank(path, method=method, headers=headers)
     if body is not None:
@@ -55,7 +55,7 @@ def new_transaction(api, station_id=1, **headers) -> dict:
 
 
 def settle(key: str, status="COMPLETED") -> None:
-    """Hand over what the equipment would answer, and wait until it was dealt with."""
+    """Hand a verdict to the listener, and wait until the ledger has processed it."""
     done = threading.Event()
     verdict = json.dumps({"transaction_id": key, "status": status}).encode()
     service().listener.receive(VERDICTS, verdict, False, lambda _: done.set())
@@ -63,7 +63,7 @@ def settle(key: str, status="COMPLETED") -> None:
 
 
 def at_once(number: int, call) -> list:
-    """What `call` returns, called by so many threads at one moment."""
+    """The results of `call` in `number` threads that call it at the same moment."""
     barrier = threading.Barrier(number)
 
     def run(_):
@@ -75,7 +75,7 @@ def at_once(number: int, call) -> list:
 
 
 def walk(api, url: str) -> list[list]:
-    """The items of this page and of all that follow it, page by page."""
+    """The items of this page and of all following pages, page by page."""
     pages = []
     while url and len(pages) < 100:
         answer = api.get(url).json
@@ -86,7 +86,7 @@ def walk(api, url: str) -> list[list]:
 
 
 def assert_problem(answer, status: int, title: str, *words: str) -> None:
-    """This is an error as RFC 9457 shapes it, and its detail has these words."""
+    """Check that this is a problem (RFC 9457) with this status and title, and these words in its detail."""
     assert (answer.status_int, answer.headers["Content-Type"]) == (status, "application/problem+json"), (
         answer.body
     )
@@ -96,7 +96,7 @@ def assert_problem(answer, status: int, title: str, *words: str) -> None:
 
 
 def every_path() -> dict[str, list[str]]:
-    """Each path of the app, for station 1 and no transaction, with its methods."""
+    """Each path of the app with its methods, for station 1 and a transaction that does not exist."""
     paths = {}
     for route in app.app.routes:
         path = route.rule.replace("<name>", "index.html")

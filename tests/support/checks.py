@@ -1,4 +1,4 @@
-"""What tests of security ask a running service."""
+"""Questions to a running service: is it alive, is the equipment online, does it settle a transaction?"""
 
 import contextlib
 import http.client
@@ -14,19 +14,19 @@ TOKEN = SECRETS["API_TOKEN"]
 
 
 def alive(service: Service) -> bool:
-    """True once it has its database; the broker may be away."""
+    """True once the service has its database; the broker may be away."""
     with contextlib.suppress(OSError):
         return service.get("/healthz").status == 200
     return False
 
 
 def online(service: Service) -> bool:
-    """True once the whole job can be done."""
+    """True once a transaction can be settled."""
     return service.ready() and service.get("/readyz").json["equipment"].get("validator") == "online"
 
 
 def settles(service: Service, **headers) -> bool:
-    """True if a transaction gets its verdict: through the service, the broker, the equipment, and back."""
+    """True if a new transaction gets its verdict."""
     assert service.post("/stations", {"description": "Teste"}, **headers).status == 201
     answer = service.post("/transactions", {"station_id": 1}, Prefer="wait=20", **headers)
     return answer.status == 201 and answer.json["status"] in ("COMPLETED", "ERROR")
@@ -35,7 +35,7 @@ def settles(service: Service, **headers) -> bool:
 def ask(
     service: Service, method: str, path: str, headers: list[tuple[str, str]] = (), body: bytes = b""
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
-    """One request with exactly these headers, and no redirection followed."""
+    """Send a request with exactly these headers, and follow no redirect."""
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=10)
     with contextlib.closing(connection):
         connection.putrequest(method, path)

@@ -1,7 +1,7 @@
-"""The load generator: kept-alive HTTP/1.1 connections on one epoll loop, every answer's status checked.
+"""The load generator: keep-alive HTTP/1.1 connections in one epoll loop. It checks every status.
 
-It shares the machine with what it measures, so it does little: requests are bytes that were made before, and an answer
-is read just far enough to know its status, its length and the id at its start.
+It shares the machine with the programs that it measures, so it does little: requests are prepared bytes, and
+it reads from an answer only the status, the length and the id.
 """
 
 import gc
@@ -15,28 +15,28 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
-SILENCE = 30  # seconds without any answer, after which the run is given up
-SECOND = 1_000_000_000  # the unit here is the nanosecond of the monotonic clock
+SILENCE = 30  # seconds without any answer, after which the run fails
+SECOND = 1_000_000_000  # times here are nanoseconds of the monotonic clock
 
 
 class WrongAnswer(Exception):
-    """An answer had another status than the expected one, or there was none."""
+    """An answer had an unexpected status, or none came."""
 
 
 class Sample(NamedTuple):
-    """For each answer, in the order they came: when its request was due, when it was complete, the id in it."""
+    """For each answer, in order of arrival: when its request was due, when it was complete, and its id."""
 
     due: list[int]
     done: list[int]
     ids: list[bytes]
 
     def milliseconds(self) -> list[float]:
-        """How long each took."""
+        """The time of each request, in milliseconds."""
         return [(done - due) / 1e6 for due, done in zip(self.due, self.done, strict=True)]
 
 
 def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
-    """An HTTP/1.1 request as it goes over the wire."""
+    """An HTTP/1.1 request as bytes."""
     lines = [
         f"{method} {path} HTTP/1.1",
         "Host: bench",
@@ -56,11 +56,11 @@ def drive(
     status: int = 201,
     most: int | None = None,
 ) -> Sample:
-    """Send requests for so many seconds, `most` at most, and wait for the last answer; raises WrongAnswer, OSError.
+    """Send at most `most` requests in `seconds`, and wait for the last answer; raises WrongAnswer, OSError.
 
-    Without a `rate` each client sends its next request once it has its answer. With one, a request is due every
-    1/`rate` seconds whatever became of those before, and its time counts from then, also while every connection is
-    busy: a service that stalls is not spared the requests that would have come meanwhile.
+    Without a `rate`, each client sends its next request when it has its answer. With a `rate`, a request is
+    due every 1/`rate` seconds, and its time counts from then, even while every connection is busy. So a
+    service that stalls is charged for the requests that it delayed (no coordinated omission).
     """
     expected = f"HTTP/1.1 {status} ".encode()
     due, done, ids = sample = Sample([], [], [])
@@ -90,7 +90,7 @@ def drive(
             if over and not started:
                 return sample
             if idle and not over:
-                # epoll counts in milliseconds, which is too coarse for the next turn.
+                # epoll counts in milliseconds, which is too coarse for the next request.
                 select.select([epoll], (), (), max(0, turn - time.monotonic_ns()) / SECOND)
                 events = epoll.poll(0)
             elif not (events := epoll.poll(SILENCE)):

@@ -1,4 +1,4 @@
-"""The service, and a route of the tests' own that makes one of its threads die."""
+"""The service with one more route, which makes one of its threads die."""
 
 import ctypes
 import threading
@@ -7,7 +7,7 @@ from app import Service, app
 
 
 def exit_thread(name: str) -> None:
-    """Raise SystemExit in the thread whose name begins so; Python ends such a thread without a word."""
+    """Raise SystemExit in the thread whose name begins with `name`; Python ends such a thread silently."""
     for thread in threading.enumerate():
         if thread.name.startswith(name):
             ctypes.pythonapi.PyThreadState_SetAsyncExc(

@@ -1,4 +1,4 @@
-"""Messages that equipment should never send, and what must become of them."""
+"""Hostile messages to the service, and what each must change."""
 
 import json
 from collections import Counter
@@ -16,20 +16,20 @@ KINDS = (
     "duplicate",
     "contradiction",
     "unknown",
-)  # of verdicts, as the ledger counts them
+)  # of verdicts, by the names of the ledger's counters
 
 
 MB = 1_000_000
 PACKET = 65_536  # bytes: max_packet_size in mosquitto.conf
-LINES, LINE = 10, 500  # log lines that one kind of message may have a second, and characters of one
+LINES, LINE = 10, 500  # log lines allowed per second and kind of message; characters allowed per line
 
-# MQTT: what is sent
+# The messages
 
 
 class Message(NamedTuple):
-    """Something published on `topic`. In `template` {key} stands for the id of the transaction `who`, or of none.
+    """A message on `topic`. In `template`, {key} stands for the id of transaction number `who`, or of none.
 
-    `means` is the verdict that this is, or a word for what else it is.
+    `means` is the verdict in it, or a word for another kind of message.
     """
 
     topic: str
@@ -161,7 +161,7 @@ NO_EQUIPMENT_STATUS = [
 ]
 
 whom = st.sampled_from([None, 0, 1, 2, 3])
-VERDICTS_OF = {Status.COMPLETED: b"ERROR", Status.ERROR: b"COMPLETED"}  # each, and the other one
+VERDICTS_OF = {Status.COMPLETED: b"ERROR", Status.ERROR: b"COMPLETED"}  # each verdict, and the other one
 characters = st.characters(exclude_categories=["Cs"])  # no surrogates
 
 json_values = st.recursive(
@@ -214,7 +214,7 @@ FOUR = [Status.PENDING, Status.PENDING, Status.EXPIRED, Status.COMPLETED]
 
 
 def judged(batch: list[Message], stored: list[Status]) -> tuple[list[Status], Counter]:
-    """What becomes of four transactions when these messages come, and what is counted."""
+    """The four statuses after these messages, and the counters."""
     stored, counts = list(stored), Counter()
     for message in batch:
         if not isinstance(message.means, Status):

@@ -1,4 +1,4 @@
-"""Clients that post transactions, each over one connection, and remember what they were told."""
+"""Clients that post transactions, each over one connection, and record the answers."""
 
 import http.client
 import json
@@ -11,8 +11,11 @@ from programs import Service
 
 
 class Load:
-    """`accepted` are the ids that came with a 201; `refused` the keys of what got another status; `broken` the keys of
-    what got no answer at all, so that nobody knows; `statuses` how often each status came."""
+    """Clients that post until they are stopped.
+
+    `accepted`: ids that came with a 201. `refused`: keys of requests that got another status. `broken`: keys
+    of requests that got no answer, so their outcome is unknown. `statuses`: how often each status came.
+    """
 
     def __init__(
         self,
@@ -34,13 +37,13 @@ class Load:
         return self
 
     def join(self, seconds: float = 120) -> None:
-        """Wait until all is posted."""
+        """Wait until all transactions are posted."""
         for thread in self._threads:
             thread.join(seconds)
             assert not thread.is_alive(), "a client hangs"
 
     def stop(self) -> None:
-        """Post no more, and wait for what is under way."""
+        """Stop posting, and wait for the open requests."""
         self._stop.set()
         self.join()
 

@@ -1,4 +1,4 @@
-"""Mosquitto's own clients, and a broker with lines added to the project's files."""
+"""Mosquitto's command-line clients, and a broker with extra lines in its files."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ QUESTIONS, VERDICTS, STATUS = (
 
 
 class AmendedBroker(Broker):
-    """Mosquitto with the project's own files and, as an operator would have them there, more lines at their ends."""
+    """Mosquitto with the project's files and extra lines at their ends."""
 
     def __init__(self, folder: Path, conf: str = "", acl: str = "", **options):
         super().__init__(folder, **options)
@@ -34,7 +34,7 @@ class Subscriber(Program):
 
     def __init__(self, folder: Path, broker: Broker, account: str, *options: str):
         self.name = f"{account}-{len(list(folder.glob('*.out')))}"
-        # Into a file it would write in blocks.
+        # stdbuf: without it, output to a file comes in blocks.
         command = ["stdbuf", "-oL", *client("sub", broker, account), "-d", "-v", "-q", "1", *options]
         super().__init__(self.name, command, folder, {})
 
@@ -44,11 +44,11 @@ class Subscriber(Program):
         return self
 
     def received(self) -> list[tuple[str, str]]:
-        """Topic and payload of each message, in the order of their arrival."""
+        """The topic and payload of each message, in order of arrival."""
         return re.findall(r"^(\S*/\S*) (.*)$", self.output.read_text(errors="replace"), re.MULTILINE)
 
     def received_before_the_last(self) -> set[str]:
-        """The topics of what arrived, once the message arrived that was published after all others."""
+        """Wait for the message "last", and return the topics of all messages before it."""
         wait_until(lambda: any(payload == "last" for _, payload in self.received()), "the last message")
         return {topic for topic, payload in self.received() if payload != "last"}
 
@@ -56,7 +56,7 @@ class Subscriber(Program):
 def client(
     kind: str, broker: Broker, account: str = "", version: str = "mqttv5", **instead: str
 ) -> list[str]:
-    """The start of a command line of `mosquitto_pub` or `mosquitto_sub` with one of the two accounts, or with none."""
+    """The start of a `mosquitto_pub` or `mosquitto_sub` command line, with an account or none."""
     command = [f"mosquitto_{kind}", "-V", version, "-h", "127.0.0.1", "-p", str(broker.port)]
     if account:
         known = broker.environment_of_clients | instead
@@ -65,6 +65,6 @@ def client(
 
 
 def publish(broker: Broker, account: str, topic: str, payload: str = "x", *options: str) -> str:
-    """Publish and wait for the broker's answer; returns what `mosquitto_pub` complains about."""
+    """Publish and wait for the broker's answer; returns the standard error of `mosquitto_pub`."""
     command = [*client("pub", broker, account), "-q", "1", "-t", topic, *(options or ("-m", payload))]
     return subprocess.run(command, capture_output=True, text=True, timeout=20).stderr

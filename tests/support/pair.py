@@ -1,4 +1,4 @@
-"""A ledger and a listener that run in the test's own process, on a database of its own."""
+"""A ledger and a listener that run in the test's process, with their own database."""
 
 from contextlib import ExitStack
 from uuid import UUID
@@ -13,7 +13,7 @@ from schemas import Status
 
 
 class Pair:
-    """Started at once; `clock` is the ledger's."""
+    """Both start when this object is made; `clock` is the ledger's clock."""
 
     def __init__(self, folder, port: int, clock=None, **options):
         accounts = {name.lower(): value for name, value in ACCOUNTS.items() if name.startswith("MQTT")}

@@ -1,4 +1,4 @@
-"""Another client at the broker: it subscribes, keeps what it gets, and publishes."""
+"""Another MQTT client: it subscribes, records messages, and publishes."""
 
 from paho.mqtt.client import CallbackAPIVersion, Client, MQTTv5
 
@@ -6,7 +6,7 @@ from programs import Broker, wait_until
 
 
 class Peer:
-    """Connected with the account of the equipment, or with another; `messages` is what it received."""
+    """A connected client with the equipment's account, or another; `messages` are those it received."""
 
     def __init__(self, broker: Broker, *topics: str, account: str = "VALIDATOR"):
         self.messages, self.granted = [], not topics
@@ -23,7 +23,7 @@ class Peer:
         wait_until(lambda: self.granted, "the peer is subscribed")
 
     def publish(self, topic: str, payload: bytes | str, retain: bool = False) -> None:
-        """Publish, and wait until the broker has it."""
+        """Publish, and wait for the broker's acknowledgement."""
         self.client.publish(topic, payload, qos=1, retain=retain).wait_for_publish(10)
 
     def __enter__(self):

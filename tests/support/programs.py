@@ -1,4 +1,4 @@
-"""The real programs, started on free ports in a folder of the test's own and ended by pid."""
+"""The real programs. Each test starts them on free ports, in its own folder, and ends them by pid."""
 
 import contextlib
 import itertools
@@ -32,7 +32,7 @@ ACCOUNTS = {
 # A program that gets these measures its own coverage (`make coverage`).
 COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 
-# These ports are below those that the kernel gives to clients. Each process that runs tests has ports of its own,
+# These ports are below those that the kernel gives to clients. Each xdist worker has its own ports,
 # and two runs at the same time start at different places.
 PORTS = itertools.islice(itertools.cycle(range(20_000, 30_000, 20)), os.getpid() * 37 % 500, None)
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw19").removeprefix("gw"))
@@ -48,7 +48,7 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable, what: str, seconds: float = 15):
-    """Return the first true value of `condition`, or raise AssertionError that names `what` after `seconds`."""
+    """Return the first true value of `condition`; after `seconds`, raise AssertionError with `what`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := condition():
@@ -65,7 +65,7 @@ def listening(port: int) -> bool:
 
 
 class Program:
-    """One process; its standard error goes to `log`, its standard output to `output`."""
+    """One process. Its standard error goes to `log`, its standard output to `output`."""
 
     def __init__(self, name: str, command: str | list, folder: Path, environment: dict):
         self.name, self.folder = name, folder
@@ -76,7 +76,7 @@ class Program:
         self.process = None
 
     def start(self):
-        """Start it; returns itself at once, whether or not it is ready."""
+        """Start it and return itself, without waiting until it is ready."""
         assert not self.running
         with self.log.open("ab") as log, self.output.open("ab") as output:
             self.process = subprocess.Popen(
@@ -101,11 +101,11 @@ class Program:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """End it at once (SIGKILL)."""
+        """Kill it (SIGKILL)."""
         self.stop(signal.SIGKILL)
 
     def stop(self, number: int = signal.SIGTERM, seconds: float = 15) -> int | None:
-        """Send a signal, wait for the end, return the exit status; a frozen one is continued first."""
+        """Send a signal, wait for the end, and return the exit status. Continue a frozen process first."""
         if self.running:
             if "(stopped)" in Path(f"/proc/{self.pid}/status").read_text():
                 self.send(signal.SIGCONT)
@@ -122,10 +122,10 @@ class Program:
         """Ask it to end (SIGTERM), and do not wait for it."""
         if self.running:
             self.send(signal.SIGTERM)
-            self.send(signal.SIGCONT)  # a frozen program ends too
+            self.send(signal.SIGCONT)  # a frozen program must wake up to end
 
     def close(self, seconds: float = 5) -> None:
-        """End it and its children for good: with SIGTERM, or with SIGKILL if that takes longer than `seconds`."""
+        """End it with SIGTERM; after `seconds`, kill it and its children."""
         self.terminate()
         if self.running:
             try:
@@ -135,11 +135,11 @@ class Program:
 
     @property
     def children(self) -> list[int]:
-        """The processes that it started."""
+        """The pids of its child processes."""
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     def crash(self) -> None:
-        """End it and its children at once (SIGKILL), and wait until they are gone."""
+        """Kill it and its children (SIGKILL), and wait until they are gone."""
         children = self.children
         self.kill()
         for pid in children:
@@ -148,12 +148,12 @@ class Program:
         wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in children), "they are gone")
 
     def said(self) -> str:
-        """Everything on its standard error until now."""
+        """Everything that it has written to standard error."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
 class Broker(Program):
-    """The real Mosquitto, with the project's own configuration."""
+    """The real Mosquitto, with the project's configuration."""
 
     def __init__(self, folder: Path, port: int | None = None, **environment):
         self.port = port or free_port()
@@ -171,7 +171,7 @@ class Broker(Program):
 
 
 class Equipment(Program):
-    """The real equipment; `build` names another binary of the same program."""
+    """The real equipment; `build` names another build of it."""
 
     def __init__(
         self, folder: Path, broker: Broker, build: str = "", name: str = "validator", **environment
@@ -183,7 +183,7 @@ class Equipment(Program):
 
 
 class Answer:
-    """What a service answered: `status`, `headers`, `json` (None where the body is none)."""
+    """An HTTP answer: `status`, `headers`, `body`, `json` (None if the body is not JSON)."""
 
     def __init__(self, status: int, headers, body: bytes):
         self.status, self.headers, self.body = status, headers, body
@@ -204,7 +204,7 @@ class HttpServer(Program):
         return self
 
     def request(self, method: str, path: str, body=None, timeout: float = 40, **headers) -> Answer:
-        """One request; raises OSError where there is no answer. `body` is JSON, or bytes as they are."""
+        """Send a request; raises OSError without an answer. `body` is bytes or becomes JSON."""
         if body is not None:
             headers.setdefault("Content-Type", "application/json")
             body = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -224,14 +224,14 @@ class HttpServer(Program):
         return self.request("POST", path, body, **headers)
 
     def ready(self) -> bool:
-        """True once the whole job can be done."""
+        """True once a transaction can be settled."""
         with contextlib.suppress(OSError):
             return self.get("/readyz").status == 200
         return False
 
 
 class Service(HttpServer):
-    """The real service: gunicorn with the project's own configuration."""
+    """The real service: gunicorn with the project's configuration."""
 
     def __init__(
         self, folder: Path, broker: Broker, port: int | None = None, name: str = "service", **environment
@@ -244,11 +244,11 @@ class Service(HttpServer):
 
 
 class Nginx(HttpServer):
-    """The real nginx with the project's own configuration, in front of these services."""
+    """The real nginx with the project's configuration, in front of these services."""
 
     def __init__(self, services: list[Service]):
         port = free_port()
-        # Not below pytest's folders: those are closed to the user that nginx, started by root, becomes.
+        # If root starts nginx, it runs as another user, which may not enter pytest's folders.
         folder = Path(tempfile.mkdtemp(prefix="energy2go-nginx-"))
         folder.chmod(0o755)
         text = (ROOT / "deploy/nginx.conf").read_text()
@@ -263,16 +263,16 @@ class Nginx(HttpServer):
         super().__init__("nginx", [nginx, *options], folder, {}, port)
 
     def close(self, seconds: float = 5) -> None:
-        """End it, and remove its folder."""
+        """End it and remove its folder."""
         super().close(seconds)
         shutil.rmtree(self.folder)
 
 
 class Postgres(Program):
-    """A real PostgreSQL with a cluster of its own, which is removed at the end; `create` makes a database in it."""
+    """A real PostgreSQL with its own cluster, which is removed at the end."""
 
     def __init__(self, port: int | None = None):
-        # Not below pytest's folders: those are closed to the user that PostgreSQL insists on not being root.
+        # PostgreSQL refuses to run as root, and another user may not enter pytest's folders.
         folder = Path(tempfile.mkdtemp(prefix="energy2go-postgres-"))
         folder.chmod(0o755)
         programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))[
@@ -299,7 +299,7 @@ class Postgres(Program):
         subprocess.run(initdb, check=True, capture_output=True, cwd="/")
         self.port = port or free_port()
         options = ["-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=200"]
-        # After a crash it would otherwise sync thousands of files one by one.
+        # Without this, it syncs thousands of files one by one after a crash.
         options += ["-c", "recovery_init_sync_method=syncfs"]
         super().__init__(
             "postgres",
@@ -317,7 +317,7 @@ class Postgres(Program):
         return self
 
     def connects(self) -> bool:
-        """True once it is no longer starting up."""
+        """True once it accepts connections."""
         with contextlib.suppress(psycopg.OperationalError):
             self.execute("SELECT 1")
             return True
@@ -332,13 +332,13 @@ class Postgres(Program):
             return answer.fetchall() if answer.description else []
 
     def create(self) -> str:
-        """The URL of a new, empty database. It costs 8 MB and a quarter of a second; `fresh` costs less."""
+        """The URL of a new, empty database. It costs 8 MB and 0.25 s; `fresh` costs less."""
         self.count += 1
         self.execute(f"CREATE DATABASE test_{self.count}")
         return self.url(f"test_{self.count}")
 
     def fresh(self) -> str:
-        """The URL of the one database that tests share, emptied and with the server's own settings."""
+        """The URL of the database that the tests of this process share, emptied, with default settings."""
         if not self.execute("SELECT 1 FROM pg_database WHERE datname = 'shared'"):
             self.execute("CREATE DATABASE shared")
         self.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'shared'")
@@ -347,6 +347,6 @@ class Postgres(Program):
         return self.url("shared")
 
     def remove(self) -> None:
-        """Stop at once, and leave nothing behind."""
+        """Stop it at once and remove its folder."""
         self.stop(signal.SIGQUIT)
         shutil.rmtree(self.folder)

@@ -1,4 +1,4 @@
-"""Requests that must be refused, each with its status and a word of its detail."""
+"""Requests that must be refused, each with its status and a word of the detail."""
 
 from calls import KIB, UNKNOWN
 

@@ -21,7 +21,7 @@ SETTLED_WITHIN = RETRY + 5  # seconds after the end of a fault
 
 
 class Replicas:
-    """Broker, equipment and services on one database, and a load on each service."""
+    """A broker, equipment, services on one database, and a load on each service."""
 
     def __init__(self, folder: Path, programs: list, postgres: Postgres, count: int, **options):
         self.postgres, self.database = postgres, postgres.fresh().rpartition("/")[2]
@@ -34,7 +34,7 @@ class Replicas:
         programs += [self.broker, self.equipment, *self.services]
 
     def start(self, equipment: bool = True, cut_off: int = 0):
-        """Start everything, the services at the same time on an empty database; the first ones may find no broker."""
+        """Start everything, the services all at once. The first `cut_off` services have no broker."""
         self.broker.start()
         if equipment:
             self.equipment.start()
@@ -48,13 +48,13 @@ class Replicas:
         return self
 
     def load(self, **options) -> None:
-        """A load on each service."""
+        """Start a load on each service."""
         self.loads = [
             Load(service, **{"clients": 4, "pause": 0.02} | options).start() for service in self.services
         ]
 
     def more(self, count: int = 30, loads: list[Load] | None = None) -> None:
-        """Go on until each load had that many more accepted."""
+        """Wait until each load has `count` more transactions accepted."""
         loads = self.loads if loads is None else loads
         goals = [len(load.accepted) + count for load in loads]
         accepted = lambda: all(len(load.accepted) >= goal for load, goal in zip(loads, goals, strict=True))  # noqa: E731
@@ -71,7 +71,10 @@ class Replicas:
         assert not self.count("EXPIRED")
 
     def finish(self) -> Counter:
-        """End the loads; everything must be settled soon, and be what clients were told. How often each status came."""
+        """End the loads and compare the database with what clients were told.
+
+        Returns how often each status came.
+        """
         for load in self.loads:
             load.stop()
         self.settled()
@@ -85,13 +88,13 @@ class Replicas:
         assert not set(accepted) - stored.keys(), "a transaction is lost"
         assert not refused & set(stored.values()), "a client was told a failure for what is stored"
         assert {stored[key] for key in stored.keys() - set(accepted)} <= broken, (
-            "something nobody asked for is stored"
+            "a transaction is stored that no client sent"
         )
         return sum((load.statuses for load in self.loads), Counter())
 
 
 def metric(service: Service, name: str) -> float:
-    """One number that a service gives to Prometheus."""
+    """The value of one metric of a service."""
     found = re.search(rf"^{re.escape(name)} (\S+)$", service.get("/metrics").body.decode(), re.MULTILINE)
     return float(found[1])
 

@@ -1,4 +1,4 @@
-"""A ledger that a test calls step by step, with a clock of its own."""
+"""A ledger without its thread: tests call it step by step, with their own clock."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -51,7 +51,7 @@ def ledger(settings: Settings, publisher=None, clock=None, kind=Ledger) -> Ledge
 
 
 class Bench:
-    """A ledger without its thread, and what a test does with it."""
+    """A ledger without its thread, and what tests do with it."""
 
     kind = Ledger
 
@@ -96,14 +96,17 @@ class Bench:
         return self.pool.submit(call)
 
     def submit(self, function, *arguments):
-        """Call something that waits for the ledger, in a thread; returns when its job is in the queue."""
+        """Call a function that waits for the ledger, in a thread.
+
+        Returns a future when the job is in the queue.
+        """
         before = self.ledger._queue.qsize()
         future = self.run(function, *arguments)
         wait_until(lambda: self.ledger._queue.qsize() > before or future.done(), "the job is in the queue")
         return future
 
     def create(self, count: int = 1, key: str | None = None) -> list:
-        """So many transactions, in one batch; their ids."""
+        """Create `count` transactions in one batch; returns their ids."""
         futures = [self.submit(self.ledger.create, 1, key) for _ in range(count)]
         self.step()
         return [future.result(1).id for future in futures]

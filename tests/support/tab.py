@@ -1,4 +1,4 @@
-"""A browser tab with the page, and its parts."""
+"""A browser tab, and the parts of the live page in it."""
 
 import re
 from contextlib import contextmanager, suppress
@@ -14,13 +14,13 @@ QUIET = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # whatever it asks for, it finds this machine only
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no other host is found
 ]
 LONG_WORD = "Elektrofahrzeugbatteriewechselstation" * 6
 
 
 class Tab:
-    """A page in a profile of its own, with what was complained about and asked for."""
+    """A page in its own profile, with the complaints and the requests it made."""
 
     def __init__(self, chromium):
         self.context = chromium.new_context()
@@ -32,28 +32,28 @@ class Tab:
         self.page = self.context.new_page()
 
     def _on_console(self, message):
-        # Chromium itself reports every request that fails or is refused: right, where a test makes it so.
+        # Chromium reports every failed request. Some tests make requests fail.
         expected = self._trouble and message.text.startswith("Failed to load resource")
         if message.type in ("error", "warning") and not expected:
             self.complaints.append(f"{message.text} ({message.location})")
 
     @contextmanager
     def trouble(self):
-        """Within this, requests may fail; nothing else may."""
+        """Inside this block requests may fail, and nothing else."""
         self._trouble = True
         yield
         self._trouble = False
 
     def asked(self, method: str, path: str = "") -> list:
-        """The requests until now with this method and this in their URL."""
+        """The requests so far with this method and this text in the URL."""
         return [request for request in self.requests if request.method == method and path in request.url]
 
 
 def processes_at(home: Path) -> list[Path]:
-    """The processes that run with this home directory."""
+    """The processes that have this home directory."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it ended just now
+        with suppress(OSError):  # it has just ended
             if f"HOME={home}".encode() in (process / "environ").read_bytes().split(b"\0"):
                 found.append(process)
     return found
@@ -65,12 +65,12 @@ def button(page, station: int):
 
 
 def outcome(page, station: int):
-    """What is said of the transaction that was started last for this station."""
+    """The text about the last transaction that was started for this station."""
     return page.get_by_role("listitem").filter(has=button(page, station)).locator(".outcome")
 
 
 def part(page, name: str):
-    """How this part of the service is."""
+    """The state of this part of the service."""
     return (
         page.get_by_role("list", name="State of the service").get_by_role("listitem").filter(has_text=name)
     )
@@ -81,7 +81,7 @@ def rows(page):
 
 
 def took(transaction: dict) -> float:
-    """Milliseconds from its creation to its verdict."""
+    """The time from creation to verdict, in milliseconds."""
     created, updated = (datetime.fromisoformat(transaction[name]) for name in ("created", "updated"))
     return (updated - created).total_seconds() * 1000
 
@@ -92,7 +92,7 @@ def shown(text: str) -> float:
 
 
 def polls(page, times: int = 2) -> None:
-    """Wait until the page has asked this often."""
+    """Wait until the page has polled `times` times."""
     for _ in range(times):
         with page.expect_response("**/readyz"):
             pass

@@ -1,4 +1,4 @@
-"""One fault under load: what clients were told, what the database says, and whether the two agree."""
+"""One fault under load, and the comparison of clients' answers with the database."""
 
 import contextlib
 import os
@@ -10,21 +10,21 @@ from pathlib import Path
 from load import Load
 from programs import Broker, Equipment, Service, wait_until
 
-# A test injects its fault once or twice; `make test-faults` sets this, and each as often as the table shows.
+# A test injects its fault once or twice, and more often if `make test-faults` sets this.
 FULL = os.environ.get("FAULTS") == "full"
 RETRY = 2  # VALIDATION_RETRY, in seconds
 SETTLED_WITHIN = RETRY + 5  # seconds after the end of the fault
 
 
 def children(pid: int) -> list[int]:
-    """The processes that this one started."""
+    """The pids of a process's children."""
     with contextlib.suppress(FileNotFoundError):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
 
 
 def resident(pid: int) -> float:
-    """The memory that a process holds, in MB."""
+    """The memory of a process, in MB."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(fields["VmRSS"].split()[0]) / 1024
 
@@ -41,7 +41,7 @@ class Trial:
         self.injections, self.verdicts, self.load = 0, {}, None
 
     def start(self, **load):
-        """Start everything, and the load once everything is ready."""
+        """Start the programs, and the load once they are ready."""
         for program in (self.broker, self.equipment, self.service):
             program.start()
         self.ready()
@@ -54,14 +54,14 @@ class Trial:
         wait_until(lambda: self.online() == "online", "the whole job can be done", seconds)
 
     def online(self) -> str | None:
-        """What the service says of the equipment, if it is ready itself."""
+        """The equipment's status in /readyz, if the service is ready."""
         with contextlib.suppress(OSError):
             answer = self.service.get("/readyz")
             return answer.json["equipment"].get("validator") if answer.status == 200 else None
         return None
 
     def more(self, accepted: int = 30, seconds: float = 30) -> None:
-        """Go on until that many more were accepted."""
+        """Wait until `accepted` more transactions are accepted."""
         goal = len(self.load.accepted) + accepted
         wait_until(lambda: len(self.load.accepted) >= goal, f"{accepted} more are accepted", seconds)
 
@@ -78,7 +78,7 @@ class Trial:
         return self.query(f"SELECT count(*) FROM \"transaction\" WHERE status = '{status}'")[0][0]
 
     def note(self) -> None:
-        """One more injection; no verdict may have changed since the last one."""
+        """Count an injection, and check that no verdict has changed since the last one."""
         self.injections += 1
         found = dict(
             self.query("SELECT id, status FROM \"transaction\" WHERE status IN ('COMPLETED', 'ERROR')")
@@ -87,7 +87,7 @@ class Trial:
         self.verdicts = found
 
     def finish(self, name: str, table: list, within: float = SETTLED_WITHIN, expired: int = 0) -> None:
-        """End the load; everything must be settled `within` seconds, and be what clients were told."""
+        """End the load; everything must be settled `within` seconds and agree with clients' answers."""
         self.load.stop()
         began = time.monotonic()
         with contextlib.suppress(AssertionError):

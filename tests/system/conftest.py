@@ -16,7 +16,10 @@ def broker(tmp_path, programs):
 
 @pytest.fixture
 def equipment(tmp_path, programs, broker):
-    """A function that starts the real equipment: `equipment(VALIDATOR_DELAY_MS="100")`; it may not be online yet."""
+    """A function that starts the equipment, and does not wait until it is online.
+
+    Example: `equipment(VALIDATOR_DELAY_MS="100")`
+    """
 
     def start(**options) -> Equipment:
         programs.append(Equipment(tmp_path, broker, **options).start())
@@ -27,7 +30,10 @@ def equipment(tmp_path, programs, broker):
 
 @pytest.fixture
 def service(tmp_path, programs, broker):
-    """A function that starts the real service: `service(VALIDATION_RETRY="1")`, connected unless `ready=False`."""
+    """A function that starts the service and waits until it is ready, unless `ready=False`.
+
+    Example: `service(VALIDATION_RETRY="1")`
+    """
 
     def start(ready=True, **options) -> Service:
         programs.append(Service(tmp_path, broker, **options).start())
@@ -57,7 +63,7 @@ def running(service, equipment):
 
 @pytest.fixture
 def run(tmp_path, programs):
-    """A function that starts a program, which is ended after the test: `run(Service, broker, API_TOKEN="x")`."""
+    """A function that starts a program of this class: `run(Service, broker, API_TOKEN="x")`."""
 
     def run(kind: type, *arguments, **options):
         programs.append(kind(tmp_path, *arguments, **options))

@@ -1,4 +1,4 @@
-"""The benchmark runs from end to end: every phase, every operation, every goal, and nothing PENDING at its end."""
+"""The benchmark runs every phase and operation, and leaves nothing PENDING."""
 
 import json
 import os

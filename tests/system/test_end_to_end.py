@@ -23,7 +23,7 @@ def pending(service) -> int:
 
 
 def settled(service, seconds: float = 15) -> Counter:
-    """Wait until nothing is PENDING; how often each status came out."""
+    """Wait until nothing is PENDING; returns how many transactions have each status."""
     wait_until(lambda: pending(service) == 0, "nothing is PENDING", seconds)
     return Counter(transaction["status"] for transaction in every_transaction(service))
 
@@ -47,7 +47,7 @@ def test_a_verdict_does_not_change_any_more(running, equipment):
     load.join()
     settled(service)
     before = every_transaction(service)
-    # Another equipment, which confirms nothing, cannot be asked about what is settled.
+    # Other equipment, which refuses everything, is never asked about settled transactions.
     equipment(name="other", VALIDATOR_CONFIRM_RATE="0")
     wait_until(lambda: "other" in service.get("/readyz").json["equipment"], "the other equipment is online")
     assert every_transaction(service) == before

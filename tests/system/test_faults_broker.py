@@ -14,7 +14,7 @@ SOME = 10 if FULL else 2
 
 
 def pause(seconds: float) -> None:
-    """Let real time pass, where a fault is one of time."""
+    """Let real time pass, because the fault is about time."""
     threading.Event().wait(seconds)
 
 
@@ -73,7 +73,7 @@ def test_the_broker_is_frozen_for_longer_than_the_keepalive(trial, table):
 
 
 def unready(service: Service) -> str:
-    """What /readyz says against readiness, or nothing."""
+    """The detail of /readyz, or "" if the service is ready."""
     return service.get("/readyz").json.get("detail", "")
 
 

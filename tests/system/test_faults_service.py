@@ -29,7 +29,7 @@ SOME = 10 if FULL else 2
 
 
 def kill(pids: list[int]) -> None:
-    """SIGKILL, by pid, and wait until they are gone."""
+    """Kill processes (SIGKILL), and wait until they are gone."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -99,7 +99,7 @@ def test_a_thread_dies(trial, table, way):
     for _ in range(3 if FULL else 1):
         run.note()
         worker = run.worker
-        # The answer may not arrive any more.
+        # The process may die before it answers.
         with contextlib.suppress(OSError):
             run.service.post(f"/die/{quote(way)}", {})
         wait_until(lambda: not Path(f"/proc/{worker}/exe").exists(), "the process has ended", 5)  # noqa: B023
@@ -122,12 +122,12 @@ def test_the_wall_clock_steps_back_and_forth(tmp_path, programs, table, broker, 
     for step in steps:
         pair.ready()
         keys += [pair.create() for _ in range(20)]
-        # While it runs, a step changes nothing: what is open is asked once a second, and the backoff grows.
+        # While the ledger runs, a step of the wall clock changes nothing; the retries go on.
         wall[0] = step
         before = pair.asked
         wait_until(lambda: pair.asked >= before + 20, "what is open is asked again")  # noqa: B023
         asked += pair.asked
-        # After a restart the ledger starts at another time.
+        # After a restart, the ledger starts with the new time.
         pair.stop()
         pair = Pair(tmp_path, broker.port, clock())
     seconds = time.monotonic() - began
@@ -143,32 +143,33 @@ def test_the_wall_clock_steps_back_and_forth(tmp_path, programs, table, broker, 
 # The database
 
 
-QUERY = "import sqlite3, sys; print(repr(sqlite3.connect(sys.argv[1], timeout=10).execute(sys.argv[2]).fetchall()))"
+QUERY = """
+import sqlite3, sys
+print(repr(sqlite3.connect(sys.argv[1], timeout=10).execute(sys.argv[2]).fetchall()))
+"""
 
 
 class SmallDisk(Trial):
-    """Its database is on a small disk that only the service sees: a mount in a namespace of its own."""
+    """A trial whose database is on a small disk: a mount in a namespace of the service."""
 
     def __init__(self, folder: Path, programs: list):
         super().__init__(folder, programs)
         self.disk = folder / "disk"
         self.disk.mkdir()
-        self.user = (
-            [] if os.geteuid() == 0 else ["--user"]
-        )  # whoever is not root needs a user namespace for it
+        self.user = [] if os.geteuid() == 0 else ["--user"]  # without root, this needs a user namespace
         mount = f'mount -t tmpfs -o size=16m tmpfs "{self.disk}" && exec "$@"'
         unshare = ["unshare", "--mount", *(["--map-root-user"] if self.user else [])]
         self.service.command = [*unshare, "sh", "-c", mount, "sh", *self.service.command]
         self.service.environment["DATABASE_URL"] = f"sqlite:///{self.disk}/energy2go.db"
 
     def query(self, sql: str) -> list[tuple]:
-        # SQLite resolves /proc/PID/root to /, so the question is asked from inside.
+        # SQLite resolves /proc/PID/root to /, so run the query inside the namespace.
         enter = ["nsenter", f"--target={self.service.pid}", "--mount", *self.user]
         command = [*enter, sys.executable, "-c", QUERY, str(self.disk / "energy2go.db"), sql]
         return ast.literal_eval(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     def fill(self) -> Path:
-        """Write until nothing more fits; returns the file that did it."""
+        """Fill the disk; returns the file that fills it."""
         filler = Path(f"/proc/{self.service.pid}/root{self.disk}/filler")
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:

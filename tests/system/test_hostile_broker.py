@@ -19,7 +19,10 @@ from schemas import Status
 
 
 class Flood(Peer):
-    """An equipment that publishes without waiting; `answers` counts what the broker says to it, `lost` why it left."""
+    """Equipment that publishes without waiting.
+
+    `answers` counts the broker's answers, `lost` says why it was disconnected.
+    """
 
     def __init__(self, broker):
         self.answers, self.lost = Counter(), []
@@ -39,7 +42,7 @@ class Flood(Peer):
 
 
 def some(strategy, number: int) -> list:
-    """So many examples, the same ones in every run."""
+    """`number` examples, the same ones in every run."""
     found = []
 
     @settings(max_examples=number, suppress_health_check=list(HealthCheck))
@@ -52,13 +55,13 @@ def some(strategy, number: int) -> list:
 
 
 def fits(message: Message) -> bool:
-    """The broker takes this: its packet is not too long, and its topic is one (MQTT 5, sections 1.5.4 and 4.7)."""
+    """True if the broker accepts this packet length and this topic (MQTT 5, sections 1.5.4 and 4.7)."""
     short = len(message.topic.encode()) + len(message.template) < PACKET - 400
     return short and not {unicodedata.category(character) for character in message.topic} & {"Cc", "Cn"}
 
 
 def filled(topic: str, payload: bytes, length: int) -> bytes:
-    """The payload with so many blanks behind it that its packet has this length (MQTT 5, section 3.3)."""
+    """The payload, filled up with blanks to this packet length (MQTT 5, section 3.3)."""
     header = (
         1 + 3 + 2 + len(topic) + 2 + 1
     )  # type, remaining length, topic, packet identifier, no properties
@@ -70,7 +73,7 @@ def verdict(key: str, status: str = "COMPLETED") -> bytes:
 
 
 def assert_bounded(said: str, seconds: float) -> None:
-    """The service's log has few lines for what it was sent, and each is short, readable and its own."""
+    """Check that the log has few lines, and that each one is short and printable."""
     lines = said.splitlines()
     assert [
         line
@@ -125,7 +128,7 @@ def test_hostile_messages_over_the_broker_leave_the_service_at_work(started, bro
     answer = started.post("/transactions", {"station_id": 1}, Prefer="wait=20")
     assert answer.json["status"] in ("COMPLETED", "ERROR")
     assert len(started.get("/readyz").json["equipment"]) <= mqtt_listener.EQUIPMENTS
-    # What was retained comes again.
+    # Retained messages come again.
     started.stop()
     started.start()
     wait_until(started.ready, "the service is ready")
@@ -141,7 +144,7 @@ def test_hostile_messages_over_the_broker_leave_the_service_at_work(started, bro
 def test_the_broker_refuses_what_is_longer_than_its_limit(started, broker, topic):
     key, last = create(started), create(started)
     with Flood(broker) as flood:
-        # Mosquitto does not count the three bytes that spell the length.
+        # Mosquitto does not count the three bytes of the length field.
         flood.send(topic, filled(topic, verdict(key), PACKET + 4))
         wait_until(lambda: "Packet too large" in flood.lost, "the broker says so")
     with Flood(broker) as flood:

@@ -1,4 +1,4 @@
-"""The Makefile's care for .venv: it keeps one that works, and installs only what a target needs."""
+"""The Makefile installs only what a target needs, and keeps a .venv that works."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ PIP_WORKS = '#!/bin/sh\necho "$@" >> .venv/calls\n'
 
 @pytest.fixture
 def make(tmp_path):
-    """A function that runs a target of the Makefile in a folder of its own, with this script as .venv's Python."""
+    """A function that runs make in its own folder, with a script as .venv's Python."""
     for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / ".venv/bin").mkdir(parents=True)
@@ -42,7 +42,7 @@ def test_without_a_network_a_venv_that_works_is_kept(make, tmp_path, target):
     make(target, PIP_WORKS)
     (tmp_path / ".venv/marker").touch()
     for name in ("requirements.txt", "requirements-dev.txt"):
-        os.utime(tmp_path / name, (4_000_000_000, 4_000_000_000))  # newer than the installation
+        os.utime(tmp_path / name, (4_000_000_000, 4_000_000_000))  # newer than the last installation
     again = make(target, PIP_FAILS)
     assert again.returncode == 0
     assert "could not be installed; .venv stays as it was." in again.stderr

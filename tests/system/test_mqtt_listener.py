@@ -1,4 +1,4 @@
-"""The listener against a real Mosquitto: what it publishes, what it takes, and what it says of the connection."""
+"""The listener with a real Mosquitto: what it publishes, receives, and says about the connection."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def pair(start, broker):
 
 @pytest.fixture
 def peer(broker):
-    """Whoever plays the equipment."""
+    """A client that plays the equipment."""
     with Peer(broker, QUESTIONS) as peer:
         yield peer
 
@@ -113,7 +113,7 @@ GARBAGE = [
 
 def test_garbage_is_counted_and_a_verdict_behind_it_is_stored(pair, peer):
     key = pair.create()
-    # More than the 20 messages that Mosquitto lets go unacknowledged.
+    # These are more than the 20 messages that Mosquitto sends without an acknowledgement.
     for payload in GARBAGE * 3:
         peer.publish(VERDICTS, payload.replace(b"%s", str(key).encode()))
         peer.publish(f"{STATUSES}other", payload)

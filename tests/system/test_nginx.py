@@ -1,4 +1,4 @@
-"""The real nginx with the project's nginx.conf, in front of the real service: slow clients, dead replicas, errors."""
+"""The real nginx in front of the real service: slow clients, dead replicas, errors."""
 
 import http.client
 import json
@@ -13,10 +13,10 @@ from load import Load
 from programs import Nginx, listening, wait_until
 
 SLOW = 500
-MOST = 65_536  # bytes of a body that the service takes
+MOST = 65_536  # bytes; the service accepts no larger body
 HEAD = b"POST /transactions HTTP/1.1\r\nHost: energy2go\r\nContent-Type: application/json\r\n"
 BODY = json.dumps({"station_id": 1}).encode()
-# A header that goes on for ever, and a body that takes its time.
+# A header that never ends, and a slow body.
 ENDLESS, LONG = HEAD + b"X-Slow: ", HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY)
 
 
@@ -32,7 +32,7 @@ def nginx(programs):
 
 
 class Drip:
-    """Connections that have sent so much each, and then a byte a second, each of what is left of `data`."""
+    """Connections that have sent `begin`, and then send one byte of `data` per second."""
 
     def __init__(self, ends: ExitStack, port: int, count: int, begin: bytes, data: bytes):
         self.sockets = [
@@ -59,7 +59,7 @@ class Drip:
         self._thread.join()
 
     def answered(self) -> int:
-        """How many were answered, or closed."""
+        """How many connections were answered or closed."""
         count = 0
         for connection in self.sockets:
             connection.setblocking(False)
@@ -71,7 +71,7 @@ class Drip:
 
 
 def slowest(request, until) -> float:
-    """Make requests, one after the other, until something is true; the seconds that the slowest took."""
+    """Make requests, one after the other, until a condition is true; returns the slowest one's seconds."""
     worst = 0
     while not until():
         began = time.monotonic()
@@ -81,7 +81,7 @@ def slowest(request, until) -> float:
     return worst
 
 
-def test_500_clients_that_send_a_byte_a_second_stop_nobody(service, nginx):
+def test_500_clients_that_send_a_byte_a_second_block_no_others(service, nginx):
     proxy = nginx(service())
     proxy.post("/stations", {"description": "Teste"})
     with ExitStack() as ends:
@@ -92,13 +92,13 @@ def test_500_clients_that_send_a_byte_a_second_stop_nobody(service, nginx):
             drip.stop()
             assert drip.answered() == 0, "the slow ones were not there all the time"
         assert took < 2
-        # Whoever comes to an end is served like anybody else.
+        # A slow request that ends is answered like any other.
         slow.send(len(BODY))
         for connection in slow.sockets:
             assert connection.recv(100).startswith(b"HTTP/1.1 201 ")
 
 
-def test_clients_that_do_not_read_stop_nobody(service, nginx):
+def test_clients_that_do_not_read_block_no_others(service, nginx):
     proxy = nginx(service())
     with ExitStack() as ends:
         for _ in range(24):
@@ -141,7 +141,7 @@ def test_a_replica_that_dies_is_passed_over(postgres, service, nginx, equipment)
 
 
 class BreaksOff:
-    """A replica that takes a request and dies before it answers; `requests` is what it was sent."""
+    """A replica that reads a request and dies before it answers; `requests` are those it read."""
 
     def __init__(self, ends: ExitStack):
         self.requests = []
@@ -151,7 +151,7 @@ class BreaksOff:
         ends.callback(self._server.shutdown, socket.SHUT_RDWR)
 
     def _run(self) -> None:
-        with suppress(OSError):  # the end of the test
+        with suppress(OSError):  # the test has ended
             while True:
                 connection, _ = self._server.accept()
                 with connection:

@@ -22,7 +22,7 @@ def steps() -> list[tuple[str, str]]:
 
 
 def comparable(text: str) -> str:
-    """Without what differs from run to run: which transaction, when, and what the equipment said."""
+    """The text without what differs between runs: ids, times and verdicts."""
     text = ID.sub("ID", re.sub(r"\d{4}-\d\d-\d\dT[0-9:.]+Z", "TIME", text))
     return re.sub("COMPLETED|ERROR", "VERDICT", text).strip()
 

@@ -37,7 +37,7 @@ def test_every_question_on_the_wire_is_one_claim(replicas):
         storage.close()
 
         def asked() -> bool:
-            """Each was asked again, by whichever replica, and the wire has carried each as often as it was claimed."""
+            """True if every transaction was asked again, and published as often as it was claimed."""
             claims = dict(run.query('SELECT id::text, attempts FROM "transaction"'))
             carried = Counter(
                 json.loads(message.payload)["transaction_id"] for message in list(peer.messages)
@@ -106,22 +106,22 @@ def test_postgresql_is_restarted_and_killed_under_load(replicas, postgres):
     assert set(run.finish()) == {201, 503}
     assert not any(load.broken for load in run.loads)
     for service in run.services:
-        for _ in range(20):  # more than there are threads, whose old connections are all broken
+        for _ in range(20):  # more requests than threads: each thread had a broken connection
             assert service.get("/readyz").status == 200
         answer = service.post("/transactions", {"station_id": 1}, Prefer="wait=20")
         assert answer.headers["Preference-Applied"] == "wait=20"
 
 
-def test_a_commit_in_doubt_is_settled_and_stops_nobody_meanwhile(replicas, postgres):
+def test_a_commit_in_doubt_is_settled_and_blocks_no_other_request(replicas, postgres):
     run = replicas(1).start()
     (service,) = run.services
     with psycopg.connect(postgres.url(run.database)) as other:
-        # Requests pile up, as many as there are threads, behind a ledger that waits for this lock.
+        # The ledger waits for this lock, and requests pile up behind it.
         other.execute('LOCK TABLE "transaction" IN ACCESS EXCLUSIVE MODE')
         wait_until(lambda: postgres.execute("SELECT 1 FROM pg_locks WHERE NOT granted"), "the ledger waits")
         run.load(clients=24, pause=0)
         threading.Event().wait(1)
-        # Their commit is on disk and does not return, because another server is to confirm it, which does not exist.
+        # The commit is on disk but does not return: it waits for a standby server that does not exist.
         postgres.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
         postgres.execute("SELECT pg_reload_conf()")
         wait_until(
@@ -143,7 +143,7 @@ def test_a_commit_in_doubt_is_settled_and_stops_nobody_meanwhile(replicas, postg
 
 
 def refused(service: Service) -> None:
-    """A service without its database says so, to whoever asks for whatever."""
+    """Check that a service without its database answers every request with 503."""
     key = str(uuid4())
     answers = [service.post("/transactions", {"station_id": 1}, Idempotency_Key=key)]
     answers.append(service.post("/stations", {"description": "new"}))
@@ -189,14 +189,14 @@ POST = request("POST", "/transactions", b'{"station_id": 1}')
 
 
 class Cpu:
-    """What each of these programs spends on a processor, its children included, from now on."""
+    """The CPU time of these programs and their children, from now on."""
 
     def __init__(self, programs: list[Program]):
         self.programs = programs
         self.before = {program.name: self._spent(program) for program in programs}
 
     def _spent(self, program: Program) -> dict[int, int]:
-        """Nanoseconds by process (clock_getcpuclockid(3)); one that has ended by now counts for nothing."""
+        """Nanoseconds by process (clock_getcpuclockid(3)); a process that has ended counts as nothing."""
         spent = {}
         for pid in (program.pid, *program.children):
             with contextlib.suppress(OSError):
@@ -204,7 +204,7 @@ class Cpu:
         return spent
 
     def each(self, count: int) -> dict[str, float]:
-        """Milliseconds by program, divided by so many transactions."""
+        """Milliseconds per transaction, by program."""
         return {
             program.name: sum(
                 spent - self.before[program.name].get(pid, 0) for pid, spent in self._spent(program).items()
@@ -229,7 +229,7 @@ def test_every_replica_takes_its_share_of_everything(replicas, programs, count):
     spent = cpu.each(posts)
     print(f"{count} replicas: {posts / 2:.0f} posts a second, {sum(spent.values()):.2f} ms of CPU each:")
     print(", ".join(f"{name} {milliseconds:.2f}" for name, milliseconds in spent.items()))
-    # Nothing is asked twice, whoever answered the request, and whoever stored the verdict.
+    # Nothing is asked twice, no matter which replica answered the request or stored the verdict.
     stored, asked = run.query('SELECT count(*), sum(attempts) FROM "transaction"')[0]
     assert stored == asked
     for name in ('energy2go_questions_total{time="first"}', 'energy2go_verdicts_total{kind="settled"}'):

@@ -1,4 +1,4 @@
-"""Schemathesis against the real service: what the document promises holds for whatever it can think of to send."""
+"""Schemathesis with the real service: the OpenAPI document holds for generated requests."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 from programs import wait_until
 
-TOKEN = "open-sesame"  # with one, `ignored_auth` has something to find
+TOKEN = "open-sesame"  # the check `ignored_auth` needs one
 CONFIGURATION = f"""
 hooks = "hooks.py"
 request-timeout = 30
@@ -40,16 +40,19 @@ fail-on = [
     "base_url_mismatch", "dictionary_mismatch", "method_not_allowed", "missing_deserializer", "unmatched_filter",
     "unresolvable_reference", "unsupported_regex", "unused_openapi_auth",
 ]
-"""
+"""  # noqa: E501
 HOOKS = '''
 import schemathesis
 
-UNFORESEEABLE = b'"detail":"body.station_id: There is no station ', b'"detail":"Idempotency-Key: was used before, '
+UNFORESEEABLE = (
+    b'"detail":"body.station_id: There is no station ',
+    b'"detail":"Idempotency-Key: was used before, ',
+)
 
 
 @schemathesis.hook
 def filter_failure(context, failure, case, response):
-    """Of `positive_data_acceptance`: no schema can say which stations there are, and which keys were used."""
+    """No schema can say which stations exist and which keys were used (`positive_data_acceptance`)."""
     return not (
         type(failure).__name__ == "RejectedPositiveData"
         and case.operation.label == "POST /transactions"
@@ -75,7 +78,7 @@ CHECKS = {
 
 @pytest.fixture
 def guarded(service, equipment):
-    """The service, which asks for a token, and the equipment, which answers whoever waits for a verdict."""
+    """The service with a token, and the equipment."""
     equipment()
     service = service(API_TOKEN=TOKEN)
     wait_until(
@@ -86,7 +89,7 @@ def guarded(service, equipment):
 
 
 def scenarios(report: Path) -> list[dict]:
-    """What was sent, answered and checked."""
+    """The requests, answers and checks in the report."""
     events = map(json.loads, report.read_text().splitlines())
     return [event["ScenarioFinished"]["recorder"] for event in events if "ScenarioFinished" in event]
 
@@ -95,7 +98,7 @@ def test_the_service_does_what_the_document_says(guarded, tmp_path):
     (tmp_path / "schemathesis.toml").write_text(CONFIGURATION)
     (tmp_path / "hooks.py").write_text(HOOKS)
     document, report = guarded.get("/openapi.json"), tmp_path / "report.ndjson"
-    (tmp_path / "openapi.json").write_bytes(document.body)  # from a URL it would leave that URL out
+    (tmp_path / "openapi.json").write_bytes(document.body)  # from a URL, it would leave out that URL
     command = [
         str(Path(sys.executable).with_name("st")),
         "run",
@@ -105,7 +108,7 @@ def test_the_service_does_what_the_document_says(guarded, tmp_path):
     ]
     run = subprocess.run(
         [*command, f"--report-ndjson-path={report}"],
-        cwd=tmp_path,  # where it leaves its caches
+        cwd=tmp_path,  # it writes its caches here
         env=guarded.environment | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -125,7 +128,7 @@ def test_the_service_does_what_the_document_says(guarded, tmp_path):
         for method, says in operations.items():
             promised = {int(status) for status in says["responses"]}
             assert answered[method.upper(), path].keys() <= promised
-            # None was refused every time.
+            # Every route succeeded at least once.
             assert {status for status in promised if status < 400} <= answered[method.upper(), path].keys()
 
     assert "Traceback" not in guarded.said()

@@ -31,7 +31,7 @@ def sql():
 
 @pytest.fixture
 def failing(tmp_path, programs, broker):
-    """A function that starts the service with two routes more, which fail."""
+    """A function that starts the service with two more routes, which fail."""
 
     def start(**options) -> Service:
         (tmp_path / "failing.py").write_text(FAILING)
@@ -87,7 +87,7 @@ def test_every_answer_tells_browsers_to_run_and_frame_nothing_foreign(failing):
         )
         assert rules["script-src"] == rules["style-src"] == rules["connect-src"] == "'self'"
         assert "unsafe" not in answered["Content-Security-Policy"]
-        # What somebody wrote comes back as JSON, never as a page.
+        # What clients wrote comes back as JSON, never as HTML.
         assert "html" not in answered["Content-Type"] or path in ("/", "/swagger/")
 
 
@@ -149,7 +149,7 @@ def test_no_log_holds_a_secret(run, failing, broker, tmp_path, style):
             assert all(isinstance(record[name], str) for name in ("time", "level", "logger", "message"))
 
 
-def test_whoever_sends_nonsense_does_not_fill_the_log(run, broker):
+def test_nonsense_does_not_fill_the_log(run, broker):
     service = run(Service, broker)
     begin = time.monotonic()
     for number in range(300):
@@ -165,7 +165,7 @@ def test_whoever_sends_nonsense_does_not_fill_the_log(run, broker):
 # Slow clients
 
 
-def test_slow_clients_fewer_than_threads_hold_up_nobody(run, broker):
+def test_slow_clients_fewer_than_threads_block_no_others(run, broker):
     service = run(Service, broker, THREADS="4")
     body = b'{"description": "slow"}'
     head = (

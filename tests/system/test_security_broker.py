@@ -52,7 +52,7 @@ FILTERS = [
 
 
 @pytest.mark.parametrize("version", ["mqttv31", "mqttv311", "mqttv5"])
-def test_nobody_gets_in_without_the_right_password(run, broker, tmp_path, version):
+def test_the_broker_refuses_a_wrong_password(run, broker, tmp_path, version):
     reader = run(Subscriber, broker, "MQTT", "-t", VERDICTS)
     strangers = [
         client("pub", broker, version=version),
@@ -76,7 +76,7 @@ def test_nobody_gets_in_without_the_right_password(run, broker, tmp_path, versio
 
 @pytest.mark.parametrize("account", ["MQTT", "VALIDATOR"])
 def test_an_account_reads_nothing_but_its_topics(run, account):
-    # Mosquitto grants every subscription and delivers nothing; so somebody has to be able to publish everywhere.
+    # Mosquitto grants every subscription and delivers nothing, so let the other account publish anywhere.
     broker = run(
         AmendedBroker, acl=f"\nuser {OTHER[account]}_USERNAME\ntopic readwrite #\ntopic readwrite $other/#\n"
     )
@@ -181,7 +181,7 @@ def test_only_their_owner_reads_the_files_that_the_broker_is_given(tmp_path, run
     folder = tmp_path / "broker"
     folder.mkdir()
     for name in ("passwords", "mosquitto.conf", "mosquitto.acl"):
-        (folder / name).write_text("left by somebody careless")
+        (folder / name).write_text("left by another user")
         (folder / name).chmod(0o666)
     broker = run(Broker)
     assert sorted(path.name for path in folder.iterdir()) == ["mosquitto.acl", "mosquitto.conf", "passwords"]
@@ -211,7 +211,7 @@ def command_lines() -> bytes:
 
 
 def test_no_command_line_shows_a_secret(run):
-    secrets = {name: uuid.uuid4().hex for name in SECRETS}  # no other process has ever heard of them
+    secrets = {name: uuid.uuid4().hex for name in SECRETS}  # no other process knows them
     broker = run(Broker, **secrets)
     run(Equipment, broker)
     service = run(Service, broker, **secrets)

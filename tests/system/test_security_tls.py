@@ -17,7 +17,7 @@ from programs import Broker, Equipment, Service, wait_until
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory) -> Path:
-    """A folder with the certificates of two authorities, of brokers here and elsewhere, and of a stranger."""
+    """A folder with certificates: two authorities, a broker here, one elsewhere, and a stranger."""
     folder = tmp_path_factory.mktemp("certificates")
     (folder / "openssl.cnf").write_text("[req]\ndistinguished_name = name\n[name]\n")
 
@@ -74,7 +74,7 @@ def certificates(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tls_broker(tmp_path, programs, certificates):
-    """A function that makes a broker with one of the certificates; to be started."""
+    """A function that makes a broker with one of the certificates, and does not start it."""
 
     def make(name: str, **options) -> Broker:
         lines = f"\ncertfile {certificates}/{name}.pem\nkeyfile {certificates}/{name}.key\n"
@@ -163,7 +163,7 @@ def test_no_password_is_told_to_a_broker_with_a_wrong_certificate(run, certifica
 
 
 @pytest.mark.parametrize("encrypted", [True, False])
-def test_plain_and_tls_do_not_meet_and_nobody_crashes(run, tls_broker, certificates, encrypted):
+def test_plain_and_tls_do_not_connect_and_no_program_crashes(run, tls_broker, certificates, encrypted):
     broker = tls_broker("here").start() if encrypted else run(Broker)
     ca = {} if encrypted else {"MQTT_CA_FILE": str(certificates / "ours.pem")}
     equipment = run(Equipment, broker, **ca)

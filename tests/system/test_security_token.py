@@ -11,7 +11,7 @@ API = ("/stations", "/transactions", "/metrics")
 
 
 def routes(service: Service) -> list[tuple[str, str, bool]]:
-    """Each method and path that the service has, with ids filled in, and whether it is part of the API."""
+    """Each method and path of the service, with ids filled in, and whether it needs the token."""
     key = "019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"
     filled = {
         "{name}": "start.js",
@@ -83,7 +83,7 @@ def test_with_the_token_the_job_is_done(run, broker):
 
 @pytest.mark.parametrize(
     "token", ["Schlüssel-€", "voilà"]
-)  # the last byte of the second is a blank in Latin-1
+)  # the second one's last byte is a blank in Latin-1
 def test_a_token_may_hold_more_than_ascii(run, broker, token):
     service = run(Service, broker, API_TOKEN=token)
     as_utf_8 = token.encode().decode("latin1")
@@ -109,7 +109,7 @@ def test_swagger_ui_can_offer_to_authorize(run, broker):
 @pytest.mark.parametrize(
     ("host", "token", "warned"), [("0.0.0.0", "", True), ("0.0.0.0", TOKEN, False), ("127.0.0.1", "", False)]
 )
-def test_to_be_open_to_everybody_is_warned_of(run, broker, host, token, warned):
+def test_listening_to_other_machines_without_a_token_logs_a_warning(run, broker, host, token, warned):
     port = free_port()
     service = run(Service, broker, port=port, BIND=f"{host}:{port}", API_TOKEN=token)
     wait_until(lambda: "ready at" in service.said(), "it is ready")

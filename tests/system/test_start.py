@@ -1,4 +1,4 @@
-"""How the programs start: in any order, by make run, and not with settings that cannot work."""
+"""How the service starts: with make run, on one processor, and not with settings that cannot work."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def test_all_threads_that_take_the_interpreters_lock_stay_on_one_processor(runni
     allowed = [
         re.search(r"Cpus_allowed_list:\s*(\S+)", (thread / "status").read_text())[1] for thread in threads
     ]
-    assert len(allowed) >= 4  # gunicorn's, a request's, the ledger's, paho's
+    assert len(allowed) >= 4  # threads of gunicorn, a request, the ledger and paho
     assert len(set(allowed)) == 1
     assert int(allowed[0]) in os.sched_getaffinity(0)
 
@@ -57,7 +57,7 @@ def test_nothing_is_opened_by_importing(tmp_path):
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=30, check=True
     )
     assert process.stdout.startswith("1 ")
-    assert len(process.stdout.split(",")) <= 4  # standard streams, and the listing itself
+    assert len(process.stdout.split(",")) <= 4  # the standard streams, and the listing
     assert list(Path(tmp_path).iterdir()) == []
 
 

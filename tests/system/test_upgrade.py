@@ -15,7 +15,8 @@ from kit import storage
 from programs import wait_until
 
 FIRST_RELEASE = """
-CREATE TABLE "station" ("id" INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, "description" VARCHAR(255) NOT NULL);
+CREATE TABLE "station" ("id" INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    "description" VARCHAR(255) NOT NULL);
 CREATE TABLE "transaction" ("id" TEXT NOT NULL PRIMARY KEY, "station_id" INTEGER NOT NULL,
     "status" VARCHAR(9) NOT NULL, "created" INTEGER NOT NULL, "updated" INTEGER NOT NULL,
     "idempotency_key" VARCHAR(255), "attempts" INTEGER NOT NULL, "asked_at" INTEGER, "retry_at" INTEGER,
@@ -35,7 +36,7 @@ DELETE FROM "station" WHERE id = 3;
 
 
 def schema(file: Path) -> set[str]:
-    """Every table and index of a file, as SQLite has them, without the spaces that mean nothing."""
+    """The SQL of every table and index in a file, with single spaces."""
     with contextlib.closing(sqlite3.connect(file)) as database:
         found = database.execute("SELECT sql FROM sqlite_master WHERE sql NOT NULL").fetchall()
     return {re.sub(r"\s+", " ", sql) for (sql,) in found}
@@ -45,7 +46,7 @@ def test_a_file_of_the_first_release_is_upgraded_and_keeps_its_rows(tmp_path, se
     old, now = tmp_path / "energy2go.db", int(time.time() * models.SECOND)
     created = now - 3600 * models.SECOND
     rows = [
-        # status, idempotency key, attempts, and three times: asked, to be asked again, and expiring
+        # status, idempotency_key, attempts, asked_at, retry_at, expires_at
         ("COMPLETED", None, 1, created, None, created + 60 * models.SECOND),
         ("ERROR", "keyed", 1, created, None, created + 60 * models.SECOND),
         ("EXPIRED", None, 5, created, None, created + 60 * models.SECOND),
@@ -59,7 +60,7 @@ def test_a_file_of_the_first_release_is_upgraded_and_keeps_its_rows(tmp_path, se
             values = (key.hex, 2, status, created, created, *rest)
             database.execute('INSERT INTO "transaction" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)', values)
     running = service()
-    # Everything reads as it did, and what had no answer yet gets one.
+    # The old rows read as before, and the PENDING ones get a verdict.
     found = [running.get(f"/transactions/{key}").json for key in keys]
     assert [one["status"] for one in found[:3]] == ["COMPLETED", "ERROR", "EXPIRED"]
     assert {one["created"] for one in found} == {models.moment(created).isoformat().replace("+00:00", "Z")}
@@ -71,7 +72,7 @@ def test_a_file_of_the_first_release_is_upgraded_and_keeps_its_rows(tmp_path, se
     assert running.post("/transactions", {"station_id": 2}, Idempotency_Key="keyed").json["id"] == str(
         keys[1]
     )
-    # An id that was given out once is not given out again.
+    # The id of a deleted station is not used again.
     assert running.post("/stations", {"description": "new"}).headers["Location"] == "/stations/4"
     assert running.stop() == 0
     storage.bind(f"sqlite:///{tmp_path}/new.db")

@@ -24,7 +24,7 @@ WRITERS = 6
 
 @pytest.fixture
 def database(postgres):
-    """A database with one station, which this test's process writes to."""
+    """A PostgreSQL database with one station; this process writes to it."""
     storage.bind(postgres.fresh())
     storage.migrate()
     models.create_station("Teste")
@@ -33,7 +33,7 @@ def database(postgres):
 
 
 def at_once(function, *arguments) -> list:
-    """What a function returns in each of some threads that call it at the same moment, with one argument of each."""
+    """The results of a function in several threads that call it at the same moment."""
     together = threading.Barrier(WRITERS)
 
     def call(*own):
@@ -85,7 +85,7 @@ def test_of_writers_that_settle_and_expire_at_once_one_changes_each(database):
     def settle(number: int) -> list[UUID]:
         if number % 2:
             return models.expire(late)
-        # In the same order everywhere; whoever settles in another one is tested below.
+        # All threads settle in the same order; another test settles in opposite orders.
         return [key for key in keys if models.settle({key: Status.ERROR}, NOW)]
 
     changed = Counter((number % 2, key) for number, keys in enumerate(at_once(settle)) for key in keys)
@@ -94,7 +94,7 @@ def test_of_writers_that_settle_and_expire_at_once_one_changes_each(database):
 
 
 class Wire:
-    """What a ledger is handed for MQTT here: it drops everything."""
+    """Takes the listener's place and drops every question."""
 
     alive = True
 
@@ -103,7 +103,7 @@ class Wire:
 
 
 def ledgers(count: int, postgres: Postgres) -> list[Ledger]:
-    """Ledgers on the database of this test, without their threads; each has a connection once one runs it."""
+    """Ledgers on this test's database, without their threads."""
     found = [Ledger() for _ in range(count)]
     for ledger in found:
         ledger.prepare(Settings(database_url=postgres.url("any"), validation_retry=30), Wire())
@@ -111,9 +111,9 @@ def ledgers(count: int, postgres: Postgres) -> list[Ledger]:
 
 
 def deadlock(postgres: Postgres, ledger: Ledger, first: UUID, second: UUID, sql: str) -> None:
-    """A step of the ledger, which locks the first row and then the second, and another who does it in turned order."""
+    """Make the ledger lock two rows while another connection locks them in the opposite order."""
     name = storage.proxy.database
-    # Whoever has waited for this long looks for a deadlock, and gives up if there is one: the ledger, not the other.
+    # The side that waits this long looks for a deadlock and gives up: so the ledger does, not the other.
     postgres.execute(f"ALTER DATABASE {name} SET deadlock_timeout = '2s'")
     storage.close()
     with psycopg.connect(postgres.url(name)) as other:
@@ -123,7 +123,7 @@ def deadlock(postgres: Postgres, ledger: Ledger, first: UUID, second: UUID, sql:
         writer.start()
         waits = "SELECT 1 FROM pg_locks WHERE NOT granted"
         wait_until(lambda: postgres.execute(waits), "the ledger has the first and waits for the second")
-        other.execute(sql, (first,))  # returns, because the ledger gave up
+        other.execute(sql, (first,))  # returns when the ledger gives up
         other.commit()
         writer.join(30)
 
@@ -204,7 +204,8 @@ def test_one_key_that_is_used_at_once_makes_one_transaction(database):
 def test_a_url_may_name_several_servers_and_a_password_of_any_kind(postgres, database):
     dead, name = free_port(), storage.proxy.database
     storage.close()
-    query = f"host=127.0.0.1,127.0.0.1&port={dead},{postgres.port}&target_session_attrs=read-write&connect_timeout=3"
+    query = f"host=127.0.0.1,127.0.0.1&port={dead},{postgres.port}"
+    query += "&target_session_attrs=read-write&connect_timeout=3"
     storage.bind(f"postgresql://energy2go:p%40ss%2Fword%25@/{name}?{query}")
     storage.check()
     connection = storage.proxy.connection()

@@ -13,6 +13,6 @@ def api(tmp_path, database_url):
 
 @pytest.fixture
 def guarded(tmp_path):
-    """The same, which asks for a token."""
+    """The same with an API token."""
     with serving(tmp_path, api_token="open sesame") as api:
         yield api

@@ -16,16 +16,16 @@ from mqtt_listener import STATUSES, Listener
 from kit.settings import Settings
 from stepped import Bench
 
-AT_ONCE = 80  # messages between two looks at the result
+AT_ONCE = 80  # messages per example
 
 
 @pytest.fixture
 def bench(tmp_path):
-    """A ledger that is called step by step, and a listener that looks for a broker where there is none."""
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
+    """A ledger that is called step by step, and a listener without a broker."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # it does not listen
         options = Settings(
-            database_url=f"sqlite:///{tmp_path}/energy2go.db", mqtt_port=nobody.getsockname()[1]
+            database_url=f"sqlite:///{tmp_path}/energy2go.db", mqtt_port=unused.getsockname()[1]
         )
         storage.bind(options.database_url)
         bench = Bench(options)
@@ -38,13 +38,13 @@ def bench(tmp_path):
 
 
 def counted(bench) -> Counter:
-    """How many messages went into which counter until now."""
+    """The counters of messages."""
     verdicts = {kind: bench.ledger.counts[kind] for kind in KINDS}
     return Counter(verdicts | {"unreadable": bench.listener.counts["unreadable"]})
 
 
 def four(bench) -> list[UUID]:
-    """The ids of new transactions that stand like these."""
+    """The ids of four new transactions that have the statuses in FOUR."""
     (expired,) = bench.store(1)
     bench.step(61)
     pending, other, completed = bench.store(3)

@@ -1,4 +1,4 @@
-"""1,000 hostile HTTP requests: each gets a JSON answer."""
+"""A thousand hostile HTTP requests: each gets a JSON answer."""
 
 import json
 import re
@@ -28,7 +28,7 @@ METHODS = [
     "get",
     "BREW",
 ]
-latin = st.characters(codec="latin-1", exclude_categories=["Cc"])  # what a server lets through in a header
+latin = st.characters(codec="latin-1", exclude_categories=["Cc"])  # a server accepts these in a header
 ids = st.sampled_from(
     ["1", "2", "01", "0", "-1", "1.0", "2147483647", "2147483648", "1e3", "{key}", "{none}", "", "é"]
 )
@@ -99,7 +99,7 @@ headers = st.dictionaries(
     st.sampled_from(HEADERS).map("HTTP_{}".format),
     st.text(latin, max_size=300).filter(
         lambda text: "wait" not in text
-    )  # nobody answers, so that it would wait
+    )  # without equipment, the request would wait
     | st.sampled_from(
         ["wait=0", "wait=-1", "bytes=0-9", "bytes=9-", "bytes=x", "chunked", "gzip", "*", "k", "\xff"]
     ),
@@ -148,7 +148,7 @@ def test_every_one_of_1_000_requests_is_answered_with_json(api):
         }
         request.environ["PATH_INFO"] = path
         answer = api.do_request(request, expect_errors=True)
-        empty = answer.body == b""  # which also reads it to its end
+        empty = answer.body == b""  # this reads the body to its end
         status, given = answer.status_int, answer.headers.get("Content-Type", "").partition(";")[0]
         answered[status] += 1
         assert status in {200, 201, 204, 206, 302, 304, 400, 404, 405, 409, 413, 415, 416, 422, 503}

@@ -33,7 +33,7 @@ def bench(settings):
     bench.close()
 
 
-def test_one_step_answers_everybody_who_waits(bench):
+def test_one_step_answers_all_waiting_requests(bench):
     keys = bench.create(10)
     assert [bench.status(key) for key in keys] == [Status.PENDING] * 10
     assert sorted(bench.publisher.published) == sorted(keys)
@@ -184,7 +184,7 @@ def test_a_question_is_asked_again_with_a_growing_distance(bench):
         assert bench.publisher.published == [key] * times
 
 
-def test_nothing_is_asked_and_nothing_expires_while_nobody_could_answer(bench):
+def test_nothing_is_asked_and_nothing_expires_while_the_broker_is_away(bench):
     (asked,) = bench.create()
     bench.subscribe(False)
     (unasked,) = bench.create()

@@ -12,7 +12,7 @@ from kit.logs import BURST, Bounded, JsonLines
 
 
 class Log(logging.Logger):
-    """A logger with the filter and one of the formatters; `lines()` are those that came out since the last call."""
+    """A logger with the filter and a formatter; `lines()` returns the lines since the last call."""
 
     def __init__(self, formatter=None):
         super().__init__("test")
@@ -32,7 +32,7 @@ class Log(logging.Logger):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The clock of the module, in seconds."""
+    """The module's clock, in seconds."""
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
@@ -79,7 +79,7 @@ def test_what_a_stranger_writes_makes_no_other_message(clock):
     for second in range(10):
         clock.now += 1
         for number in range(100):
-            # As gunicorn does: what was sent is part of the message already.
+            # gunicorn does the same: the client's bytes are part of the message.
             log.warning(f"invalid: {second}.{number} %s %d {{}}")
         assert len(log.lines()) == BURST
     assert len(log.bounded.seen) == 1
@@ -114,7 +114,7 @@ def test_information_is_not_bounded(clock):
     ],
     ids=["nothing", "two lines", "controls", "quotes", "beyond ASCII", "formats", "much", "a surrogate"],
 )
-def test_a_json_line_is_one_line_whatever_it_says(text):
+def test_a_json_line_is_always_one_line(text):
     log = Log(JsonLines())
     log.info("%s", text)
     (line,) = log.lines()

@@ -25,7 +25,7 @@ def api(tmp_path):
 
 
 def scrape(api) -> dict[str, float]:
-    """Each sample by its name and labels."""
+    """The value of each sample, by name and labels."""
     text = api.get("/metrics", status=200).text
     return {
         sample.name + "".join(f"[{value}]" for value in sample.labels.values()): sample.value
@@ -35,7 +35,7 @@ def scrape(api) -> dict[str, float]:
 
 
 def receive(payload: bytes, topic: str = VERDICTS) -> None:
-    """Hand the listener a message, and wait until it was dealt with."""
+    """Hand the listener a message, and wait until it is acknowledged."""
     done = []
     service().listener.receive(topic, payload, False, lambda: done.append(True))
     wait_until(lambda: done, "it was dealt with")

@@ -15,7 +15,7 @@ from programs import ROOT
 PROCESSES = 6
 NAMES = sorted(path.stem for path in (ROOT / "migrations").glob("[0-9]*.py"))
 MORE = "9999_more"  # the migration that a test adds to them
-# Of several that open a new file of SQLite, all but one may be told that it is locked; the ledger tries again then.
+# Processes that open a new SQLite file together may hear that it is locked. The ledger tries again too.
 MIGRATE = """
 import logging, sys, time, storage, peewee
 logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
@@ -45,7 +45,7 @@ HANG = ADD_COLUMN + "    print('half way', flush=True)\n    import time; time.sl
 
 @pytest.fixture
 def database(database_url):
-    """A database that this test's process looks into; it may not exist yet."""
+    """The database, opened in this process; it may not exist yet."""
     storage.bind(database_url)
     yield storage.proxy
     storage.close()
@@ -53,7 +53,7 @@ def database(database_url):
 
 @pytest.fixture
 def release(tmp_path, database_url, programs):
-    """A function that starts a process which migrates with one more migration than there is; it waits for a line."""
+    """A function that starts a process with one more migration; it migrates when it is told to."""
 
     def start(more: str = "") -> Process:
         folder = tmp_path / "migrations"
@@ -69,7 +69,7 @@ def release(tmp_path, database_url, programs):
 
 
 class Process:
-    """Migrates once it is told to; `end` returns its exit status and everything it said."""
+    """A process that migrates when it is told to; `end` returns its exit status and its output."""
 
     def __init__(self, url: str, folder: Path):
         command = [sys.executable, "-B", "-c", MIGRATE, url, str(folder)]
@@ -100,7 +100,7 @@ class Process:
 
     def kill(self) -> None:
         self.process.kill()
-        with contextlib.suppress(ValueError):  # it was read to its end already
+        with contextlib.suppress(ValueError):  # its output was already read
             self.process.communicate()
 
 
@@ -136,7 +136,7 @@ def test_a_later_migration_is_applied_once_and_rows_stay(database, release):
     assert {status for status, _ in ended} == {0}, ended
     assert applied() == [*NAMES, MORE]
     assert columns("station") == before | {"extra"}
-    # The release before goes on with it until it is replaced, and may even be started again.
+    # The previous release still works with the new schema, even after a restart.
     storage.migrate()
     assert models.get_station(1).description == "Teste"
 

@@ -1,4 +1,4 @@
-"""The rules of a transaction's life, and that no query on it reads a whole table."""
+"""The rules of a transaction's life, and the plan of every query."""
 
 import time
 from functools import partial
@@ -332,7 +332,7 @@ def planned(caplog, queries) -> list[tuple]:
 
 @only_postgresql
 def test_no_query_needs_to_scan_a_table_in_postgresql(database, planned):
-    # A table this small is read whole for its smallness; where that is forbidden, an index serves every query.
+    # PostgreSQL scans a table this small unless we forbid it. Then every query must have an index.
     database.execute_sql("SET enable_seqscan = off")
     for sql, values in planned:
         plan = "\n".join(step for (step,) in database.execute_sql(f"EXPLAIN {sql}", values).fetchall())

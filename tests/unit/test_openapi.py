@@ -1,4 +1,4 @@
-"""The document says what the service does, and Swagger UI shows it with nothing from elsewhere."""
+"""The OpenAPI document agrees with the service, and Swagger UI loads nothing from other hosts."""
 
 import copy
 import re
@@ -26,7 +26,7 @@ def document(api):
 
 
 def operations(document) -> dict[tuple[str, str], dict]:
-    """Each operation by its method and path."""
+    """Each operation, by method and path."""
     return {
         (method.upper(), path): says
         for path, item in document["paths"].items()
@@ -35,7 +35,7 @@ def operations(document) -> dict[tuple[str, str], dict]:
 
 
 def complaints(document, instance, schema) -> list[str]:
-    """What is wrong with an instance of a schema; a member that the schema does not know is wrong too."""
+    """What is wrong with an instance of a schema; unknown members are wrong too."""
     components = copy.deepcopy(document["components"])
     for component in components["schemas"].values():
         if component.get("type") == "object":
@@ -48,7 +48,7 @@ def complaints(document, instance, schema) -> list[str]:
 
 
 def assert_as_documented(document, method: str, path: str, answer) -> tuple[str, str, str]:
-    """The document has this answer, its type, its headers and its shape; returns what it is an example of."""
+    """Check an answer's status, type, headers and shape; returns its method, path and status."""
     says = operations(document)[method, path]["responses"][str(answer.status_int)]
     if "content" in says:
         ((content_type, content),) = says["content"].items()
@@ -161,7 +161,7 @@ WITH_BODY = [
 
 
 def provoke_everything(api, document):
-    """Each documented answer of a service that works; yields what each is an example of."""
+    """Provoke each documented answer of a working service; yields method, path and status."""
     token = {"Authorization": "Bearer open-sesame"}
     for status, method, documented, path, body in ANSWERS:
         answer = send(api, method, path, body, **token)
@@ -186,7 +186,7 @@ def provoke_everything(api, document):
 
 
 def provoke_503(api, document):
-    """The same of a service that has neither a ledger nor a database."""
+    """Do the same with a service that has neither a ledger nor a database."""
     for (method, path), says in operations(document).items():
         if "503" in says["responses"]:
             transactions = path.startswith("/transactions")
@@ -207,11 +207,11 @@ def test_every_documented_answer_occurs_as_documented(tmp_path):
     documented = {
         (*which, status) for which, says in operations(document).items() for status in says["responses"]
     }
-    assert documented - seen == {("GET", "/readyz", "200")}  # which takes a broker
+    assert documented - seen == {("GET", "/readyz", "200")}  # this answer needs a broker
 
 
 def test_the_document_and_the_service_refuse_the_same_bodies(document):
-    # Whether a station exists no schema can say; and to JSON Schema 1.0 is an integer.
+    # No schema knows which stations exist, and in JSON Schema 1.0 is an integer.
     beyond = {"a station that does not exist", "station 1.0"}
     bodies = {
         name: (method, path.replace("/1", "/{id}"), body)
@@ -260,7 +260,7 @@ def test_swagger_ui_refers_to_files_of_this_service_only(api):
         assert re.match(types[reference.rpartition(".")[2]], given)
     for text in (answer.text, api.get("/swagger/start.js").text):
         assert not re.search(r"https?:|['\"]//|import", text)
-    # What the style sheet shows besides is part of it.
+    # The style sheet contains its images.
     for location in re.findall(r"url\(([^)]{0,8})", api.get("/swagger/swagger-ui.css").text):
         assert location.strip("'\"").startswith("data:")
 

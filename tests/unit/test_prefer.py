@@ -26,7 +26,7 @@ from programs import wait_until
 def test_a_preference_that_is_honoured_is_named(api, prefer, applied):
     new_station(api)
     key = new_transaction(api)["id"]
-    settle(key)  # so that nothing is left to wait for
+    settle(key)  # so there is nothing to wait for
     answer = send(api, "GET", f"/transactions/{key}", Prefer=prefer)
     assert (answer.json["status"], answer.headers["Preference-Applied"]) == ("COMPLETED", applied)
 
@@ -99,7 +99,7 @@ def test_half_the_threads_wait_and_the_rest_answer_at_once(api):
         return answer if "Preference-Applied" in answer.headers else None
 
     def full():
-        return not honoured(0)  # which takes a place itself for a moment, and may turn another away
+        return not honoured(0)  # this takes a place for a moment, and may displace another request
 
     with ThreadPoolExecutor() as pool:
         held = pool.submit(at_once, 8, lambda: wait_until(lambda: honoured(30), "a place is free"))

@@ -18,7 +18,7 @@ def test_a_trailing_slash_changes_nothing(api):
             plain, slashed = send(api, method, path, body), send(api, method, path + "/", body)
             assert plain.status_int == slashed.status_int
             assert slashed.status_int in (200, 201, 503) or UNKNOWN in path, (method, path)
-            if method == "GET" and path != "/metrics":  # whose numbers go on
+            if method == "GET" and path != "/metrics":  # its numbers change
                 assert plain.body == slashed.body
     unused = new_station(api)
     assert send(api, "DELETE", f"/stations/{unused}/").status_int == 204
@@ -34,7 +34,7 @@ def test_head_is_get_without_the_body(api):
                 get.status_int,
                 get.headers["Content-Type"],
             )
-            if path != "/metrics":  # whose numbers go on
+            if path != "/metrics":  # its numbers change
                 assert head.headers["Content-Length"] == get.headers["Content-Length"]
 
 
@@ -51,7 +51,7 @@ def test_a_method_that_a_path_does_not_have_is_refused(api):
 ELSEWHERE = (
     "/nope /nope/ /stations/1/x //stations /Stations /stations.json /app.py /.env /static/swagger/start.js"
 )
-NOT_UTF_8 = "/stations/1%ff /stations/%ff /%ff /swagger/%ff"  # Bottle would leave these bytes out
+NOT_UTF_8 = "/stations/1%ff /stations/%ff /%ff /swagger/%ff"  # Bottle would drop these bytes
 
 
 @pytest.mark.parametrize("path", [*ELSEWHERE.split(), *NOT_UTF_8.split()])

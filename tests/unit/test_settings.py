@@ -15,7 +15,7 @@ FIELDS = {field.encode_name: field for field in msgspec.structs.fields(Settings)
 ENV = dotenv_values(ROOT / ".env", interpolate=False)
 ACCOUNTS = {"MQTT_USERNAME", "MQTT_PASSWORD", "VALIDATOR_USERNAME", "VALIDATOR_PASSWORD"}
 
-# An authority of nobody's; its key was thrown away.
+# A certificate authority for tests; its key was thrown away.
 CERTIFICATE = """\
 -----BEGIN CERTIFICATE-----
 MIIBdTCCARugAwIBAgIUfRZwASTC5X4yTz4yzxVuP2FkKjkwCgYIKoZIzj0EAwIw
@@ -31,7 +31,7 @@ AQH/MAoGCCqGSM49BAMCA0gAMEUCIQCBjVvOh+/V/kaZLNGoDVYk4kbZ5aBlwqIZ
 
 
 def defaults_of_the_equipment() -> dict[str, str]:
-    """The variables that validator/ reads, with the defaults that it has for them."""
+    """The variables that the equipment reads, with its defaults."""
     source = "".join(path.read_text() for path in sorted((ROOT / "validator").glob("*.c")))
     found = re.findall(r'\b(?:text|whole|share)\("([A-Z_]+)", (?:NULL|"([^"]*)")', source)
     assert len(found) > 5
@@ -40,7 +40,7 @@ def defaults_of_the_equipment() -> dict[str, str]:
 
 @pytest.fixture
 def environment():
-    """The environment without any of our variables; whatever happens to it is undone."""
+    """The environment without our variables; it is restored after the test."""
     before = dict(os.environ)
     for name in FIELDS.keys() | ENV.keys():
         os.environ.pop(name, None)
@@ -53,7 +53,7 @@ def test_every_variable_in_env_is_read_and_the_other_way_round():
     assert ENV.keys() == FIELDS.keys() | defaults_of_the_equipment().keys()
 
 
-def test_nobody_else_reads_the_environment():
+def test_only_the_settings_read_the_environment():
     readers = [
         path.name for path in sorted(ROOT.glob("*.py")) if re.search(r"os\.environ|getenv", path.read_text())
     ]
@@ -152,9 +152,10 @@ def test_an_address_is_a_host_and_a_port(bind, address):
 @pytest.mark.parametrize(
     ("name", "values"),
     {
-        "BIND": "8000 :8000 127.0.0.1 127.0.0.1: 127.0.0.1:x 127.0.0.1:0 127.0.0.1:65536 ::1:8000 unix:/tmp/x a/b:1",
+        "BIND": "8000 :8000 127.0.0.1 127.0.0.1: 127.0.0.1:x 127.0.0.1:0 "
+        "127.0.0.1:65536 ::1:8000 unix:/tmp/x a/b:1",
         "THREADS": "0 1 257 -4 x 1.5 true 16x",
-        "DATABASE_URL": "x sqlite:// sqlite:/// sqlite:///:memory: sqlite:x.db mysql://a/b /var/energy2go.db",
+        "DATABASE_URL": "x sqlite:// sqlite:/// sqlite:///:memory: sqlite:x.db mysql://a/b /var/energy2.db",
         "MQTT_PORT": "0 -1 65536 x 1883.5 1883/tcp",
         "MQTT_CA_FILE": "/nowhere/ca.pem / /dev/null pyproject.toml",
         "VALIDATION_RETRY": "0 0.04 30.1 -1 x nan inf 5s",

@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order, the ledger agrees with the table of states, written down again in ten lines."""
+"""In any order of events, the ledger agrees with a ten-line model of the states."""
 
 from itertools import count
 from uuid import UUID
@@ -18,12 +18,12 @@ from schemas import Status
 from kit.settings import Settings
 
 TIMEOUT = 60 * SECOND
-LONGEST = 30  # seconds between two questions for one transaction, at most
-WINDOW = 3  # questions that are open at one time, so few that others have to wait
+LONGEST = 30  # seconds; two questions about one transaction are never further apart
+WINDOW = 3  # open questions, so few that others must wait
 
 
 class Table:
-    """The table of states. A clock starts when a question goes out, and is forgotten when everything is asked anew."""
+    """The table of states. A clock starts with a question, and stops when everything is asked again."""
 
     def __init__(self):
         self.status, self.clock = {}, {}
@@ -46,7 +46,7 @@ class Table:
 
 
 class Rounds(Ledger):
-    """Tells which questions a round asked, and which were asked as soon as they were stored."""
+    """A ledger that records which questions a round asked, and which were asked when they were stored."""
 
     def _round(self, now):
         self._wire.rounds = len(self._wire.published)
@@ -54,7 +54,7 @@ class Rounds(Ledger):
 
 
 class Bench(stepped.Bench):
-    """The same bench, whose ledger tells more."""
+    """The same bench with that ledger."""
 
     def restart(self) -> None:
         self.ledger = Rounds()
@@ -62,7 +62,7 @@ class Bench(stepped.Bench):
 
 
 class Life(RuleBasedStateMachine):
-    """What clients, the equipment, the broker and the clock do; `bench` is given by the test."""
+    """What clients, the equipment, the broker and the clock do. The test sets `bench`."""
 
     bench: Bench
     orders = Bundle("orders")
@@ -74,7 +74,7 @@ class Life(RuleBasedStateMachine):
         self.start()
 
     def start(self):
-        """A process starts: nothing in its queue, no connection, and what was asked before may be lost."""
+        """A process starts with an empty queue and no connection; earlier questions may be lost."""
         self.bench.restart()
         self.waiting, self.acknowledged, self.verdicts = [], [], 0
         self.rearm, self.subscribed, self.refused = True, False, False
@@ -113,7 +113,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(what=st.sampled_from(["connected", "lost", "refused", "allowed", "online"]))
     def something_happens(self, what):
-        """What the listener makes of it."""
+        """Tell the ledger what the listener would tell it."""
         ledger = self.bench.ledger
         if what == "lost":
             ledger.subscribed = False
@@ -130,12 +130,12 @@ class Life(RuleBasedStateMachine):
 
     @rule(hours=st.sampled_from([-1000, -1, 0, 1, 1000]))
     def crash_and_restart(self, hours):
-        """What was in the queue is gone, and the wall clock may have been stepped."""
+        """The queue is lost, and the wall clock may jump."""
         self.bench.clock.advance(hours * 3600)
         self.start()
 
     def step(self, seconds):
-        """One batch is committed, one round is made; the table is told the same."""
+        """Commit one batch and make one round, in the ledger and in the table."""
         wire, table = self.bench.wire, self.table
         wire.published.clear()
         wire.rounds = None
@@ -161,7 +161,7 @@ class Life(RuleBasedStateMachine):
         assert self.acknowledged == given
         self.acknowledged.clear()
         self.verdicts += len(given)
-        # Only what is PENDING is asked, once a step, while connected; while the broker refuses, one question at a time.
+        # Only PENDING transactions are asked, each once per step; a broker that refuses gets one.
         assert {table.status[key] for key in wire.published} <= {Status.PENDING}
         assert len(set(wire.published)) == len(wire.published)
         assert len(wire.published) <= (1 if self.refused else models.CLAIM) * self.subscribed
@@ -171,7 +171,7 @@ class Life(RuleBasedStateMachine):
         self.they_agree()
 
     def created(self, job):
-        """What a client is told, and what there is now."""
+        """Check what the client was told, and add the transaction to the table."""
         own, station, key = job.order
         first, of = self.keys.get(key, (own, station))
         if station == 7 or of != station:
@@ -195,7 +195,7 @@ class Life(RuleBasedStateMachine):
         assert models.Transaction.select().where(models.SQL(models.OPEN)).count() <= WINDOW
 
     def teardown(self):
-        """In the end the equipment answers whatever it is asked, and then everything has its verdict."""
+        """At the end the equipment answers every question, and everything has its verdict."""
         self.something_happens("connected")
         self.step(0)
         for _ in range(len(self.table.status) + 3):

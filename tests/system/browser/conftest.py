@@ -13,13 +13,13 @@ from tab import QUIET, Tab, processes_at
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory):
-    """The browser, which leaves no process behind."""
+    """The browser; it leaves no process behind."""
     home = tmp_path_factory.mktemp("chromium")
     expect.set_options(30_000)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(
             executable_path=shutil.which("chromium"),
-            chromium_sandbox=False,  # which root could not have
+            chromium_sandbox=False,  # Chromium's sandbox does not work for root
             args=QUIET,
             env={"PATH": os.environ["PATH"], "HOME": str(home)},
         )
@@ -31,7 +31,7 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def tab(chromium, programs):
-    """A tab; afterwards it must have had nothing to complain about and have asked one service only."""
+    """A tab. After the test it must have no complaints, and requests to the service only."""
     opened = Tab(chromium)
     yield opened
     opened.context.close()

@@ -22,7 +22,7 @@ def test_a_transaction_turns_from_pending_to_its_verdict_without_a_reload(runnin
     expect(rows(page)).to_have_count(1)
     expect(rows(page).first).to_contain_text(stored["status"])
     expect(rows(page).first).to_contain_text(stored["id"])
-    # Who listens to the page hears both.
+    # Screen readers announce both.
     news = page.get_by_role("log").locator("p")
     expect(news.filter(has_text="Teste: PENDING")).to_have_count(1)
     expect(news.filter(has_text=f"Teste: {stored['status']} after ")).to_have_count(1)
@@ -101,7 +101,10 @@ def test_a_new_station_is_shown_on_whichever_page_it_is(running, tab):
     expect(page.get_by_label("New station")).to_have_value("x" * 256)
 
 
-MARKUP = """<img src=x onerror="document.title='run'"></option></select><script>document.title='run'</script>&lt;b&gt;"""
+MARKUP = (
+    """<img src=x onerror="document.title='run'"></option></select>"""
+    """<script>document.title='run'</script>&lt;b&gt;"""
+)
 
 
 def test_what_looks_like_html_stays_text(running, tab):

@@ -51,7 +51,7 @@ def test_a_service_that_is_away_is_said_and_comes_back(running, tab):
         expect(page.locator(NOTICE)).to_contain_text("The service does not answer.")
         expect(part(page, "Service")).to_contain_text("away")
         expect(part(page, "Broker")).to_contain_text("unknown")
-        expect(rows(page)).to_have_count(1)  # what was seen last stays
+        expect(rows(page)).to_have_count(1)  # the last known rows stay
         page.get_by_role("button", name="Create").click()
         expect(page.locator("#new-station-said")).to_contain_text(
             "No answer came. Look whether the station is there"

@@ -45,7 +45,7 @@ OBSERVE = """() => {
     window.changes = [];
     new MutationObserver((records) => changes.push(...records.filter(changed).map(({ target }) => target.outerHTML)))
         .observe(document.body, { subtree: true, childList: true, characterData: true, attributeOldValue: true });
-}"""
+}"""  # noqa: E501
 
 
 def test_polling_moves_and_takes_nothing_from_the_user(running, tab):
@@ -108,7 +108,7 @@ def test_the_keyboard_is_enough(running, tab):
     expect(page.get_by_label("Status")).to_have_value("COMPLETED")
 
 
-# The lowest contrast of a text with what is behind it (WCAG 2.2, 1.4.3 asks for 4.5).
+# The lowest contrast of a text with its background (WCAG 2.2, 1.4.3 requires 4.5).
 CONTRAST = """() => {
     const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
     const rgb = (color) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
@@ -123,7 +123,7 @@ CONTRAST = """() => {
         const [a, b] = [light(getComputedStyle(element).color), light(behind(element))];
         return [Math.max(a, b) / Math.min(a, b), element.outerHTML] });
     return found.sort(([a], [b]) => a - b)[0];
-}"""
+}"""  # noqa: E501
 
 
 def test_it_can_be_read_and_used_in_a_narrow_window_in_light_and_dark(running, tab):
@@ -141,7 +141,7 @@ def test_it_can_be_read_and_used_in_a_narrow_window_in_light_and_dark(running, t
     expect(rows(page).first).to_contain_text("PENDING")
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
     name = page.locator("#stations .name").nth(1)
-    assert name.bounding_box()["height"] < 90  # three lines of it, and all of it as its title
+    assert name.bounding_box()["height"] < 90  # three lines; the title has the whole name
     assert name.get_attribute("title") == LONG_WORD
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)

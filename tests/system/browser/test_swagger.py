@@ -13,7 +13,7 @@ from tab import NOTICE, VERDICT, button, outcome, rows
 
 
 def try_out(page, operation: str, **headers):
-    """Press Execute in an operation of Swagger UI, with headers that it knows; returns what it shows of the answer."""
+    """Execute an operation in Swagger UI with these headers; returns the part that shows the answer."""
     block = page.locator(f"#operations-{operation}")
     block.locator(".opblock-summary-control").click()
     for name, value in headers.items():
