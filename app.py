@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -19,11 +19,13 @@ from bottle import HTTPResponse, response, static_file
 from swagger_ui_bundle import swagger_ui_path
 
 import models
-from kit import metrics, openapi, storage
+from kit import metrics, openapi
 from kit.api import Api
 from kit.errors import Conflict, NotFound, Problem, Unavailable
-from kit.settings import VERSION, Settings
-from ledger import JobQueue, Ledger
+from kit.settings import ROOT, VERSION, Settings
+from kit.storage import ERRORS, Store, check
+from kit.writer import JobQueue
+from ledger import Ledger
 from mqtt_listener import Listener
 from schemas import (
     Health,
@@ -47,7 +49,7 @@ from schemas import (
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT = 30  # seconds
-STATIC = Path(__file__).parent / "kit" / "static"
+MIGRATIONS, STATIC = str(ROOT / "migrations"), ROOT / "kit" / "static"
 INFO = {
     "title": "energy2go",
     "version": VERSION,
@@ -66,10 +68,10 @@ class Service:
 
     def __init__(self, settings: Settings, stopping: Callable[[], bool] = lambda: False):
         self.settings = settings
-        self.database = storage.connect(settings.database_url, settings.threads + 4)
+        self.store = Store(settings.database_url, settings.threads + 4, MIGRATIONS, models.TABLES)
         queue = JobQueue()
         self.listener = Listener(settings, queue.put)
-        self.ledger = Ledger(settings, self.database, queue, self.listener, stopping=stopping)
+        self.ledger = Ledger(settings, self.store, queue, self.listener, stopping=stopping)
         self._started = ExitStack()
 
     def __enter__(self) -> Self:
@@ -82,13 +84,13 @@ class Service:
         """Disconnect, write what is still to be written, and end both threads."""
         app.use(None)
         self._started.close()
-        storage.drop(self.database)
+        self.store.close()
 
     def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function of `models` that reads; raises what it raises, or Unavailable."""
         try:
-            return storage.read(self.database, function, *arguments)
-        except storage.ERRORS as error:
+            return self.store.read(function, *arguments)
+        except ERRORS as error:
             log.error("the database cannot be read: %s", error)
             raise Unavailable("The database cannot be read now.") from None
 
@@ -100,7 +102,9 @@ class NotReady(Unavailable):
 
     def __init__(self, readiness: Readiness):
         problems = {"database": readiness.database, "broker": readiness.broker}
-        super().__init__("; ".join(f"{part}: {problem}" for part, problem in problems.items() if problem != "ok"))
+        super().__init__(
+            "; ".join(f"{part}: {problem}" for part, problem in problems.items() if problem != "ok")
+        )
         self.readiness = readiness
 
     def problem(self) -> Problem:
@@ -184,19 +188,20 @@ def healthz(service: Service) -> Health:
     """Tell whether the service is alive."""
     if not service.ledger.alive:
         raise Unavailable("The ledger's thread does not run.")
-    service.read(storage.check)
+    service.read(check)
     return Health(VERSION)
 
 
 @app.get("/readyz", token=False, errors=(NotReady,))
 def readyz(service: Service) -> Readiness:
     """Tell whether the whole job can be done: stored, asked and answered."""
-    database = service.ledger.problem if service.ledger.alive else "the ledger's thread does not run"
-    try:
-        storage.read(service.database, storage.check)
-    except storage.ERRORS as error:
-        database = database or str(error).partition("\n")[0]  # PostgreSQL goes on about the statement
-    readiness = Readiness(database or "ok", service.listener.problem or "ok", dict(service.listener.equipment))
+    with suppress(ERRORS):  # `read_problem` says it
+        service.store.read(check)
+    database = service.store.problem or service.store.read_problem
+    if not service.ledger.alive:
+        database = "the ledger's thread does not run"
+    equipment = dict(service.listener.equipment)
+    readiness = Readiness(database or "ok", service.listener.problem or "ok", equipment)
     if readiness.database == readiness.broker == "ok":
         return readiness
     raise NotReady(readiness)
@@ -261,7 +266,9 @@ def waited(service: Service, transaction_id: UUID, prefer: str) -> Transaction |
     return transaction
 
 
-def page(path: str, query: StationQuery | TransactionQuery, found: list[Any]) -> tuple[list[Any], str | None]:
+def page(
+    path: str, query: StationQuery | TransactionQuery, found: list[Any]
+) -> tuple[list[Any], str | None]:
     """The items of a page and the URL of the next one, from one item more than the page holds."""
     items = found[: query.limit]
     if len(found) == len(items):

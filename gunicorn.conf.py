@@ -69,7 +69,9 @@ def stay_on_one_processor():
 
 def end_the_process(args):
     """End the process if a thread dies, since it would accept requests and forget them; gunicorn starts another."""
-    logging.critical("a thread died; the process ends", exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
+    logging.critical(
+        "a thread died; the process ends", exc_info=(args.exc_type, args.exc_value, args.exc_traceback)
+    )
     os._exit(1)  # 3 and 4 would halt gunicorn
 
 

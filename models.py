@@ -11,7 +11,16 @@ from itertools import chain
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from peewee import AutoField, BigIntegerField, CharField, Database, ForeignKeyField, Model, SmallIntegerField, UUIDField
+from peewee import (
+    AutoField,
+    BigIntegerField,
+    CharField,
+    Database,
+    ForeignKeyField,
+    Model,
+    SmallIntegerField,
+    UUIDField,
+)
 
 from kit.errors import Conflict, NotFound, Refusal, Unprocessable
 from kit.storage import execute, placeholders
@@ -65,13 +74,17 @@ def get_station(database: Database, station_id: int) -> Station:
 
 def list_stations(database: Database, limit: int, after: int) -> list[Station]:
     """At most `limit` stations with an id above `after`, newest last."""
-    rows = execute(database, "SELECT id, description FROM station WHERE id > ? ORDER BY id LIMIT ?", after, limit)
+    rows = execute(
+        database, "SELECT id, description FROM station WHERE id > ? ORDER BY id LIMIT ?", after, limit
+    )
     return [Station(*row) for row in rows]
 
 
 def create_station(database: Database, description: str) -> Station:
     """The new station, with its id."""
-    ((station_id,),) = execute(database, "INSERT INTO station (description) VALUES (?) RETURNING id", description)
+    ((station_id,),) = execute(
+        database, "INSERT INTO station (description) VALUES (?) RETURNING id", description
+    )
     return Station(station_id, description)
 
 
@@ -103,7 +116,11 @@ def get_transaction(database: Database, transaction_id: UUID) -> Transaction:
 
 
 def list_transactions(
-    database: Database, limit: int, after: UUID | None = None, status: Status | None = None, station_id: int | None = None
+    database: Database,
+    limit: int,
+    after: UUID | None = None,
+    status: Status | None = None,
+    station_id: int | None = None,
 ) -> list[Transaction]:
     """At most `limit` transactions with an id below `after`, newest first."""
     conditions, values = ["1 = 1"], list[Any]()
@@ -130,7 +147,9 @@ def statuses(database: Database, transaction_ids: Collection[UUID]) -> dict[UUID
 
 def oldest_pending(database: Database) -> int | None:
     """When the oldest PENDING transaction was created, or None."""
-    rows = execute(database, """SELECT created FROM "transaction" WHERE status = 'PENDING' ORDER BY id LIMIT 1""")
+    rows = execute(
+        database, """SELECT created FROM "transaction" WHERE status = 'PENDING' ORDER BY id LIMIT 1"""
+    )
     return rows[0][0] if rows else None
 
 
@@ -221,7 +240,15 @@ def _insert(database: Database, drafts: Sequence[Draft], asked: tuple[int | None
     if not drafts:
         return
     rows = [
-        (draft.id.hex, draft.station_id, draft.idempotency_key, "PENDING", draft.created, draft.created, *asked)
+        (
+            draft.id.hex,
+            draft.station_id,
+            draft.idempotency_key,
+            "PENDING",
+            draft.created,
+            draft.created,
+            *asked,
+        )
         for draft in drafts
         if draft.id
     ]
@@ -240,13 +267,20 @@ def _keys(database: Database, keys: Collection[str | None]) -> dict[str | None, 
         return {}
     statement = f"""SELECT idempotency_key, id, station_id, created FROM "transaction"
         WHERE idempotency_key IN {placeholders(keys)}"""
-    return {key: (_uuid(row_id), station_id, created) for key, row_id, station_id, created in execute(database, statement, *keys)}
+    return {
+        key: (_uuid(row_id), station_id, created)
+        for key, row_id, station_id, created in execute(database, statement, *keys)
+    }
 
 
-def _answer(draft: Draft, stations: dict[int, Station], keys: dict[str | None, tuple[UUID, int, int]]) -> Transaction | Refusal:
+def _answer(
+    draft: Draft, stations: dict[int, Station], keys: dict[str | None, tuple[UUID, int, int]]
+) -> Transaction | Refusal:
     if draft.station_id not in stations:
         return Unprocessable(f"body.station_id: There is no station {draft.station_id}.")
-    row_id, station_id, created = keys.get(draft.idempotency_key, (draft.id, draft.station_id, draft.created))
+    row_id, station_id, created = keys.get(
+        draft.idempotency_key, (draft.id, draft.station_id, draft.created)
+    )
     if station_id != draft.station_id:
         return Unprocessable(f"Idempotency-Key: was used before, for station {station_id}.")
     return Transaction(row_id, stations[station_id], Status.PENDING, moment(created), moment(created))
@@ -270,15 +304,21 @@ def settle(database: Database, verdicts: Sequence[Verdict], now: int, clock: int
                 WHERE id IN {placeholders(ids)} AND status IN ('PENDING', 'EXPIRED') RETURNING id, expires_at, asked_at"""
             for row_id, deadline, asked_at in execute(database, statement, status, now, *ids):
                 kind = "late" if deadline and deadline <= clock else "settled"
-                changed[_uuid(row_id)] = Settled(kind, None if asked_at is None else max(0, clock - asked_at))
+                changed[_uuid(row_id)] = Settled(
+                    kind, None if asked_at is None else max(0, clock - asked_at)
+                )
     several = len(first) < len(verdicts)
-    others = statuses(database, [transaction_id for transaction_id in first if several or transaction_id not in changed])
+    others = statuses(
+        database, [transaction_id for transaction_id in first if several or transaction_id not in changed]
+    )
 
     def worth(verdict: Verdict) -> Settled:
         if verdict.transaction_id in changed:
             return changed.pop(verdict.transaction_id)
         stored = others.get(verdict.transaction_id)
-        return Settled("unknown" if stored is None else "duplicate" if stored == verdict.status else "contradiction")
+        return Settled(
+            "unknown" if stored is None else "duplicate" if stored == verdict.status else "contradiction"
+        )
 
     return [worth(verdict) for verdict in verdicts]
 
@@ -296,7 +336,9 @@ def room(database: Database) -> int:
     return WINDOW - int(execute(database, statement, WINDOW)[0][0])
 
 
-def claim(database: Database, clock: int, timeouts: Timeouts, limit: int, waiting: bool = False) -> list[Asked]:
+def claim(
+    database: Database, clock: int, timeouts: Timeouts, limit: int, waiting: bool = False
+) -> list[Asked]:
     """Mark at most `limit` questions that are due as asked now; returns them, to be published after the commit.
 
     Takes open questions, to be asked again with a backoff that doubles. With `waiting`, takes those that wait to be

@@ -1,7 +1,7 @@
 """MQTT in the background: publishes questions, hands verdicts to the ledger, and knows how the connection is.
 
-Callbacks run in paho's thread, so they only parse and hand over: they touch no disk and wait for nothing. Nothing rests
-on paho's queue or on the broker's. What is lost on the way, the ledger asks again.
+Callbacks run in paho's thread, so they only parse and hand over: they touch no disk and wait for nothing. Nothing
+rests on paho's queue or on the broker's. What is lost on the way, the ledger asks again.
 """
 
 import logging
@@ -14,14 +14,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from copy import copy
-from functools import partial, wraps
 from queue import Full
 from secrets import token_hex
 from typing import Any, Self
 
 import msgspec
-from paho.mqtt.client import CallbackAPIVersion, Client, ConnectFlags, DisconnectFlags, MQTTMessage, MQTTv5
-from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -29,7 +28,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from kit import metrics
 from kit.settings import Settings
-from ledger import Job, ask_again, settle
+from kit.writer import Job
+from ledger import ask_again, settle
 from models import SECOND, Asked
 from schemas import Verdict
 
@@ -42,43 +42,21 @@ STATUSES = "EQUIPMENT/STATUS/"
 SUBSCRIPTIONS = [(f"$share/energy2go/{VERDICTS}", 1), (f"{STATUSES}+", 1)]
 KEEPALIVE = 5  # seconds
 IN_FLIGHT = 20  # publishes that wait for their PUBACK; a broker may allow fewer (Receive Maximum)
-EQUIPMENT = 100  # status topics that are remembered
 PACKET = 512  # bytes; a question with its topic and properties is well below that
-PATIENCE = 10  # seconds that the broker may take for SUBACK and for each PUBACK
+EQUIPMENT = 100  # status topics that are remembered
+PATIENCE = 10  # seconds that the broker may take for SUBACK, and for each PUBACK
 
-PROPERTIES = Properties(PacketTypes.PUBLISH)  # of every question
+PROPERTIES: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # of every question
 PROPERTIES.ResponseTopic = VERDICTS
 PROPERTIES.ContentType = "application/json"
 
 decode_verdict = msgspec.json.Decoder(Verdict).decode
 
 
-def guarded(callback: Callable[..., None]) -> Callable[..., None]:
-    """A callback whose exceptions cost one reconnect. One that escapes would end paho's thread."""
-
-    @wraps(callback)
-    def call(self: "Listener", client: Client, *arguments: Any) -> None:
-        try:
-            callback(self, client, *arguments)
-        except Exception:
-            log.exception("%s failed; connecting anew", callback.__name__)
-            hang_up(client)
-
-    return call
-
-
-def hang_up(client: Client) -> None:
-    """Break the connection. paho notices, calls `on_disconnect`, and connects again after its usual delay."""
-    sock = client.socket()
-    if sock:
-        with suppress(OSError):  # it is broken already
-            sock.shutdown(socket.SHUT_RDWR)
-
-
 class Connection:
-    """One connection, from CONNACK on, within the limits that CONNACK gave (MQTT 5, section 3.2.2.3)."""
+    """One connection, from CONNACK on, within the limits that CONNACK gives (MQTT 5, section 3.2.2.3)."""
 
-    def __init__(self, limits: Properties):
+    def __init__(self, limits: Any):
         self.qos = min(1, getattr(limits, "MaximumQoS", 1))
         self.slots = threading.Semaphore(min(IN_FLIGHT, getattr(limits, "ReceiveMaximum", IN_FLIGHT)))
         self.waiting: deque[Asked] = deque()  # questions that the broker cannot take yet
@@ -94,35 +72,41 @@ class Listener:
     """
 
     def __init__(self, settings: Settings, put: Callable[[Job], None]):
-        self.unreadable = 0  # messages that were ignored
         self.equipment: dict[str, str] = {}
+        self.unreadable = 0  # messages that were ignored
         self._put = put
         self._broker = f"{settings.mqtt_host}:{settings.mqtt_port}"
-        self._disconnected = f"not connected to {self._broker} yet"
-        self._refused = ""  # why the broker refuses what we publish; outlives a connection, until it takes a question
+        self._disconnected = f"not connected to {self._broker} yet"  # why there is no connection
+        self._reason = ""  # why this connection is about to end, if we know
+        self._refused = ""  # why the broker takes no questions; outlives a connection, until it takes one
         self._connection: Connection | None = None
         self._thread: threading.Thread | None = None
-        self._reason = ""  # why this connection is about to end, if we know
         self._stopping = False
         # Unique to this process: two with one id would disconnect each other endlessly (MQTT 5, section 3.1.4).
-        client_id = f"energy2go-{os.getpid()}-{token_hex(6)}"
-        client = Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTv5, manual_ack=True)
+        self._client = client = Client(
+            CallbackAPIVersion.VERSION2,
+            f"energy2go-{os.getpid()}-{token_hex(6)}",
+            protocol=MQTTProtocolVersion.MQTTv5,
+            manual_ack=True,
+        )
         if settings.mqtt_username:
             client.username_pw_set(settings.mqtt_username, settings.mqtt_password)
         if settings.mqtt_ca_file:
             client.tls_set(ca_certs=settings.mqtt_ca_file)
         client.max_inflight_messages_set(0)  # no limit of paho's: ours follows the broker's
         client.reconnect_delay_set(1, 2)
-        client.on_pre_connect = self._on_pre_connect
-        client.on_socket_open = self._on_socket_open
-        client.on_connect_fail = self._on_connect_fail
-        client.on_connect = self._on_connect
-        client.on_subscribe = self._on_subscribe
-        client.on_disconnect = self._on_disconnect
-        client.on_publish = self._on_publish
-        client.on_message = self._on_message
+        guard = self._guarded
+        client.on_pre_connect = guard(lambda *_: self._on_pre_connect())
+        client.on_socket_open = guard(lambda _, __, sock: self._on_socket_open(sock))
+        client.on_connect_fail = guard(
+            lambda *_: self._say(f"{self._broker} cannot be reached: {sys.exception()}")
+        )
+        client.on_connect = guard(lambda _, __, flags, code, limits: self._on_connect(code, limits))
+        client.on_subscribe = guard(lambda _, __, mid, codes, properties: self._on_subscribe(codes))
+        client.on_disconnect = guard(lambda _, __, flags, code, properties: self._on_disconnect(code))
+        client.on_publish = guard(lambda _, __, mid, code, properties: self._on_publish(code))
+        client.on_message = guard(lambda _, __, message: self._on_message(message))
         client.connect_async(settings.mqtt_host, settings.mqtt_port, KEEPALIVE)
-        self._client = client
 
     def __enter__(self) -> Self:
         self._client.loop_start()
@@ -153,7 +137,9 @@ class Listener:
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
-        yield metrics.gauge("energy2go_broker_connected", "1 while questions can be asked", int(not self.problem))
+        yield metrics.gauge(
+            "energy2go_broker_connected", "1 while questions can be asked", int(not self.problem)
+        )
         online = GaugeMetricFamily("energy2go_equipment_online", "1 while it says so", labels=["equipment"])
         for equipment, status in list(self.equipment.items()):
             online.add_metric([equipment], int(status == "online"))
@@ -193,7 +179,9 @@ class Listener:
             properties.CorrelationData = question.transaction_id.bytes
             log.debug("%(transaction)s is asked", {"transaction": question.transaction_id})
             connection.sent.append(time.monotonic())
-            info = self._client.publish(QUESTIONS, msgspec.json.encode(question), connection.qos, properties=properties)
+            info = self._client.publish(
+                QUESTIONS, msgspec.json.encode(question), connection.qos, properties=properties
+            )
             if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
                 log.warning("a question could not be published; it will be asked again: %s", info.rc.name)
                 return  # the connection is gone, and this window with it
@@ -205,51 +193,64 @@ class Listener:
         except Full:
             job.finish(None)
 
-    def _acknowledge(self, connection: Connection | None, mid: int, qos: int, _: object = None) -> None:
-        """Acknowledge a message, unless its connection is gone: the same id may mean another message by now."""
-        if connection is self._connection:
-            self._client.ack(mid, qos)
-
     def _lose(self, reason: str) -> None:
         """Hang up for this reason; paho connects again after its usual delay."""
         self._reason = reason
-        hang_up(self._client)
+        self._hang_up()
 
     def _say(self, sentence: str) -> None:
         """Note how the connection is; empty: questions can be asked. Log it if it is news."""
         if sentence != self._disconnected:
             self._disconnected = sentence
-            log.log(logging.WARNING if sentence else logging.INFO, "%s", sentence or f"subscribed at {self._broker}")
+            log.log(
+                logging.WARNING if sentence else logging.INFO,
+                "%s",
+                sentence or f"subscribed at {self._broker}",
+            )
 
-    # Callbacks of paho, in its thread
+    def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
+        """A callback whose exceptions cost one reconnect. One that escapes would end paho's thread."""
 
-    @guarded
-    def _on_pre_connect(self, client: Client, userdata: Any) -> None:
+        def call(*arguments: Any) -> None:
+            try:
+                callback(*arguments)
+            except Exception:
+                log.exception("an MQTT callback failed; connecting anew")
+                self._hang_up()
+
+        return call
+
+    def _hang_up(self) -> None:
+        """Break the connection. paho notices, calls `on_disconnect`, and connects again after a while."""
+        sock: Any = self._client.socket()
+        with suppress(OSError):  # it is broken already
+            if sock:
+                sock.shutdown(socket.SHUT_RDWR)
+
+    # Callbacks, in paho's thread
+
+    def _on_pre_connect(self) -> None:
         self._thread = threading.current_thread()
         self._connection, self._reason = None, ""
 
-    @guarded
-    def _on_socket_open(self, client: Client, userdata: Any, sock: Any) -> None:
+    def _on_socket_open(self, sock: Any) -> None:
         # Without this, Nagle's algorithm and delayed ACKs add 40 ms to a hop.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    @guarded
-    def _on_connect_fail(self, client: Client, userdata: Any) -> None:
-        self._say(f"{self._broker} cannot be reached: {sys.exception()}")
-
-    @guarded
-    def _on_connect(self, client: Client, userdata: Any, flags: ConnectFlags, code: ReasonCode, limits: Properties) -> None:
-        client.drop_out_messages()  # paho would send again what the last connection did not get acknowledged
+    def _on_connect(self, code: ReasonCode, limits: Any) -> None:
+        self._client.drop_out_messages()  # paho would send again what the last connection did not acknowledge
+        self.equipment.clear()  # the broker sends all that it retains
         if code.is_failure:
             self._reason = f"{self._broker} refuses the connection: {code}"
         elif getattr(limits, "MaximumPacketSize", PACKET) < PACKET:
-            self._lose(f"{self._broker} accepts packets of {limits.MaximumPacketSize} bytes; a question needs {PACKET}")
+            self._lose(
+                f"{self._broker} takes {limits.MaximumPacketSize} bytes; a question needs up to {PACKET}"
+            )
         else:
             self._connection = Connection(limits)
-            client.subscribe(SUBSCRIPTIONS)
+            self._client.subscribe(SUBSCRIPTIONS)
 
-    @guarded
-    def _on_subscribe(self, client: Client, userdata: Any, mid: int, codes: list[ReasonCode], properties: Any) -> None:
+    def _on_subscribe(self, codes: list[ReasonCode]) -> None:
         refusals = [code for code in codes if code.is_failure]
         if refusals:
             self._lose(f"{self._broker} refuses the subscription: {refusals[0]}")
@@ -258,8 +259,7 @@ class Listener:
             self._say("")
             self._hand_over(Job(ask_again, True))
 
-    @guarded
-    def _on_disconnect(self, client: Client, userdata: Any, flags: DisconnectFlags, code: ReasonCode, properties: Any) -> None:
+    def _on_disconnect(self, code: ReasonCode) -> None:
         connection, self._connection = self._connection, None
         if self._stopping:
             self._say("stopped")
@@ -268,16 +268,15 @@ class Listener:
         elif connection and connection.subscribed:
             self._say(f"the connection to {self._broker} was lost: {code}")
         elif connection:
-            self._say(f"{self._broker} closed the connection instead of answering SUBSCRIBE: {code}")
+            self._say(f"{self._broker} closes the connection instead of answering SUBSCRIBE: {code}")
         elif code == "Keep alive timeout":
             self._say(f"{self._broker} accepts connections but does not answer")
         elif code == "Protocol error":
             self._say(f"{self._broker} answers with something that is not MQTT 5")
         else:
-            self._say(f"{self._broker} closed the connection instead of answering CONNECT: {code}")
+            self._say(f"{self._broker} closes the connection instead of answering CONNECT: {code}")
 
-    @guarded
-    def _on_publish(self, client: Client, userdata: Any, mid: int, code: ReasonCode, properties: Any) -> None:
+    def _on_publish(self, code: ReasonCode) -> None:
         connection = self._connection
         if code.is_failure:
             self._refused = f"{self._broker} refuses what is published on {QUESTIONS}: {code}"
@@ -288,30 +287,35 @@ class Listener:
             connection.slots.release()
             self._send(connection)
 
-    @guarded
-    def _on_message(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
-        acknowledge = partial(self._acknowledge, self._connection, message.mid, message.qos)
+    def _on_message(self, message: MQTTMessage) -> None:
+        connection = self._connection
+
+        def acknowledge() -> None:
+            if connection is self._connection:  # else this id may mean another message by now
+                self._client.ack(message.mid, message.qos)
+
+        self.receive(message.topic, bytes(message.payload), message.retain, acknowledge)
+
+    def receive(self, topic: str, payload: bytes, retained: bool, acknowledge: Callable[[], None]) -> None:
+        """Deal with one message. Every message is acknowledged, a verdict after its commit."""
         try:
-            self.receive(message.topic, message.payload, message.retain, acknowledge)
+            if topic == VERDICTS:
+                verdict = decode_verdict(payload)
+                log.debug("%(transaction_id)s is answered: %(status)s", msgspec.structs.asdict(verdict))
+                self._hand_over(Job(settle, verdict, lambda _: acknowledge()))
+                return
+            self._note(topic.removeprefix(STATUSES), payload.decode("ascii"), retained)
         except (ValueError, RecursionError) as error:  # msgspec.DecodeError is a ValueError
             self.unreadable += 1
-            log.warning("ignored on %.80r: %.80s: %r", message.topic, error, message.payload[:64])
-            acknowledge()
+            log.warning("ignored on %.80r: %.80s: %r", topic, error, payload[:64])
+        acknowledge()
 
-    def receive(self, topic: str, payload: bytes, retained: bool, acknowledge: Callable[..., None]) -> None:
-        """Deal with one message; a verdict is acknowledged after its commit. Raises ValueError for one that is wrong."""
-        if topic == VERDICTS:
-            verdict = decode_verdict(payload)
-            log.debug("%(transaction_id)s is answered: %(status)s", msgspec.structs.asdict(verdict))
-            self._hand_over(Job(settle, verdict, acknowledge))
-            return
-        status = payload.decode("ascii")
+    def _note(self, equipment: str, status: str, retained: bool) -> None:
+        """Note whether this equipment is there."""
         if status not in ("online", "offline"):
             raise ValueError("neither online nor offline")
-        equipment = topic.removeprefix(STATUSES)
         if equipment in self.equipment or len(self.equipment) < EQUIPMENT:
             self.equipment[equipment] = status
         # A retained message was published before this subscribed, and SUBACK has already asked everything again.
         if status == "online" and not retained:
             self._hand_over(Job(ask_again, False))
-        acknowledge()

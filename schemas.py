@@ -20,17 +20,27 @@ class Status(StrEnum):
 
 
 StationId = Annotated[int, Meta(ge=1, le=2**31 - 1, examples=[1])]
-TransactionId = Annotated[UUID, Meta(description="UUIDv7", examples=["019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"])]
+TransactionId = Annotated[
+    UUID, Meta(description="UUIDv7", examples=["019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"])
+]
 NO_NUL = r"^[^\u0000]*$"  # the one character that PostgreSQL cannot store in a text
 Description = Annotated[str, Meta(min_length=1, max_length=255, pattern=NO_NUL, examples=["Teste"])]
 Limit = Annotated[int, Meta(ge=1, le=200, description="items on a page", examples=[20])]
 Prefer = Annotated[
     str,
-    Meta(description="`wait=N` holds the answer until the verdict, N seconds at most (RFC 7240)", examples=["wait=5"]),
+    Meta(
+        description="`wait=N` holds the answer until the verdict, N seconds at most (RFC 7240)",
+        examples=["wait=5"],
+    ),
 ]
 IdempotencyKey = Annotated[
     str,
-    Meta(min_length=1, max_length=255, pattern=NO_NUL, description="the same key and body get the first answer again"),
+    Meta(
+        min_length=1,
+        max_length=255,
+        pattern=NO_NUL,
+        description="the same key and body get the first answer again",
+    ),
 ]
 Next = Annotated[str | None, Meta(description="the next page; null on the last one")]
 
@@ -107,7 +117,8 @@ class Readiness(Struct):
     database: Annotated[str, Meta(description="`ok`, or what is wrong with it")]
     broker: Annotated[str, Meta(description="`ok`, or what is wrong with it")]
     equipment: Annotated[
-        dict[str, str], Meta(description="what each equipment said last", examples=[{"validator-1": "online"}])
+        dict[str, str],
+        Meta(description="what each equipment said last", examples=[{"validator-1": "online"}]),
     ]
 
 

@@ -57,7 +57,9 @@ class Declaration(NamedTuple):
 def declaration(route: Route) -> Declaration:
     """Read a route's declaration; raises TypeError, which names the route, for a mistake in it."""
     try:
-        return _declaration(route.callback, route.rule, {k: v for k, v in route.config.items() if k not in route.app.config})
+        return _declaration(
+            route.callback, route.rule, {k: v for k, v in route.config.items() if k not in route.app.config}
+        )
     except (TypeError, ValueError, NameError) as mistake:
         raise TypeError(f"{route.method} {route.rule} ({route.callback.__name__}): {mistake}") from None
 
@@ -77,7 +79,9 @@ def _declaration(handler: Callable[..., Any], rule: str, given: dict[str, Any]) 
     if hints.keys() != set(re.findall(r"<(\w+)>", rule)):
         raise TypeError(f"the arguments {sorted(hints)} are not those of the path")
     json = [returns] if options.media_type == "application/json" and not options.page else []
-    msgspec.json.schema_components([*filter(None, structs), *hints.values(), *json])  # raises where it knows no schema
+    msgspec.json.schema_components(
+        [*filter(None, structs), *hints.values(), *json]
+    )  # raises where it knows no schema
     implied = [
         *([errors.BadRequest, errors.ContentTooLarge, errors.UnsupportedMediaType] if body else []),
         *([Unprocessable] if hints or any(structs) else []),
@@ -106,7 +110,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
 
     def use(self, service: Any, token: str = "") -> None:
         """Hand this service to handlers from now on, or none; `token` is what `Authorization: Bearer` must hold."""
-        self.config.update(service=service, token=token)
+        self.config.update(running=service, api_token=token)
 
     def add_route(self, route: Route) -> None:
         """Read the route's declaration at once, so that a mistake in it is an import error."""
@@ -126,17 +130,19 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         """What the handler takes, by name; raises the Refusal that says what is wrong with the request."""
         given: dict[str, Any] = {}
         if declared.service:
-            if self.config["service"] is None:
+            if self.config["running"] is None:
                 raise Unavailable(self.absent)
-            given["service"] = self.config["service"]
-        if declared.options.token and self.config["token"]:
-            authorize(self.config["token"])
+            given["service"] = self.config["running"]
+        if declared.options.token and self.config["api_token"]:
+            authorize(self.config["api_token"])
         for name, text in path.items():
             given[name] = convert(text, declared.path[name], name)
         if declared.query:
             given["query"] = convert(dict(request.query), declared.query, "query")
         if declared.headers:
-            texts = {name: text for name in header_names(declared.headers) if (text := header(name)) is not None}
+            texts = {
+                name: text for name in header_names(declared.headers) if (text := header(name)) is not None
+            }
             given["headers"] = convert(texts, declared.headers, "headers")
         if declared.body:
             given["body"] = read_body(declared.body)

@@ -6,7 +6,10 @@ from typing import Annotated, ClassVar
 from msgspec import Meta, Struct
 
 INTERNAL = "The service failed; its log says why."
-TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110; Python 3.11 has the older names
+TITLES = {
+    413: "Content Too Large",
+    422: "Unprocessable Content",
+}  # RFC 9110; Python 3.11 has the older names
 
 
 class Problem(Struct):

@@ -21,7 +21,9 @@ class JsonLines(logging.Formatter):
         line |= {"event": str(record.msg), "message": record.getMessage()}
         if isinstance(record.args, Mapping):
             # Only those that the event names: gunicorn hands over every header of a request.
-            line["fields"] = {name: str(record.args[name]) for name in re.findall(r"%\((\w+)\)", str(record.msg))}
+            line["fields"] = {
+                name: str(record.args[name]) for name in re.findall(r"%\((\w+)\)", str(record.msg))
+            }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line)
@@ -36,7 +38,9 @@ class Bounded(logging.Filter):
 
     def __init__(self):
         super().__init__()
-        self.seen: dict[tuple[str, int], tuple[int, int]] = {}  # of each place: the second, and how often it came
+        self.seen: dict[
+            tuple[str, int], tuple[int, int]
+        ] = {}  # of each place: the second, and how often it came
 
     def filter(self, record):
         if record.levelno < logging.WARNING:
@@ -82,13 +86,20 @@ def configuration(settings: Settings) -> dict:
         },
         "filters": {"bounded": {"()": Bounded}},
         "handlers": {
-            "stderr": {"class": "logging.StreamHandler", "formatter": settings.log_format, "filters": ["bounded"]}
+            "stderr": {
+                "class": "logging.StreamHandler",
+                "formatter": settings.log_format,
+                "filters": ["bounded"],
+            }
         },
         "root": {"level": settings.log_level, "handlers": ["stderr"]},
         "loggers": {
             "gunicorn.error": {"propagate": True},
             # A line per request is for those who follow one.
-            "gunicorn.access": {"propagate": True, "level": "INFO" if settings.log_level == "DEBUG" else "WARNING"},
+            "gunicorn.access": {
+                "propagate": True,
+                "level": "INFO" if settings.log_level == "DEBUG" else "WARNING",
+            },
             "peewee": {"level": "INFO"},  # below that it logs every statement
         },
     }

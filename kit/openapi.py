@@ -2,6 +2,7 @@
 
 import re
 from http import HTTPStatus
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -22,10 +23,12 @@ def document(app: Api, info: Json) -> Json:
     for route, declared in app.declarations.items():
         if not declared.options.page:
             path = re.sub(r"<(\w+)>", r"{\1}", route.rule)
-            paths.setdefault(path, {})[route.method.lower()] = operation(route, declared, structs, bool(app.config["token"]))
+            paths.setdefault(path, {})[route.method.lower()] = operation(
+                route, declared, structs, bool(app.config["api_token"])
+            )
     _, schemas = msgspec.json.schema_components(structs, ref_template=REFERENCE)
     components: Json = {"schemas": {name: in_3_0(schema) for name, schema in sorted(schemas.items())}}
-    if app.config["token"]:
+    if app.config["api_token"]:
         components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     return {"openapi": "3.0.3", "info": info, "paths": paths, "components": components}
 
@@ -40,7 +43,10 @@ def operation(route: Route, declared: Declaration, structs: set[type], token: bo
         "tags": [route.rule.split("/")[1] if options.token else "service"],
         "summary": declared.summary,
         "responses": {str(options.status): success(declared, structs)}
-        | {str(refusal.status): failure(refusal, structs) for refusal in refusals},
+        | {
+            str(status): failure(list(same), structs)
+            for status, same in groupby(refusals, lambda r: r.status)
+        },
     }
     if declared.description:
         described["description"] = declared.description
@@ -72,13 +78,14 @@ def success(declared: Declaration, structs: set[type]) -> Json:
     return described
 
 
-def failure(refusal: type[Refusal], structs: set[type]) -> Json:
-    """The answer of a route that refuses, which is a Problem or extends one."""
-    meaning = refusal.meaning()
-    content: Json = {"schema": schema(refusal.shape, structs)}
-    if refusal.shape is Problem:
-        example = Problem(title(refusal.status), refusal.status, meaning)
-        content["example"] = msgspec.to_builtins(example)
+def failure(refusals: list[type[Refusal]], structs: set[type]) -> Json:
+    """The answer of a route that refuses with one status: a Problem, or what extends one."""
+    meaning = " ".join(refusal.meaning() for refusal in refusals)
+    schemas = [schema(shape, structs) for shape in dict.fromkeys(refusal.shape for refusal in refusals)]
+    content: Json = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}
+    if refusals[0].shape is Problem:
+        status = refusals[0].status
+        content["example"] = msgspec.to_builtins(Problem(title(status), status, meaning))
     return {"description": meaning, "content": {"application/problem+json": content}}
 
 
@@ -91,7 +98,12 @@ def fields(struct: type[msgspec.Struct] | None, place: str) -> list[Json]:
     for name, full in components[struct.__name__]["properties"].items():
         full = in_3_0(full)
         full.pop("nullable", None)
-        parameter = {"name": name, "in": place, "description": full.pop("description", ""), "required": False}
+        parameter = {
+            "name": name,
+            "in": place,
+            "description": full.pop("description", ""),
+            "required": False,
+        }
         if place == "query":
             full.pop("example", None)  # Swagger UI would fill it in, and then find nothing
         described.append(parameter | {"schema": full})

@@ -50,14 +50,19 @@ def load() -> Settings:
     load_dotenv(ROOT / ".env", override=False)
     known = {field.encode_name for field in msgspec.structs.fields(Settings)}
     try:
-        settings = msgspec.convert({k: v for k, v in os.environ.items() if v and k in known}, Settings, strict=False)
+        settings = msgspec.convert(
+            {k: v for k, v in os.environ.items() if v and k in known}, Settings, strict=False
+        )
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$.")
         refuse(path.rstrip("`"), reason)
     if not re.fullmatch(ADDRESS, settings.bind) or not 1 <= settings.address[1] <= 65535:
         refuse("BIND", "Expected a host and a port, such as 127.0.0.1:8000 or [::1]:8000")
     if not re.match("sqlite:///(?!:memory:).|postgres(ql)?://.", settings.database_url):
-        refuse("DATABASE_URL", "Expected sqlite:/// and the path of a file, or postgresql:// and the rest of its URL")
+        refuse(
+            "DATABASE_URL",
+            "Expected sqlite:/// and the path of a file, or postgresql:// and the rest of its URL",
+        )
     if settings.mqtt_ca_file:
         try:
             ssl.create_default_context(cafile=settings.mqtt_ca_file)

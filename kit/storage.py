@@ -1,7 +1,9 @@
-"""The database: made from its URL by one function, opened and checked by another, and what every query needs."""
+"""The database: its connections, its schema, one way to read and one to write, and what is wrong with it now."""
 
+import logging
 import os
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -21,26 +23,147 @@ from playhouse.migrations import Runner
 from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase, PooledSqliteDatabase
 from playhouse.schema_diff import diff_models
 
+log = logging.getLogger(__name__)
+
 ERRORS = (DatabaseError, InterfaceError, MaxConnectionsExceeded)  # anything that is wrong with the database
-PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "journal_size_limit": 64 * 1024 * 1024}
+PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "journal_size_limit": 2**26}
 # A server that vanishes without a word is noticed within eleven seconds (libpq, "Parameter Key Words").
 NETWORK = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 NETWORK |= {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 WRITERS = 20260328  # advisory lock id that serialises the writers of one PostgreSQL database
+OPENING = "it is not open yet"
 
 
 class Unusable(Exception):
-    """This database must not be written to until someone has looked at it. The text is one sentence that says why."""
+    """The database must not be used until someone has looked at it and restarted the service."""
+
+
+class NotWritten(Exception):
+    """The database transaction was not stored."""
+
+
+class InDoubt(Exception):
+    """COMMIT failed, and it is not known whether the database transaction is stored."""
+
+
+class Store:
+    """A database with a pool of connections; opens none until `recover` or `read` is called.
+
+    `problem` says in one sentence why it cannot be written, `read_problem` why it cannot be read; both are empty if
+    the last write and the last read worked. Only one thread writes.
+    """
+
+    def __init__(self, url: str, connections: int, migrations: str, models: list[type[Model]]):
+        self.database = connect(url, connections)
+        self.problem, self.read_problem = OPENING, ""
+        self._migrations, self._models = migrations, models
+        self._opened = False
+        self._unusable = ""  # why it must not be used until a restart
+        self._in_doubt = False  # a COMMIT failed
+        self._files: dict[str, tuple[int, int]] = {}  # device and inode of the file and its log, when opened
+
+    def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call `function(database, …)`, which only reads. Tries once more, as the connection may be an old one."""
+        for last in (False, True):
+            try:
+                with self.database.connection_context():
+                    result = function(self.database, *arguments)
+            except ERRORS as error:
+                drop(self.database)
+                if last:
+                    self.read_problem = self._sentence(error)
+                    raise
+            else:
+                self.read_problem = ""
+                return result
+        return None
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One database transaction of the writer: on disk afterwards. Raises NotWritten or InDoubt if it is not.
+
+        In WAL mode SQLite writes a transaction to the log before the fsync that makes it durable. If that fsync
+        fails, the transaction may or may not be found again, so an error from COMMIT leaves that in doubt.
+        """
+        committing = False
+        try:
+            with self.database.atomic():
+                lock(self.database)
+                yield
+                self._check_files()
+                committing = True
+            self._check_files()
+        except (*ERRORS, Unusable) as error:
+            if not is_fault(error):
+                raise
+            self._in_doubt |= committing
+            self._fail(error)
+            raise (InDoubt if committing else NotWritten)(self.problem) from error
+        self.problem = ""
+
+    def recover(self) -> None:
+        """Find out with a write of our own whether the database can be written; if so, `problem` is empty."""
+        try:
+            if self._unusable:
+                return
+            if not self._opened:
+                prepare(self.database, self._migrations, self._models)
+                self._opened = True
+            self._note_files()
+            if self._in_doubt:
+                checkpoint(self.database)
+                self._in_doubt = False
+            with self.transaction():
+                probe(self.database)
+            log.info("the database can be written")
+        except (*ERRORS, Unusable, OSError) as error:
+            self._unusable = str(error) if isinstance(error, Unusable) and not self._opened else ""
+            self._fail(error)
+        except (NotWritten, InDoubt):
+            pass  # `problem` says why
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.database.close_all()
+
+    def _fail(self, error: Exception) -> None:
+        """Say why the database cannot be written, and let go of its connections."""
+        self.problem = self._sentence(error)
+        log.error("the database cannot be written: %s", self.problem)
+        if not self._moved():  # SQLite removes its log with the last connection, and makes a new one
+            self._files = {path: noted for path, noted in self._files.items() if not path.endswith("-wal")}
+        drop(self.database)
+
+    def _sentence(self, error: Exception) -> str:
+        if is_damage(error):
+            self._unusable = self.problem = f"the file is damaged: {error}"
+        return self._unusable or str(error).partition("\n")[0]  # PostgreSQL goes on about the statement
+
+    def _note_files(self) -> None:
+        """Note which files these are, unless that was noted before."""
+        if not is_postgresql(self.database):
+            self._check_files()
+            execute(self.database, "SELECT 1 FROM sqlite_schema")  # makes sure that the log exists
+            file = path(self.database)
+            self._files = {name: identity(name) for name in (file, f"{file}-wal")} | self._files
+
+    def _check_files(self) -> None:
+        """Raise Unusable if the files are no longer those that were opened."""
+        if moved := self._moved():
+            raise Unusable(f"{moved} was removed or replaced while the service runs")
+
+    def _moved(self) -> str:
+        return next((name for name, noted in self._files.items() if identity(name) != noted), "")
 
 
 def connect(url: str, connections: int) -> Database:
-    """A database with a pool of so many connections; opens none. Raises ValueError for a URL it does not understand."""
+    """A database with a pool of so many connections. Raises ValueError for a URL that it does not understand."""
     if url.startswith("sqlite:///"):
-        path = unquote(url.removeprefix("sqlite:///"))
+        file = unquote(url.removeprefix("sqlite:///"))
         # mode=rw: a connection never creates the file, so none can stand in for one that was removed.
-        uri = f"file:{quote(path)}?mode=rw"
-        # IMMEDIATE: a transaction that reads first and writes later would fail at once if another process writes.
+        # IMMEDIATE: a transaction that reads first and writes later would fail if another process writes.
         options: dict[str, Any] = {"pragmas": PRAGMAS, "lock_type": "IMMEDIATE", "check_same_thread": False}
+        uri = f"file:{quote(file)}?mode=rw"
         return PooledSqliteDatabase(uri, uri=True, max_connections=connections, **options)
     options = {name: value for name, value in NETWORK.items() if f"{name}=" not in url}
     url = "postgresql" + url.removeprefix("postgresql").removeprefix("postgres")
@@ -57,28 +180,53 @@ def path(database: Database) -> str:
     return unquote(database.database.removeprefix("file:").removesuffix("?mode=rw"))
 
 
+def identity(name: str) -> tuple[int, int]:
+    """Device and inode of a file; zeros if there is none."""
+    try:
+        status = os.stat(name)
+    except OSError:
+        return 0, 0
+    return status.st_dev, status.st_ino
+
+
 def prepare(database: Database, migrations: str, models: list[type[Model]]) -> None:
     """Create the file if there is none, bring the schema up to date, and check it against the models.
 
-    Several processes may do this at once: one of them migrates. Raises Unusable, OSError, or one of ERRORS.
+    Several processes may do this at once; one of them migrates. Raises Unusable, OSError, or one of ERRORS.
     """
     if not is_postgresql(database):
-        open(path(database), "ab").close()
+        check_file(database)
     with database.atomic():
         lock(database)
         runner = Runner(database, migrations)
         later = [migration.name for migration in runner.status() if migration.path is None]
         if later:
-            raise Unusable(f"the schema is of a later release: this one does not know the migration {later[0]}")
+            raise Unusable(f"the schema is of a later release, which has the migration {later[0]}")
         runner.up()
-    difference = diff_models(database, models)
-    if difference.create_tables or difference.add_columns or difference.drop_columns:
-        raise Unusable(f"the schema is not that of this release: {str(difference).partition(chr(10))[0]} is missing")
+    difference = diff_models(database, models)._replace(add_indexes=[], drop_indexes=[])
+    if difference:
+        # playhouse says what would mend it, such as "add column station.description".
+        raise Unusable(
+            f"the schema is not that of this release; missing: {'; '.join(str(difference).splitlines())}"
+        )
+
+
+def check_file(database: Database) -> None:
+    """Create the file if there is none. If a process left its log behind, check the file before anything is written."""
+    file = path(database)
+    left = os.path.exists(f"{file}-wal") and os.path.getsize(f"{file}-wal") > 0
+    with suppress(FileExistsError):
+        # Never open a file that exists: closing it would end all locks that this process holds on it.
+        open(file, "xb").close()
+    if left and execute(database, "PRAGMA quick_check(1)") != [("ok",)]:
+        raise Unusable(
+            "the file is damaged, as when a backup is copied over a file whose -wal is left in place"
+        )
 
 
 def lock(database: Database) -> None:
     """Make every other writer of this database wait until the end of the database transaction."""
-    if is_postgresql(database):
+    if is_postgresql(database):  # SQLite does so with BEGIN IMMEDIATE
         execute(database, "SELECT pg_advisory_xact_lock(?)", WRITERS)
 
 
@@ -88,15 +236,9 @@ def execute(database: Database, statement: str, *values: Any) -> list[tuple[Any,
     return cursor.fetchall() if cursor.description else []
 
 
-def read(database: Database, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call `function(database, …)`, which only reads; once more, over another connection, if the first was broken."""
-    try:
-        with database.connection_context():
-            return function(database, *arguments)
-    except ERRORS:
-        drop(database)
-    with database.connection_context():
-        return function(database, *arguments)
+def placeholders(values: Sized) -> str:
+    """A place for each of these values, in parentheses."""
+    return f"({', '.join('?' * len(values))})"
 
 
 def drop(database: Database) -> None:
@@ -105,42 +247,37 @@ def drop(database: Database) -> None:
     database.close_idle()
 
 
-def placeholders(values: Sized) -> str:
-    """A place for each of these values, in parentheses."""
-    return f"({', '.join('?' * len(values))})"
-
-
 def is_fault(error: Exception) -> bool:
     """True if the database, or the way to it, is at fault; False if it is the statement or its values."""
     return not isinstance(error, DataError | IntegrityError | ProgrammingError | NotSupportedError)
 
 
-def checkpoint(database: Database) -> None:
-    """After a COMMIT that failed: find out what is stored, by writing all of SQLite's log to the file.
+def is_damage(error: Exception) -> bool:
+    """True for SQLITE_CORRUPT and SQLITE_NOTADB."""
+    return getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF in (11, 26)
 
-    In WAL mode SQLite writes a transaction to the log before the fsync that makes it durable. If that fsync fails, the
-    transaction may or may not be found again. Once a checkpoint has emptied the log, everything in it is in the file.
+
+def checkpoint(database: Database) -> None:
+    """After a COMMIT that failed: write all of SQLite's log to the file, so that what is stored is known.
+
     Raises OperationalError while that is not possible. PostgreSQL settles this itself.
     """
     if not is_postgresql(database):
-        ((busy, _, _),) = rows = execute(database, "PRAGMA wal_checkpoint(TRUNCATE)")
-        if busy:
-            raise OperationalError("another process is reading the database and keeps its log in use")
-        if rows != [(0, 0, 0)]:
-            raise OperationalError(f"the log of the database could not be emptied: {rows[0]}")
+        state = execute(database, "PRAGMA wal_checkpoint(TRUNCATE)")
+        if state != [(0, 0, 0)]:
+            why = "another process is reading the database" if state[0][0] else f"{state[0]}"
+            raise OperationalError(f"the log of the database cannot be emptied: {why}")
 
 
 def probe(database: Database) -> None:
-    """Write something, to see whether that is possible; raises one of ERRORS."""
-    with database.atomic():
-        if is_postgresql(database):
-            execute(database, "UPDATE schema_migration SET applied = applied WHERE id = (SELECT min(id) FROM schema_migration)")
-        else:
-            # An empty transaction, or an update to the same value, would add nothing to the log and prove nothing.
-            ((version,),) = execute(database, "PRAGMA user_version")
-            execute(database, f"PRAGMA user_version = {version % 1_000_000 + 1}")
+    """Write something. (An empty transaction adds nothing to SQLite's log, nor does an UPDATE to the same value.)"""
+    if is_postgresql(database):
+        execute(database, "UPDATE schema_migration SET applied = applied")
+    else:
+        ((version,),) = execute(database, "PRAGMA user_version")
+        execute(database, f"PRAGMA user_version = {version % 1_000_000 + 1}")
 
 
 def check(database: Database) -> None:
     """Raise one of ERRORS if the database does not answer."""
-    execute(database, "SELECT 1")
+    execute(database, "SELECT 1 FROM schema_migration WHERE id = 0")

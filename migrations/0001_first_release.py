@@ -36,7 +36,11 @@ def up(migrator, db):
 
         class Meta:
             database = db
-            indexes = ((("station", "id"), False), (("status", "id"), False), (("station", "status", "id"), False))
+            indexes = (
+                (("station", "id"), False),
+                (("status", "id"), False),
+                (("station", "status", "id"), False),
+            )
 
     # Those of `models.WAITS` and `models.OPEN`: what waits to be asked, and what was asked and not answered.
     pending, keyed = Transaction.retry_at.is_null(False), Transaction.idempotency_key.is_null(False)

@@ -7,13 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from uuid import UUID
-
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import models
-from kit import storage
 from clients import drive, request
+from kit import storage
 from schemas import Status
 from stack import STATION, Stack
 from traffic import POST

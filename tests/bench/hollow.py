@@ -4,9 +4,9 @@ import time
 
 import app as service
 from bare import NOW
+from kit.settings import load
 from ledger import Ledger
 from schemas import Station, Status, Transaction
-from kit.settings import load
 
 COMMIT = 0.0007  # seconds; a commit takes this long on a good disk
 

@@ -26,13 +26,15 @@ def serving(folder, ready=True, **options):
         with app.Service(Settings(**defaults | options)):
             api = TestApp(app.app)
             if ready:
-                wait_until(lambda: send(api, "GET", "/readyz").json["database"] == "ok", "the tables are there")
+                wait_until(
+                    lambda: send(api, "GET", "/readyz").json["database"] == "ok", "the tables are there"
+                )
             yield api
 
 
 def service() -> app.Service:
     """The service that runs behind the routes now."""
-    return app.app.config["service"]
+    return app.app.config["running"]
 
 
 def send(api, method, path, body=None, content_type=JSON, **headers):
@@ -58,7 +60,7 @@ def settle(key: str, status="COMPLETED") -> None:
     """Hand a verdict to the listener, and wait until the ledger has processed it."""
     done = threading.Event()
     verdict = json.dumps({"transaction_id": key, "status": status}).encode()
-    service().listener.receive(VERDICTS, verdict, False, lambda _: done.set())
+    service().listener.receive(VERDICTS, verdict, False, done.set)
     assert done.wait(10)
 
 

@@ -4,11 +4,12 @@ from contextlib import ExitStack
 from uuid import UUID
 
 import models
-from kit import storage
 from kit.settings import Settings
-from ledger import JobQueue, Ledger
+from kit.storage import Store
+from kit.writer import JobQueue
+from ledger import Ledger
 from mqtt_listener import Listener
-from programs import ACCOUNTS, wait_until
+from programs import ACCOUNTS, MIGRATIONS, wait_until
 from schemas import Status
 
 
@@ -20,13 +21,13 @@ class Pair:
         url = f"sqlite:///{folder}/energy2go.db"
         options = {"validation_retry": 1} | accounts | options
         self.settings = Settings(database_url=url, mqtt_port=port, **options)
-        self.database, queue = storage.connect(url, 20), JobQueue()
+        self.store, queue = Store(url, 20, MIGRATIONS, models.TABLES), JobQueue()
         self.listener = Listener(self.settings, queue.put)
-        self.ledger = Ledger(self.settings, self.database, queue, self.listener, clock)
+        self.ledger = Ledger(self.settings, self.store, queue, self.listener, clock)
         self.started = ExitStack()
         self.started.enter_context(self.ledger)
         self.started.enter_context(self.listener)
-        wait_until(lambda: not self.ledger.problem, "the database is open")
+        wait_until(lambda: not self.ledger.store.problem, "the database is open")
         self.ledger.change(models.create_station, "Teste")
 
     def create(self) -> UUID:
@@ -44,11 +45,11 @@ class Pair:
         wait_until(lambda: all(word in self.listener.problem for word in words), f"it says {words}", seconds)
 
     def status(self, key: UUID) -> Status:
-        return storage.read(self.database, models.get_transaction, key).status
+        return self.store.read(models.get_transaction, key).status
 
     def settled(self, key: UUID, status: Status = Status.COMPLETED, seconds: float = 15) -> None:
         wait_until(lambda: self.status(key) is status, f"{key} is {status}", seconds)
 
     def stop(self) -> None:
         self.started.close()
-        self.database.close_all()
+        self.store.close()

@@ -21,6 +21,7 @@ from pathlib import Path
 import psycopg
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+MIGRATIONS = str(ROOT / "migrations")
 PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
 ACCOUNTS = {
     "MQTT_USERNAME": "energy2go",

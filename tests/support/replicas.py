@@ -4,9 +4,7 @@ import re
 import time
 from collections import Counter
 from pathlib import Path
-from uuid import UUID
-
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import models
 from kit import storage

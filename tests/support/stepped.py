@@ -3,11 +3,12 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import models
-from kit import storage
 from kit.settings import Settings
-from ledger import Draft, Job, JobQueue, Ledger, ask_again, create, settle
+from kit.storage import Store
+from kit.writer import Job, JobQueue
+from ledger import Draft, Ledger, ask_again, create, settle
 from models import SECOND
-from programs import wait_until
+from programs import MIGRATIONS, wait_until
 from schemas import Status, Verdict
 
 
@@ -47,7 +48,13 @@ class Publisher:
 
 def ledger(settings: Settings, publisher=None, clock=None, kind=Ledger) -> Ledger:
     """A ledger on its own database and queue, not started."""
-    return kind(settings, storage.connect(settings.database_url, 20), JobQueue(), publisher or Publisher(), clock)
+    return kind(
+        settings,
+        Store(settings.database_url, 80, MIGRATIONS, models.TABLES),
+        JobQueue(),
+        publisher or Publisher(),
+        clock,
+    )
 
 
 class Bench:
@@ -58,9 +65,12 @@ class Bench:
     def __init__(self, settings: Settings):
         self.settings, self.clock, self.publisher = settings, Clock(), Publisher()
         self.pool = ThreadPoolExecutor(64)
-        self.database = storage.connect(settings.database_url, 80)
         self.restart()
         models.create_station(self.database, "Teste")
+
+    @property
+    def database(self):
+        return self.ledger.store.database
 
     def restart(self) -> None:
         """A process starts: nothing in its queue, and no connection."""
@@ -81,7 +91,7 @@ class Bench:
         self.ledger.step(0)
 
     def put(self, job: Job) -> Job:
-        self.ledger._queue.put(job)
+        self.ledger.queue.put(job)
         return job
 
     def run(self, function, *arguments):
@@ -100,9 +110,9 @@ class Bench:
 
         Returns a future when the job is in the queue.
         """
-        before = self.ledger._queue.qsize()
+        before = self.ledger.queue.qsize()
         future = self.run(function, *arguments)
-        wait_until(lambda: self.ledger._queue.qsize() > before or future.done(), "the job is in the queue")
+        wait_until(lambda: self.ledger.queue.qsize() > before or future.done(), "the job is in the queue")
         return future
 
     def create(self, count: int = 1, key: str | None = None) -> list:
@@ -114,7 +124,7 @@ class Bench:
     def store(self, count: int) -> list:
         """The same for large numbers, straight into the queue."""
         jobs = [self.put(Job(create, Draft(1))) for _ in range(count)]
-        while not self.ledger._queue.empty():
+        while not self.ledger.queue.empty():
             self.step()
         return [job.result.id for job in jobs]
 
@@ -132,5 +142,4 @@ class Bench:
 
     def close(self) -> None:
         self.pool.shutdown()
-        self.database.close_all()
-        self.ledger._database.close_all()
+        self.ledger.store.close()

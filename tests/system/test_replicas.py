@@ -14,8 +14,8 @@ import psycopg
 import pytest
 from uuid_utils.compat import uuid4
 
-from kit import storage
 from clients import drive, request
+from kit import storage
 from peer import Peer
 from programs import Nginx, Program, Service, free_port, wait_until
 from replicas import Replicas, metric, store

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kit import settings
-from programs import COVERAGE, ROOT, free_port
 from kit.settings import Settings
+from programs import COVERAGE, ROOT, free_port
 
 
 def run(*command, **environment) -> subprocess.CompletedProcess:

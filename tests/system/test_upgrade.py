@@ -5,10 +5,10 @@ import re
 import sqlite3
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
-from uuid import uuid4
 
 import models
 from kit import storage

@@ -96,7 +96,9 @@ def build(request) -> str:
 def make(target: str) -> str:
     """Run make in the equipment's folder and return what it printed."""
     command = ["make", "-s", "--no-print-directory", "-C", "validator", target]
-    done = subprocess.run(command, cwd=ROOT, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        command, cwd=ROOT, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -127,7 +129,13 @@ def another_broker(tmp_path, programs):
 
     def start(*lines: str, port: int | None = None) -> Broker:
         broker = Broker(tmp_path, port=port)
-        lines = [f"listener {broker.port} 127.0.0.1", "allow_anonymous true", "log_dest stderr", "user root", *lines]
+        lines = [
+            f"listener {broker.port} 127.0.0.1",
+            "allow_anonymous true",
+            "log_dest stderr",
+            "user root",
+            *lines,
+        ]
         (tmp_path / "another.conf").write_text("\n".join(lines) + "\n")
         mosquitto = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
         broker.command = [mosquitto, "-c", str(tmp_path / "another.conf")]
@@ -150,7 +158,16 @@ def certificates(tmp_path_factory) -> Path:
         openssl("req", "-x509", *key, "-subj", f"/CN={ca}", "-days", "2", "-out", f"{ca}.pem")
     for name, address in (("here", "DNS:localhost,IP:127.0.0.1"), ("elsewhere", "DNS:broker.example")):
         key = ("-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key")
-        openssl("req", *key, "-subj", f"/CN={name}", "-addext", f"subjectAltName={address}", "-out", f"{name}.csr")
+        openssl(
+            "req",
+            *key,
+            "-subj",
+            f"/CN={name}",
+            "-addext",
+            f"subjectAltName={address}",
+            "-out",
+            f"{name}.csr",
+        )
         signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-copy_extensions", "copy")
         openssl("x509", "-req", "-in", f"{name}.csr", *signed, "-days", "2", "-out", f"{name}.pem")
     return folder
@@ -291,11 +308,22 @@ GARBAGE = {
     "the question is too long": [b"x" * 1025, b"[" * 60000, b'{"transaction_id": "' + b"a" * 2000],
     "the question holds a NUL byte": [b"\0", b'{"transaction_id": "\0"}', bytes(500)],
     "the question is not UTF-8": [b"\xff\xfe", b"\x80", b'{"transaction_id": "\xc3"}', b"\xed\xa0\x80"],
-    "the question is not JSON": [b"", b"{", b"transaction 7", b"{}{}", b"[" * 1024, b"\x1b[2J", b'{"a": "\\u0000"}'],
+    "the question is not JSON": [
+        b"",
+        b"{",
+        b"transaction 7",
+        b"{}{}",
+        b"[" * 1024,
+        b"\x1b[2J",
+        b'{"a": "\\u0000"}',
+    ],
     "the question is not a JSON object": [b"null", b"[]", b"17", b'"text"', b"[" * 300 + b"]" * 300],
     "transaction_id is missing": [b"{}", b'{"station_id": 1}'],
     "transaction_id is not a string": [b'{"transaction_id": 7, "station_id": 1}'],
-    "transaction_id is not a UUID": [b'{"transaction_id": "7", "station_id": 1}', b'{"transaction_id": "%s%n"}'],
+    "transaction_id is not a UUID": [
+        b'{"transaction_id": "7", "station_id": 1}',
+        b'{"transaction_id": "%s%n"}',
+    ],
     "station_id is missing": [json.dumps({"transaction_id": GOOD_ID}).encode()],
     "station_id is not a whole number from 1 to 2147483647": [
         json.dumps({"transaction_id": GOOD_ID, "station_id": station}).encode()
@@ -483,7 +511,12 @@ def test_answers_that_wait_outlive_the_broker(run, broker, witness):
 def test_a_refused_subscription_is_told_and_tried_again(run, another_broker, tmp_path):
     # An access list never refuses a subscription; this plugin, which comes with Mosquitto, does.
     plugin = next(Path("/usr/lib").glob("*/mosquitto_dynamic_security.so"))
-    rules = {"publishClientSend": True, "publishClientReceive": True, "subscribe": False, "unsubscribe": True}
+    rules = {
+        "publishClientSend": True,
+        "publishClientReceive": True,
+        "subscribe": False,
+        "unsubscribe": True,
+    }
     (tmp_path / "rules.json").write_text(json.dumps({"defaultACLAccess": rules}))
     broker = another_broker(f"plugin {plugin}", f"plugin_opt_config_file {tmp_path}/rules.json")
     validator = run(broker, VALIDATOR_USERNAME="")
@@ -534,8 +567,14 @@ def test_idle_it_does_nothing(run, broker, certificates, there_is):
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
-        *(("MQTT_PORT", value) for value in ("0", "65536", "-1", "+1", "1883x", " 1883", "0x75", "mqtt", "1" * 30)),
-        *(("VALIDATOR_CONFIRM_RATE", value) for value in ("0.6x", "nan", "inf", "-1", "-0", "2", "1.01", "60%", "0,6")),
+        *(
+            ("MQTT_PORT", value)
+            for value in ("0", "65536", "-1", "+1", "1883x", " 1883", "0x75", "mqtt", "1" * 30)
+        ),
+        *(
+            ("VALIDATOR_CONFIRM_RATE", value)
+            for value in ("0.6x", "nan", "inf", "-1", "-0", "2", "1.01", "60%", "0,6")
+        ),
         *(("VALIDATOR_CONFIRM_RATE", value) for value in (".", " 0.6", "0.6 ", "1e-1", "0x1p-1", "0.6.1")),
         *(("VALIDATOR_SEED", value) for value in ("-1", "1.5", "seed", "18446744073709551616", " 1", "1 ")),
         *(("VALIDATOR_DELAY_MS", value) for value in ("-1", "1s", "3600001", "0.5")),
@@ -577,7 +616,9 @@ def tls_broker(another_broker, certificates):
     """A function that starts a Mosquitto with one of the certificates."""
 
     def start(name: str, port: int | None = None) -> Broker:
-        return another_broker(f"certfile {certificates}/{name}.pem", f"keyfile {certificates}/{name}.key", port=port)
+        return another_broker(
+            f"certfile {certificates}/{name}.pem", f"keyfile {certificates}/{name}.key", port=port
+        )
 
     return start
 

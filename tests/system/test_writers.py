@@ -3,21 +3,20 @@
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from uuid import uuid4
+from jobs import Call, Creation, Verdict
 
 import models
 from kit import storage
-from jobs import Call, Creation, Verdict
+from kit.settings import Settings
 from ledger import Ledger
 from models import SECOND, Order
 from programs import Postgres, free_port, wait_until
 from replicas import CLOCKS, NOW, store
 from schemas import Status
-from kit.settings import Settings
 
 WRITERS = 6
 

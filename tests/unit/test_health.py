@@ -2,8 +2,7 @@
 
 import pytest
 
-import app
-from calls import UNKNOWN, assert_problem, new_station, send, serving
+from calls import UNKNOWN, assert_problem, new_station, send, service, serving
 from kit.settings import VERSION
 
 
@@ -21,7 +20,7 @@ def test_alive_is_not_ready(api):
 
 def test_without_its_ledger_the_service_is_not_alive(api):
     new_station(api)
-    service().ledger.stop()
+    service().ledger.__exit__()
     assert_problem(send(api, "GET", "/healthz"), 503, "Service Unavailable", "ledger")
     answer = send(api, "GET", "/readyz")
     assert_problem(answer, 503, "Service Unavailable", "database", "broker")

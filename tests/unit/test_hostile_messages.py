@@ -8,12 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import models
 import mqtt_listener
-from kit import storage
 from hostile import FOUR, KINDS, LINE, MB, VERDICTS_OF, judged, messages
-from mqtt_listener import STATUSES, Listener
 from kit.settings import Settings
+from mqtt_listener import STATUSES, Listener
 from stepped import Bench
 
 AT_ONCE = 80  # messages per example
@@ -27,20 +25,16 @@ def bench(tmp_path):
         options = Settings(
             database_url=f"sqlite:///{tmp_path}/energy2go.db", mqtt_port=unused.getsockname()[1]
         )
-        storage.bind(options.database_url)
         bench = Bench(options)
-        bench.listener = Listener(bench.ledger)
-        bench.listener.start(options)
-        yield bench
-        bench.listener.stop()
-        bench.pool.shutdown()
-        storage.close()
+        with Listener(options, bench.ledger.queue.put) as bench.listener:
+            yield bench
+        bench.close()
 
 
 def counted(bench) -> Counter:
     """The counters of messages."""
     verdicts = {kind: bench.ledger.counts[kind] for kind in KINDS}
-    return Counter(verdicts | {"unreadable": bench.listener.counts["unreadable"]})
+    return Counter(verdicts | {"unreadable": bench.listener.unreadable})
 
 
 def four(bench) -> list[UUID]:
@@ -72,7 +66,7 @@ def test_every_message_is_acknowledged_and_counted_once(bench, caplog, pytestcon
         stored, counts = judged([message for message, _ in batch], FOUR)
         assert counted(bench) - before == Counter({kind: counts[kind] for kind in (*KINDS, "unreadable")})
         assert [bench.status(key) for key in keys] == stored
-        assert len(bench.listener.equipment) <= mqtt_listener.EQUIPMENTS
+        assert len(bench.listener.equipment) <= mqtt_listener.EQUIPMENT
         settled.update(
             {key: status for key, status in zip(keys, stored, strict=True) if status in VERDICTS_OF}
         )
@@ -83,10 +77,10 @@ def test_every_message_is_acknowledged_and_counted_once(bench, caplog, pytestcon
     assert min(counted(bench)[kind] for kind in (*KINDS, "unreadable")) > sent / 200
     assert set(bench.listener.equipment.values()) == {"online", "offline"}
     assert len(settled) > 2 * received / AT_ONCE
-    for transaction in models.list_transactions(10 * MB):
+    for transaction in bench.list(10 * MB):
         assert settled.get(transaction.id, transaction.status) is transaction.status
     said = [record.getMessage() for record in caplog.records if record.name == "mqtt_listener"]
-    assert len(said) >= bench.listener.counts["unreadable"]
+    assert len(said) >= bench.listener.unreadable
     assert [line for line in said if not line.isprintable() or len(line) > LINE] == []
 
 
@@ -95,4 +89,4 @@ def test_no_more_than_100_equipments_are_remembered(bench):
         bench.listener.receive(f"{STATUSES}{number}", b"online", False, lambda: None)
     for number in range(1000):
         bench.listener.receive(f"{STATUSES}{number}", b"offline", False, lambda: None)
-    assert bench.listener.equipment == {str(number): "offline" for number in range(mqtt_listener.EQUIPMENTS)}
+    assert bench.listener.equipment == {str(number): "offline" for number in range(mqtt_listener.EQUIPMENT)}

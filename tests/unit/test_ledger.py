@@ -9,12 +9,11 @@ from uuid import uuid4
 
 import pytest
 
-import ledger as ledger_module
 import models
-from kit import storage
+from kit import storage, writer
 from kit.errors import NotFound, Refusal, Unavailable
 from kit.settings import Settings
-from ledger import Clock, Draft, Job, ask_again, change, create, settle
+from ledger import Clock, Draft, Job, change, create, settle
 from models import SECOND
 from programs import ROOT, wait_until
 from schemas import Status, Verdict
@@ -45,25 +44,29 @@ def test_a_question_is_published_after_its_commit_and_an_answer_acknowledged_aft
     class Other(Publisher):
         def publish(self, questions):
             # Another connection sees what is committed, and nothing else.
-            seen.extend(bench.run(bench.status, question.transaction_id).result() for question, _ in questions)
+            seen.extend(
+                bench.run(bench.status, question.transaction_id).result() for question, _ in questions
+            )
 
-    bench.ledger._publisher = Other()
-    bench.ledger._publisher.subscribed = True
+    bench.ledger.publisher = Other()
+    bench.ledger.publisher.subscribed = True
     (key,) = bench.create()
-    job = bench.put(Job(settle, Verdict(key, "ERROR"), lambda _: seen.append(bench.run(bench.status, key).result())))
+    job = bench.put(
+        Job(settle, Verdict(key, "ERROR"), lambda _: seen.append(bench.run(bench.status, key).result()))
+    )
     bench.step()
     assert seen == [Status.PENDING, Status.ERROR]
 
 
 def test_a_poisoned_job_in_a_full_batch_hurts_no_other(bench):
-    drafts = [Draft(1) for _ in range(ledger_module.BATCH - 1)]
+    drafts = [Draft(1) for _ in range(writer.BATCH - 1)]
     drafts.insert(250, Draft(object()))
     jobs = [bench.put(Job(create, draft)) for draft in drafts]
     bench.step()
     poisoned = jobs.pop(250)
     assert not isinstance(poisoned.result, Refusal | None)
     assert [job.result.id for job in jobs] == [job.item.id for job in jobs]
-    assert len(bench.list()) == ledger_module.BATCH - 1
+    assert len(bench.list()) == writer.BATCH - 1
 
 
 def test_a_poisoned_verdict_is_acknowledged_and_hurts_no_other(bench):
@@ -84,7 +87,7 @@ def test_a_refused_change_hurts_no_other(bench):
 
 
 def test_a_request_withdraws_after_its_patience_and_is_never_written(bench, monkeypatch):
-    monkeypatch.setattr(ledger_module, "PATIENCE", 0.2)
+    monkeypatch.setattr(writer, "PATIENCE", 0.2)
     waiting = bench.submit(bench.ledger.create, 1, None)
     with pytest.raises(Unavailable, match="nothing was stored"):
         waiting.result(5)
@@ -100,7 +103,7 @@ def test_a_job_that_was_taken_is_waited_for(bench, monkeypatch):
         release.wait(10)
         return "done"
 
-    monkeypatch.setattr(ledger_module, "PATIENCE", 0.2)
+    monkeypatch.setattr(writer, "PATIENCE", 0.2)
     job = bench.put(Job(change, (slow, ())))
     stepping = bench.run(bench.step)
     assert taken.wait(5)
@@ -118,7 +121,7 @@ def test_a_request_whose_job_takes_too_long_is_told_that_its_outcome_is_unknown(
         taken.set()
         release.wait(10)
 
-    monkeypatch.setattr(ledger_module, "PATIENCE", 1)
+    monkeypatch.setattr(writer, "PATIENCE", 1)
     waiting = bench.submit(bench.ledger.change, slow)
     stepping = bench.run(bench.step)
     assert taken.wait(5)
@@ -129,7 +132,7 @@ def test_a_request_whose_job_takes_too_long_is_told_that_its_outcome_is_unknown(
 
 
 def test_a_full_queue_refuses_requests(bench, monkeypatch):
-    monkeypatch.setattr(ledger_module, "QUEUE", 1)
+    monkeypatch.setattr(writer, "QUEUE", 1)
     first = bench.submit(bench.ledger.create, 1, None)
     with pytest.raises(Unavailable, match="Too many"):
         bench.ledger.create(1, None)
@@ -273,7 +276,7 @@ def test_a_waiter_finds_the_verdict_that_another_process_stored(bench):
 
 def test_a_waiter_gives_up_when_the_process_stops(bench):
     (key,) = bench.create()
-    bench.ledger._is_stopping = lambda: True
+    bench.ledger.stopping = lambda: True
     waiting = bench.run(bench.ledger.wait, key, 30)
     wait_until(lambda: waiters(bench), "it waits")
     bench.step(0.1)
@@ -302,18 +305,19 @@ def test_a_failed_write_refuses_the_requests_and_asks_again_afterwards(bench):
     (key,) = bench.create()
     acknowledged = bench.answer(key)
     waiting = bench.submit(bench.ledger.create, 1, None)
-    bench.ledger._database.execute_sql("PRAGMA busy_timeout = 0")
-    bench.database.execute_sql("BEGIN IMMEDIATE")
+    bench.ledger.store.database.execute_sql("PRAGMA busy_timeout = 0")
+    other = storage.connect(bench.settings.database_url, 1)
+    other.execute_sql("BEGIN IMMEDIATE")
     bench.step()
     with pytest.raises(Unavailable, match="nothing was stored"):
         waiting.result(1)
     assert acknowledged == [True]
     with pytest.raises(Unavailable, match="nothing was stored: database is locked"):
         bench.ledger.create(1, None)
-    bench.database.execute_sql("ROLLBACK")
+    other.close_all()
     bench.publisher.published.clear()
     bench.step(2)
-    assert not bench.ledger.problem
+    assert not bench.ledger.store.problem
     assert bench.publisher.published == [key]
 
 
@@ -321,7 +325,7 @@ def test_the_thread_writes_what_is_in_the_queue_before_it_stops(bench, settings)
     with ledger(settings) as running:
         jobs = [Job(create, Draft(1)) for _ in range(500)]
         for job in jobs:
-            running._queue.put(job)
+            running.queue.put(job)
     assert not running.alive
     assert {job.result.status for job in jobs} == {Status.PENDING}
     with pytest.raises(Unavailable, match="stopping"):
@@ -331,11 +335,11 @@ def test_the_thread_writes_what_is_in_the_queue_before_it_stops(bench, settings)
 def test_a_database_that_cannot_be_opened_yet_is_waited_for(tmp_path):
     settings = Settings(database_url=f"sqlite:///{tmp_path}/later/energy2go.db")
     with ledger(settings) as running:
-        wait_until(lambda: "No such file" in running.problem, "it says what is wrong")
+        wait_until(lambda: "No such file" in running.store.problem, "it says what is wrong")
         with pytest.raises(Unavailable, match="nothing was stored.*No such file"):
             running.change(models.create_station, "Teste")
         (tmp_path / "later").mkdir()
-        wait_until(lambda: not running.problem, "it is open")
+        wait_until(lambda: not running.store.problem, "it is open")
         assert running.change(models.create_station, "Teste").id == 1
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import models
 from kit import storage
+from kit.storage import execute
 from programs import ROOT
 
 PROCESSES = 6
@@ -17,20 +18,20 @@ NAMES = sorted(path.stem for path in (ROOT / "migrations").glob("[0-9]*.py"))
 MORE = "9999_more"  # the migration that a test adds to them
 # Processes that open a new SQLite file together may hear that it is locked. The ledger tries again too.
 MIGRATE = """
-import logging, sys, time, storage, peewee
+import logging, sys, time, peewee
+from kit import storage
 logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
-storage.MIGRATIONS = sys.argv[2]
-storage.bind(sys.argv[1])
+database = storage.connect(sys.argv[1], 1)
 print("ready", flush=True)
 sys.stdin.readline()
 while True:
     try:
-        storage.migrate()
+        storage.prepare(database, sys.argv[2], [])
         break
     except peewee.OperationalError as error:
         if "locked" not in str(error):
             raise
-        storage.close()
+        storage.drop(database)
         time.sleep(0.1)
 """
 ADD_COLUMN = """
@@ -46,9 +47,13 @@ HANG = ADD_COLUMN + "    print('half way', flush=True)\n    import time; time.sl
 @pytest.fixture
 def database(database_url):
     """The database, opened in this process; it may not exist yet."""
-    storage.bind(database_url)
-    yield storage.proxy
-    storage.close()
+    database = storage.connect(database_url, 2)
+    yield database
+    database.close_all()
+
+
+def prepare(database) -> None:
+    storage.prepare(database, str(ROOT / "migrations"), models.TABLES)
 
 
 @pytest.fixture
@@ -104,15 +109,12 @@ class Process:
             self.process.communicate()
 
 
-def applied() -> list[str]:
-    return [
-        name
-        for (name,) in storage.proxy.execute_sql("SELECT name FROM schema_migration ORDER BY id").fetchall()
-    ]
+def applied(database) -> list[str]:
+    return [name for (name,) in execute(database, "SELECT name FROM schema_migration ORDER BY id")]
 
 
-def columns(table: str) -> set[str]:
-    return {column.name for column in storage.proxy.get_columns(table)}
+def columns(database, table: str) -> set[str]:
+    return {column.name for column in database.get_columns(table)}
 
 
 def test_of_processes_that_start_together_one_migrates(database, release):
@@ -122,40 +124,60 @@ def test_of_processes_that_start_together_one_migrates(database, release):
     ended = [process.end() for process in processes]
     assert {status for status, _ in ended} == {0}, ended
     assert sum(said.count(f"up: {name}") for _, said in ended for name in NAMES) == len(NAMES)
-    assert applied() == NAMES
+    assert applied(database) == NAMES
 
 
 def test_a_later_migration_is_applied_once_and_rows_stay(database, release):
-    storage.migrate()
-    before = columns("station")
-    models.create_station("Teste")
+    prepare(database)
+    before = columns(database, "station")
+    models.create_station(database, "Teste")
     processes = [release(ADD_COLUMN) for _ in range(3)]
     for process in processes:
         process.go()
     ended = [process.end() for process in processes]
     assert {status for status, _ in ended} == {0}, ended
-    assert applied() == [*NAMES, MORE]
-    assert columns("station") == before | {"extra"}
-    # The previous release still works with the new schema, even after a restart.
-    storage.migrate()
-    assert models.get_station(1).description == "Teste"
+    assert applied(database) == [*NAMES, MORE]
+    assert columns(database, "station") == before | {"extra"}
+    assert models.get_station(database, 1).description == "Teste"
+
+
+def test_a_schema_of_a_later_release_is_refused(database, release):
+    assert release(ADD_COLUMN).run()[0] == 0
+    with pytest.raises(storage.Unusable, match=f"later release.*{MORE}"):
+        prepare(database)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DROP TABLE station",
+        "ALTER TABLE station DROP COLUMN description",
+        "ALTER TABLE station ADD COLUMN x int",
+    ],
+)
+def test_a_schema_that_is_not_what_its_migrations_say_is_refused(database, change):
+    prepare(database)
+    execute(database, 'DROP TABLE IF EXISTS "transaction"' if "DROP TABLE" in change else "SELECT 1")
+    execute(database, change)
+    with pytest.raises(storage.Unusable, match="not that of this release.*station"):
+        prepare(database)
 
 
 def test_a_migration_that_fails_changes_nothing(database, release):
-    storage.migrate()
-    before = columns("station")
+    prepare(database)
+    before = columns(database, "station")
     status, said = release(BREAK).run()
     assert status
     assert "this one is broken" in said
-    assert applied() == NAMES
-    assert columns("station") == before
+    assert applied(database) == NAMES
+    assert columns(database, "station") == before
     assert release(ADD_COLUMN).run()[0] == 0
-    assert columns("station") == before | {"extra"}
+    assert columns(database, "station") == before | {"extra"}
 
 
 def test_a_process_that_dies_while_it_migrates_leaves_it_to_the_next(database, release):
-    storage.migrate()
-    before = columns("station")
+    prepare(database)
+    before = columns(database, "station")
     dying = release(HANG)
     dying.go()
     dying.says(f"up: {MORE}\n")
@@ -164,5 +186,5 @@ def test_a_process_that_dies_while_it_migrates_leaves_it_to_the_next(database, r
     following.go()
     dying.kill()
     assert following.end()[0] == 0
-    assert applied() == [*NAMES, MORE]
-    assert columns("station") == before | {"extra"}
+    assert applied(database) == [*NAMES, MORE]
+    assert columns(database, "station") == before | {"extra"}

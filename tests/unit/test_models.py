@@ -7,11 +7,11 @@ from uuid import RFC_4122, UUID, uuid4
 import pytest
 from peewee import IntegrityError, OperationalError
 
-import ledger
 import models
 from kit import storage
 from kit.errors import Conflict, NotFound, Unprocessable
 from models import SECOND, Draft, Settled, Timeouts
+from programs import MIGRATIONS
 from schemas import Status, Verdict
 
 TIMEOUTS = Timeouts(retry=5 * SECOND, timeout=60 * SECOND)
@@ -24,7 +24,7 @@ only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indire
 @pytest.fixture
 def database(database_url):
     database = storage.connect(database_url, 5)
-    storage.prepare(database, ledger.MIGRATIONS, models.TABLES)
+    storage.prepare(database, MIGRATIONS, models.TABLES)
     models.create_station(database, "Teste")
     yield database
     database.close_all()

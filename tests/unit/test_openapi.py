@@ -6,6 +6,7 @@ import re
 import pytest
 from openapi_schema_validator import OAS30Validator, oas30_format_checker
 from openapi_spec_validator import OpenAPIV30SpecValidator
+from webtest import TestApp
 
 import app
 from calls import JSON, KIB, UNKNOWN, new_station, new_transaction, send, serving
@@ -66,9 +67,11 @@ def assert_as_documented(document, method: str, path: str, answer) -> tuple[str,
 # The document
 
 
-def test_every_route_is_in_the_document_and_the_other_way_round(document):
+def test_every_route_but_the_pages_is_in_the_document_and_the_other_way_round(document):
     routes = [(route.method, re.sub(r"<(\w+)>", r"{\1}", route.rule)) for route in app.app.routes]
-    assert sorted(operations(document)) == sorted(routes)
+    pages = {("GET", "/"), ("GET", "/static/{name}"), ("GET", "/swagger"), ("GET", "/swagger/{name}")}
+    assert sorted(operations(document)) == sorted({*routes} - pages)
+    assert pages < {*routes}
 
 
 @pytest.mark.parametrize("token", ["", "open-sesame"])
@@ -130,12 +133,7 @@ ANSWERS = [
     (200, "GET", "/healthz", "/healthz", None),
     (503, "GET", "/readyz", "/readyz", None),
     (200, "GET", "/openapi.json", "/openapi.json", None),
-    (200, "GET", "/swagger", "/swagger/", None),
-    (200, "GET", "/swagger/{name}", "/swagger/start.js", None),
     (200, "GET", "/metrics", "/metrics", None),
-    (200, "GET", "/", "/", None),
-    (200, "GET", "/static/{name}", "/static/index.html", None),
-    (404, "GET", "/static/{name}", "/static/nope", None),
     (422, "POST", "/stations", "/stations", {}),
     (422, "GET", "/stations", "/stations?limit=0", None),
     (422, "GET", "/stations/{id}", "/stations/x", None),
@@ -150,7 +148,6 @@ ANSWERS = [
     (404, "PATCH", "/stations/{id}", "/stations/7", STATION),
     (404, "DELETE", "/stations/{id}", "/stations/7", None),
     (404, "GET", "/transactions/{id}", f"/transactions/{UNKNOWN}", None),
-    (404, "GET", "/swagger/{name}", "/swagger/nope", None),
 ]
 WITH_BODY = [
     ("POST", "/stations"),
@@ -186,7 +183,7 @@ def provoke_everything(api, document):
 
 
 def provoke_503(api, document):
-    """Do the same with a service that has neither a ledger nor a database."""
+    """Do the same without a running service."""
     for (method, path), says in operations(document).items():
         if "503" in says["responses"]:
             transactions = path.startswith("/transactions")
@@ -200,10 +197,7 @@ def test_every_documented_answer_occurs_as_documented(tmp_path):
     with serving(tmp_path, api_token="open-sesame") as api:
         document = api.get("/openapi.json").json
         seen = set(provoke_everything(api, document))
-    (tmp_path / "garbage").write_text("This is no database. " * 1000)
-    with serving(tmp_path, ready=False, database_url=f"sqlite:///{tmp_path}/garbage") as api:
-        service().ledger.stop()
-        seen |= set(provoke_503(api, document))
+    seen |= set(provoke_503(TestApp(app.app), document))
     documented = {
         (*which, status) for which, says in operations(document).items() for status in says["responses"]
     }

@@ -3,19 +3,19 @@
 from itertools import count
 from uuid import UUID
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+import ledger
 import models
 import stepped
-from kit import storage
-from jobs import Creation, Verdict
-from ledger import Ledger
-from models import SECOND, Order
-from schemas import Status
+from kit.errors import Unprocessable
 from kit.settings import Settings
+from kit.storage import execute
+from kit.writer import Job
+from models import SECOND, Draft
+from schemas import Status, Verdict
 
 TIMEOUT = 60 * SECOND
 LONGEST = 30  # seconds; two questions about one transaction are never further apart
@@ -23,7 +23,7 @@ WINDOW = 3  # open questions, so few that others must wait
 
 
 class Table:
-    """The table of states. A clock starts with a question, and stops when everything is asked again."""
+    """The table of states. A clock starts with a question, and stops when the connection is new."""
 
     def __init__(self):
         self.status, self.clock = {}, {}
@@ -45,59 +45,51 @@ class Table:
             self.clock.setdefault(key, now)
 
 
-class Rounds(Ledger):
-    """A ledger that records which questions a round asked, and which were asked when they were stored."""
-
-    def _round(self, now):
-        self._wire.rounds = len(self._wire.published)
-        super()._round(now)
-
-
 class Bench(stepped.Bench):
-    """The same bench with that ledger."""
+    """The same bench, which leaves it to the test when the ledger is subscribed."""
 
     def restart(self) -> None:
-        self.ledger = Rounds()
-        self.ledger.prepare(self.settings, self.wire, self.clock)
+        self.publisher.subscribed = False
+        self.ledger = stepped.ledger(self.settings, self.publisher, self.clock)
+        self.step()
 
 
 class Life(RuleBasedStateMachine):
     """What clients, the equipment, the broker and the clock do. The test sets `bench`."""
 
     bench: Bench
-    orders = Bundle("orders")
+    drafts = Bundle("drafts")
 
     @initialize()
     def begin(self):
-        models.Transaction.delete().execute()
-        self.table, self.numbers, self.keys, self.verdicts = Table(), count(1), {}, 0
+        execute(self.bench.database, 'DELETE FROM "transaction"')
+        self.table, self.numbers, self.keys = Table(), count(1), {}
         self.start()
 
     def start(self):
         """A process starts with an empty queue and no connection; earlier questions may be lost."""
         self.bench.restart()
-        self.waiting, self.acknowledged, self.verdicts = [], [], 0
-        self.rearm, self.subscribed, self.refused = True, False, False
+        self.creations, self.given, self.acknowledged, self.verdicts = [], [], [], 0
+        self.restarts = True
         self.something_happens("connected")
 
     @rule(
-        target=orders, station=st.sampled_from([1, 1, 1, 2, 7]), key=st.sampled_from([None, None, "a", "b"])
+        target=drafts, station=st.sampled_from([1, 1, 1, 2, 7]), key=st.sampled_from([None, None, "a", "b"])
     )
     def create(self, station, key):
-        order = Order(UUID(int=next(self.numbers)), station, key)
-        self.waiting.append(Creation(order))
-        self.bench.ledger._queue.put(self.waiting[-1])
-        return order.transaction_id
+        draft = Draft(station, key)
+        draft.id, draft.created = UUID(int=next(self.numbers)), self.bench.clock.now
+        self.creations.append(self.bench.put(Job(ledger.create, draft)))
+        return draft
 
-    @rule(
-        key=orders,
-        status=st.sampled_from([Status.COMPLETED, Status.ERROR]),
-        times=st.sampled_from([1, 1, 1, 2]),
-    )
-    def verdict(self, key, status, times):
+    @rule(draft=drafts, status=st.sampled_from(["COMPLETED", "ERROR"]), times=st.sampled_from([1, 1, 1, 2]))
+    def verdict(self, draft, status, times):
         for _ in range(times):
-            self.waiting.append((key, status))
-            self.bench.ledger.settle(Verdict(key, status, lambda: self.acknowledged.append(key)))
+            self.give(draft.id, status)
+
+    def give(self, key, status):
+        self.given.append((key, status))
+        self.bench.put(Job(ledger.settle, Verdict(key, status), lambda _: self.acknowledged.append(key)))
 
     @rule()
     def commit(self):
@@ -111,22 +103,18 @@ class Life(RuleBasedStateMachine):
     def much_time_passes(self, seconds):
         self.step(seconds)
 
-    @rule(what=st.sampled_from(["connected", "lost", "refused", "allowed", "online"]))
+    @rule(what=st.sampled_from(["connected", "lost", "online"]))
     def something_happens(self, what):
-        """Tell the ledger what the listener would tell it."""
-        ledger = self.bench.ledger
-        if what == "lost":
-            ledger.subscribed = False
-        elif what == "refused":
-            ledger.refused = True
-        else:
-            if what == "connected":
-                ledger.subscribed = True
-            if what in ("connected", "allowed"):
-                ledger.refused = False
-            ledger.rearm()
-            self.rearm = True
-        self.subscribed, self.refused = ledger.subscribed, ledger.refused
+        """Do what the listener would do."""
+        self.bench.publisher.subscribed = what == "connected" or (what == "online" and self.subscribed)
+        if what == "connected":
+            self.restarts = True
+        if what != "lost" and self.subscribed:
+            self.bench.put(Job(ledger.ask_again, what == "connected"))
+
+    @property
+    def subscribed(self) -> bool:
+        return self.bench.publisher.subscribed
 
     @rule(hours=st.sampled_from([-1000, -1, 0, 1, 1000]))
     def crash_and_restart(self, hours):
@@ -135,82 +123,89 @@ class Life(RuleBasedStateMachine):
         self.start()
 
     def step(self, seconds):
-        """Commit one batch and make one round, in the ledger and in the table."""
-        wire, table = self.bench.wire, self.table
-        wire.published.clear()
-        wire.rounds = None
+        """Commit one batch with one round, in the ledger and in the table."""
+        publisher, table = self.bench.publisher, self.table
+        published = publisher.published = []
+        publisher.at_once = None
         open_before = {key for key in table.clock if table.status[key] is Status.PENDING}
+        queued = not self.bench.ledger.queue.empty()
         self.bench.step(seconds)
         now = self.bench.clock.now
-        rounds = len(wire.published) if wire.rounds is None else wire.rounds
+        at_once = len(published) if publisher.at_once is None else publisher.at_once
 
-        jobs, self.waiting = self.waiting, []
-        for key, status in [job for job in jobs if not isinstance(job, Creation)]:
-            table.verdict(key, status)
-        for job in [job for job in jobs if isinstance(job, Creation)]:
-            self.created(job)
-        table.asked(wire.published[:rounds], now)
-        if self.subscribed and self.rearm:
+        given, self.given = self.given, []
+        for key, status in given:
+            table.verdict(key, Status(status))
+        if self.restarts and (queued or self.subscribed):
             table.clock.clear()
-            self.rearm = False
-        if self.subscribed and not self.refused:
+            self.restarts = False
+        creations, self.creations = self.creations, []
+        for job in creations:
+            self.created(job)
+        table.asked(published[:at_once], now)
+        if self.subscribed:
             table.expire(now)
-        table.asked(wire.published[rounds:], now)
+        table.asked(published[at_once:], now)
 
-        given = [key for key, _ in [job for job in jobs if not isinstance(job, Creation)]]
-        assert self.acknowledged == given
+        assert self.acknowledged == [key for key, _ in given]
         self.acknowledged.clear()
         self.verdicts += len(given)
-        # Only PENDING transactions are asked, each once per step; a broker that refuses gets one.
-        assert {table.status[key] for key in wire.published} <= {Status.PENDING}
-        assert len(set(wire.published)) == len(wire.published)
-        assert len(wire.published) <= (1 if self.refused else models.CLAIM) * self.subscribed
-        if seconds >= LONGEST and self.subscribed and not self.refused:
+        # Only PENDING transactions are asked, each once per step.
+        assert {table.status[key] for key in published} <= {Status.PENDING}
+        assert len(set(published)) == len(published)
+        assert len(published) <= models.CLAIM * self.subscribed
+        if seconds >= LONGEST and self.subscribed:
             still = {key for key in open_before & table.clock.keys() if table.status[key] is Status.PENDING}
-            assert still <= {*wire.published}
+            assert still <= {*published}
         self.they_agree()
 
     def created(self, job):
         """Check what the client was told, and add the transaction to the table."""
-        own, station, key = job.order
-        first, of = self.keys.get(key, (own, station))
-        if station == 7 or of != station:
-            with pytest.raises(models.Unprocessable):
-                job.result(0)
-        else:
-            assert job.result(0).id == first
-            assert job.result(0).status is Status.PENDING
-            assert job.result(0).station.id == station
-            if first == own:
-                self.table.create(own)
-            if key:
-                self.keys[key] = first, station
+        draft = job.item
+        first, of = self.keys.get(draft.idempotency_key, (draft.id, draft.station_id))
+        if draft.station_id == 7 or of != draft.station_id:
+            assert isinstance(job.result, Unprocessable)
+            return
+        assert job.result.id == first
+        assert job.result.status is Status.PENDING
+        assert job.result.station.id == draft.station_id
+        if first == draft.id:
+            self.table.create(draft.id)
+        if draft.idempotency_key:
+            self.keys[draft.idempotency_key] = first, draft.station_id
 
     def they_agree(self):
-        stored = {row.id: row.status for row in models.list_transactions(1000)}
+        stored = {row.id: row.status for row in self.bench.list()}
         assert stored == self.table.status
         counts = self.bench.ledger.counts
         judged = sum(counts[kind] for kind in ("settled", "late", "duplicate", "contradiction", "unknown"))
         assert judged == self.verdicts
-        assert models.Transaction.select().where(models.SQL(models.OPEN)).count() <= WINDOW
+        assert models.room(self.bench.database) >= 0
 
     def teardown(self):
         """At the end the equipment answers every question, and everything has its verdict."""
         self.something_happens("connected")
         self.step(0)
         for _ in range(len(self.table.status) + 3):
-            for key in self.bench.wire.published:
-                self.verdict(key, Status.COMPLETED, 1)
+            for key in self.bench.publisher.published:
+                self.give(key, "COMPLETED")
             self.step(1)
         assert Status.PENDING not in self.table.status.values()
 
 
 def test_the_ledger_and_the_table_of_states_never_disagree(tmp_path, monkeypatch):
+    bench = Life.bench = Bench(Settings(database_url=f"sqlite:///{tmp_path}/energy2go.db"))
+    models.create_station(bench.database, "another")
+
+    def look_after(batch, items):
+        """Note how many questions were asked as soon as they were stored."""
+        bench.publisher.at_once = len(batch.questions)
+        return original(batch, items)
+
+    original = ledger.look_after
+    monkeypatch.setattr(ledger, "look_after", look_after)
+    monkeypatch.setattr(ledger, "ORDER", (*ledger.ORDER[:-1], look_after))
     monkeypatch.setattr(models, "WINDOW", WINDOW)
-    url = f"sqlite:///{tmp_path}/energy2go.db"
-    storage.bind(url)
-    Life.bench = Bench(Settings(database_url=url))
-    models.create_station("another")
     try:
         run_state_machine_as_test(
             Life,
@@ -219,5 +214,4 @@ def test_the_ledger_and_the_table_of_states_never_disagree(tmp_path, monkeypatch
             ),
         )
     finally:
-        Life.bench.pool.shutdown()
-        storage.close()
+        bench.close()
