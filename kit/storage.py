@@ -97,15 +97,15 @@ class Store:
             if not is_fault(error):
                 raise
             self._in_doubt |= committing
-            self._fail(error)
-            raise (InDoubt if committing else NotWritten)(self.problem) from error
-        self.problem = ""
+            self._let_go()
+            raise (InDoubt if committing else NotWritten)(self._sentence(error)) from error
+        self.problem = self._unusable
 
     def recover(self) -> None:
         """Find out with a write of our own whether the database can be written; if so, `problem` is empty."""
+        if self._unusable:
+            return
         try:
-            if self._unusable:
-                return
             if not self._opened:
                 prepare(self.database, self._migrations, self._models)
                 self._opened = True
@@ -116,27 +116,31 @@ class Store:
             with self.transaction():
                 probe(self.database)
             log.info("the database can be written")
-        except (*ERRORS, Unusable, OSError) as error:
+        except (*ERRORS, Unusable, OSError, NotWritten, InDoubt) as error:
+            self._let_go()
             self._unusable = str(error) if isinstance(error, Unusable) and not self._opened else ""
-            self._fail(error)
-        except (NotWritten, InDoubt):
-            pass  # `problem` says why
+            self.fail(self._sentence(error))
+
+    def fail(self, problem: str) -> None:
+        """Note why the database cannot be written."""
+        if problem != self.problem:
+            log.error("the database cannot be written: %s", problem)
+        self.problem = problem
 
     def close(self) -> None:
         """Close all connections."""
         self.database.close_all()
 
-    def _fail(self, error: Exception) -> None:
-        """Say why the database cannot be written, and let go of its connections."""
-        self.problem = self._sentence(error)
-        log.error("the database cannot be written: %s", self.problem)
-        if not self._moved():  # SQLite removes its log with the last connection, and makes a new one
-            self._files = {path: noted for path, noted in self._files.items() if not path.endswith("-wal")}
+    def _let_go(self) -> None:
+        """Close the connections, as they may be broken. SQLite removes its log with the last one."""
+        if not self._moved():
+            self._files = {name: noted for name, noted in self._files.items() if not name.endswith("-wal")}
         drop(self.database)
 
     def _sentence(self, error: Exception) -> str:
         if is_damage(error):
-            self._unusable = self.problem = f"the file is damaged: {error}"
+            self._unusable = f"the file is damaged: {error}"
+            self.fail(self._unusable)
         return self._unusable or str(error).partition("\n")[0]  # PostgreSQL goes on about the statement
 
     def _note_files(self) -> None:

@@ -222,6 +222,7 @@ class Writer:
         self._next_recovery = self._clock() + 1
         self._held_since = self._held_since if self._held else self._clock()
         in_doubt = isinstance(error, InDoubt)
+        self.store.fail(str(error))
         for job in jobs:
             job.in_doubt |= in_doubt
             if job.in_doubt and job.repeatable:

@@ -64,6 +64,7 @@ class Bench:
 
     def __init__(self, settings: Settings):
         self.settings, self.clock, self.publisher = settings, Clock(), Publisher()
+        self.ledger = None
         self.pool = ThreadPoolExecutor(64)
         self.restart()
         models.create_station(self.database, "Teste")
@@ -74,10 +75,16 @@ class Bench:
 
     def restart(self) -> None:
         """A process starts: nothing in its queue, and no connection."""
-        self.publisher.subscribed = False
+        self.stop()
         self.ledger = ledger(self.settings, self.publisher, self.clock, self.kind)
         self.step()
         self.subscribe()
+
+    def stop(self) -> None:
+        """A process ends."""
+        self.publisher.subscribed = False
+        if self.ledger:
+            self.ledger.store.close()
 
     def subscribe(self, subscribed: bool = True) -> None:
         """What the listener does when its subscription is acknowledged, or when the connection is lost."""

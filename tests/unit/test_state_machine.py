@@ -49,7 +49,7 @@ class Bench(stepped.Bench):
     """The same bench, which leaves it to the test when the ledger is subscribed."""
 
     def restart(self) -> None:
-        self.publisher.subscribed = False
+        self.stop()
         self.ledger = stepped.ledger(self.settings, self.publisher, self.clock)
         self.step()
 
