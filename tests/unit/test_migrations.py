@@ -1,9 +1,11 @@
 """Schema changes: of several processes one migrates, and a failed migration changes nothing."""
 
 import contextlib
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,13 @@ def test_a_later_migration_is_applied_once_and_rows_stay(database, release):
     # The previous release still works with the new schema, even after a restart.
     storage.migrate()
     assert models.get_station(1).description == "Teste"
+
+
+def test_the_example_in_contributing_adds_a_column(database, release):
+    page = (ROOT / "docs/CONTRIBUTING.md").read_text()
+    example = textwrap.dedent(re.search(r"^ *```python\n(.*?)```", page, re.DOTALL | re.MULTILINE)[1])
+    assert release(example).run()[0] == 0
+    assert "city" in columns("station")
 
 
 def test_a_migration_that_fails_changes_nothing(database, release):
