@@ -94,12 +94,6 @@ class Process:
         self.go()
         return self.end()
 
-    def terminate(self) -> None:
-        self.process.terminate()
-
-    def close(self) -> None:
-        self.kill()
-
     def kill(self) -> None:
         self.process.kill()
         with contextlib.suppress(ValueError):  # its output was already read
