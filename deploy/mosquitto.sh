@@ -1,8 +1,8 @@
 #!/bin/sh
-# Starts the broker with mosquitto.conf and mosquitto.acl as they fit here: mosquitto.sh DIRECTORY [LISTENER].
-# What it writes goes into DIRECTORY; LISTENER is "PORT [ADDRESS]" as mosquitto.conf(5) has it.
+# Starts the broker: mosquitto.sh DIRECTORY [LISTENER]. It writes the passwords and copies of mosquitto.conf and
+# mosquitto.acl to DIRECTORY. LISTENER is "PORT [ADDRESS]", as in mosquitto.conf(5).
 set -eu
-PATH=$PATH:/usr/sbin  # where Debian puts mosquitto
+PATH=$PATH:/usr/sbin  # Debian installs mosquitto there
 directory=$1
 listener=${2:-"$MQTT_PORT 127.0.0.1"}
 here=$(dirname "$0")
@@ -12,7 +12,7 @@ for account in MQTT VALIDATOR; do
     case $name in
         "" | *[!A-Za-z0-9_-]*) echo "${account}_USERNAME: must be letters, digits, - and _" >&2; exit 2 ;;
     esac
-    case $password in  # mosquitto_passwd would cut it, and nobody could log in
+    case $password in  # mosquitto_passwd would cut such a password
         "" | *[[:cntrl:]:]* | " "* | *" ")
             echo "${account}_PASSWORD: must not be empty, hold a colon, or begin or end with a space" >&2; exit 2 ;;
     esac
@@ -21,7 +21,7 @@ done
 
 umask 077
 mkdir -p "$directory"
-# What is left of another start may have been readable for others, and would stay so.
+# Remove files of an earlier start: others may be allowed to read them.
 rm -f "$directory/passwords" "$directory/mosquitto.acl" "$directory/mosquitto.conf"
 printf '%s:%s\n' "$MQTT_USERNAME" "$MQTT_PASSWORD" "$VALIDATOR_USERNAME" "$VALIDATOR_PASSWORD" > "$directory/passwords"
 mosquitto_passwd -U "$directory/passwords"
@@ -29,7 +29,7 @@ sed -e "s/^user MQTT_USERNAME$/user $MQTT_USERNAME/" -e "s/^user VALIDATOR_USERN
     "$here/mosquitto.acl" > "$directory/mosquitto.acl"
 sed -e "s|^listener .*|listener $listener|" -e "s|/mosquitto/config/|$directory/|" \
     "$here/../mosquitto.conf" > "$directory/mosquitto.conf"
-# Started by root, mosquitto would become a user that cannot read this directory.
+# If root starts mosquitto, it switches to a user that cannot read this directory.
 echo "user $(id -un)" >> "$directory/mosquitto.conf"
 
 exec mosquitto -c "$directory/mosquitto.conf"

@@ -4,7 +4,7 @@ import hypothesis
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from programs import Postgres
+from programs import Postgres, Program
 
 ROWS = pytest.StashKey[list]()
 
@@ -21,13 +21,18 @@ def hypothesis_home(tmp_path_factory):
 
 @pytest.fixture
 def programs():
-    """A list; each program that a test puts there is ended after the test."""
+    """A list; each program that a test puts there is ended after the test, others by their `kill`."""
     started = []
     yield started
-    for program in reversed(started):
-        program.terminate()
-    for program in reversed(started):
+    started.reverse()
+    ours = [program for program in started if isinstance(program, Program)]
+    for program in ours:
+        program.terminate()  # all at once, because each takes a moment to end
+    for program in ours:
         program.close()
+    for other in started:
+        if other not in ours:
+            other.kill()
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Builds the containers, starts them, uses and hurts them from outside, takes all down again: needs Docker and curl.
-# Project, port, images and volume are its own: a `docker compose up` that runs meanwhile notices nothing.
+# Builds and starts the containers, uses and breaks them from outside, and removes them. Needs Docker and curl.
+# It has its own project, port, images and volume, so a running `docker compose up` is not affected.
 set -eu
 cd "$(dirname "$0")/../.."
 export PUBLISH=0  # any free port
-export API_TOKEN= # whatever .env says
+export API_TOKEN= # not the value in .env
 project=energy2go-test
 alone=$project-alone
 verdict='"status":"(COMPLETED|ERROR)"'
@@ -20,7 +20,7 @@ take_down() {
     compose down -v --remove-orphans --rmi local || :
 } >/dev/null 2>&1
 
-# check SENTENCE COMMAND…: counts it if the command succeeds, else ends it all.
+# check SENTENCE COMMAND…: counts a success; a failure ends the test.
 check() {
     sentence=$1
     shift
@@ -33,7 +33,7 @@ check() {
     echo "ok: $sentence"
 }
 
-# What a command says is of interest only if it fails.
+# quietly COMMAND…: shows the command's output only if it fails.
 quietly() { said=$("$@" 2>&1) || { echo "$said" >&2; return 1; }; }
 
 # within SECONDS COMMAND…: repeats the command until it succeeds.
@@ -58,10 +58,10 @@ gets() {
 
 id() { printf '%s' "$body" | sed 's/^{"id":"\{0,1\}\([^",]*\).*/\1/'; }
 
-# What a user would do; leaves its $station and its $transaction.
+# walk WHEN: does what a user would do; sets $station and $transaction.
 walk() {
     url=http://$(compose port service 8000)
-    check "$1, the whole job can be done" within 30 gets 200 '"equipment":\{"[^"]+":"online"' GET /readyz
+    check "$1, the service is ready" within 30 gets 200 '"equipment":\{"[^"]+":"online"' GET /readyz
     check "$1, a station is created" gets 201 '^application/json \{"id":' POST /stations -d '{"description": "Teste"}'
     station=$(id)
     check "$1, a transaction gets a verdict" \
@@ -102,21 +102,21 @@ check "the image of the service is below 320 MB" smaller service 320
 check "the image of the equipment is below 140 MB" smaller equipment 140
 check "only 8000 is published, and only on 127.0.0.1" [ "$(published)" = "8000/tcp 127.0.0.1" ]
 for name in broker equipment service; do
-    check "the $name is not root, has no capability, and a read-only root" locked_up "$name"
+    check "the $name is not root, has no capability, and has a read-only root" locked_up "$name"
 done
 check "the equipment does not know the service's password" lacks equipment MQTT_PASSWORD
 check "the service does not know the equipment's password" lacks service VALIDATOR_PASSWORD
-check "the service's image holds no .env and no tests" compose exec -T service sh -c '! ls -A | grep -E "env|test"'
+check "the service's image has no .env and no tests" compose exec -T service sh -c '! ls -A | grep -E "env|test"'
 walk "at first"
 
 check "the broker is killed" quietly compose kill broker
-check "without it, the service says what is missing" within 10 gets 503 '"detail":"broker: ' GET /readyz
+check "without it, the service says what is wrong" within 10 gets 503 '"detail":"broker: ' GET /readyz
 check "without it, the service is alive" gets 200 '"ok"' GET /healthz
-check "without it, a transaction is taken" \
+check "without it, a transaction is accepted" \
     gets 201 '"status":"PENDING"' POST /transactions -d "{\"station_id\": $station}"
 kept=$(id)
 check "the broker is started again" quietly compose start broker
-check "what was taken without it is settled" within 60 gets 200 "$verdict" GET "/transactions/$kept"
+check "the transaction is settled" within 60 gets 200 "$verdict" GET "/transactions/$kept"
 walk "with the broker back"
 
 check "everything stops" quietly compose stop
@@ -128,7 +128,7 @@ check "the data is still there" gets 200 "$verdict" GET "/transactions/$kept"
 check "the service starts alone" quietly docker run -d --name "$alone" -p 127.0.0.1::8000 "$(image service)"
 url=http://$(docker port "$alone" 8000)
 check "alone, it is alive" within 30 gets 200 '"ok"' GET /healthz
-check "alone, it says what is missing" gets 503 '"detail":"broker: ' GET /readyz
+check "alone, it says what is wrong" gets 503 '"detail":"broker: ' GET /readyz
 check "alone, it creates a station" gets 201 '"id":1,' POST /stations -d '{"description": "Teste"}'
-check "alone, it takes a transaction" gets 201 '"status":"PENDING"' POST /transactions -d '{"station_id": 1}'
+check "alone, it accepts a transaction" gets 201 '"status":"PENDING"' POST /transactions -d '{"station_id": 1}'
 echo "$passed passed"

@@ -1,9 +1,11 @@
 """Schema changes: of several processes one migrates, and a failed migration changes nothing."""
 
 import contextlib
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -97,12 +99,6 @@ class Process:
         self.go()
         return self.end()
 
-    def terminate(self) -> None:
-        self.process.terminate()
-
-    def close(self) -> None:
-        self.kill()
-
     def kill(self) -> None:
         self.process.kill()
         with contextlib.suppress(ValueError):  # its output was already read
@@ -161,6 +157,13 @@ def test_a_schema_that_is_not_what_its_migrations_say_is_refused(database, chang
     execute(database, change)
     with pytest.raises(storage.Unusable, match="not that of this release.*station"):
         prepare(database)
+
+
+def test_the_example_in_contributing_adds_a_column(database, release):
+    page = (ROOT / "docs/CONTRIBUTING.md").read_text()
+    example = textwrap.dedent(re.search(r"^ *```python\n(.*?)```", page, re.DOTALL | re.MULTILINE)[1])
+    assert release(example).run()[0] == 0
+    assert "city" in columns("station")
 
 
 def test_a_migration_that_fails_changes_nothing(database, release):
