@@ -1,0 +1,256 @@
+/* One connection to the broker; connection.h says what each function promises. */
+#define _POSIX_C_SOURCE 200809L /* getaddrinfo()'s errors */
+#include "connection.h"
+#include "report.h"
+
+#include <errno.h>
+#include <mqtt_protocol.h>
+#include <netdb.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#define QUESTIONS "$share/validators/EQUIPMENT/VALIDATION"
+#define KEEPALIVE_S 5
+#define PATIENCE_MS 10000 /* for CONNACK, SUBACK and PUBACK */
+#define QOS_MAX 1
+#define WINDOW_MAX 20 /* libmosquitto does not send more unacknowledged messages either */
+
+void connection_end(struct connection *connection, const char *format, ...)
+{
+    va_list arguments;
+
+    if (connection->end[0] != '\0')
+        return;
+    va_start(arguments, format);
+    vsnprintf(connection->end, sizeof connection->end, format, arguments);
+    va_end(arguments);
+}
+
+static void expect_acknowledgement(struct connection *connection)
+{
+    connection->patience_end = now_ms() + PATIENCE_MS;
+}
+
+int connection_publish(struct connection *connection, const char *topic, const char *payload, bool retain,
+                       const mosquitto_property *properties)
+{
+    int rc = mosquitto_publish_v5(connection->client, NULL, topic, (int)strlen(payload), payload,
+                                  connection->qos, retain, properties);
+
+    /* QoS 0 is never acknowledged, so it does not count. */
+    if (rc == MOSQ_ERR_SUCCESS && connection->qos > 0 && connection->in_flight++ == 0)
+        expect_acknowledgement(connection);
+    return rc;
+}
+
+bool connection_has_room(const struct connection *connection)
+{
+    /* While libmosquitto still has something to write, more would pile up inside it without a limit. */
+    return connection->state == ONLINE && connection->end[0] == '\0'
+           && connection->in_flight < connection->window && !mosquitto_want_write(connection->client);
+}
+
+static void refused(struct connection *connection, int reason)
+{
+    if (reason == MQTT_RC_RETAIN_NOT_SUPPORTED)
+        connection->next_will = NO_WILL;
+    if (reason == MQTT_RC_QOS_NOT_SUPPORTED)
+        connection->next_will = WILL_WITH_QOS_0;
+    /* 1 to 5 are codes of MQTT 3.1.1. */
+    if (reason < MQTT_RC_UNSPECIFIED || reason == MQTT_RC_UNSUPPORTED_PROTOCOL_VERSION)
+        connection_end(connection, "the broker answers with something that is not MQTT 5");
+    else
+        connection_end(connection, "the broker refuses the connection: %s", mosquitto_reason_string(reason));
+}
+
+static void on_connect(struct mosquitto *client, void *self, int reason, int flags,
+                       const mosquitto_property *properties)
+{
+    struct connection *connection = self;
+    uint16_t receive_maximum = UINT16_MAX;
+    uint8_t maximum_qos = QOS_MAX, retain_available = 1;
+
+    (void)flags;
+    if (reason != MQTT_RC_SUCCESS) {
+        refused(connection, reason);
+        return;
+    }
+    connection->packet_max = UINT32_MAX;
+    mosquitto_property_read_int16(properties, MQTT_PROP_RECEIVE_MAXIMUM, &receive_maximum, false);
+    mosquitto_property_read_int32(properties, MQTT_PROP_MAXIMUM_PACKET_SIZE, &connection->packet_max, false);
+    mosquitto_property_read_byte(properties, MQTT_PROP_MAXIMUM_QOS, &maximum_qos, false);
+    mosquitto_property_read_byte(properties, MQTT_PROP_RETAIN_AVAILABLE, &retain_available, false);
+    connection->window = receive_maximum < WINDOW_MAX ? receive_maximum : WINDOW_MAX;
+    connection->qos = maximum_qos < QOS_MAX ? maximum_qos : QOS_MAX;
+    if (!retain_available)
+        connection->will = NO_WILL;
+    connection->state = CONNECTED;
+    expect_acknowledgement(connection);
+    /* A subscription ends with its connection (clean start), so each connection makes its own. */
+    int rc = mosquitto_subscribe(client, NULL, QUESTIONS, QOS_MAX);
+    if (rc != MOSQ_ERR_SUCCESS)
+        connection_end(connection, "cannot subscribe: %s", mosquitto_strerror(rc));
+}
+
+/* A broker may send any number of codes for our one topic. Without a code it has not granted anything. */
+static void on_subscribe(struct mosquitto *client, void *self, int mid, int count, const int *codes)
+{
+    struct connection *connection = self;
+
+    (void)client, (void)mid;
+    if (count == 0)
+        connection_end(connection, "the broker refuses the subscription: no reason code");
+    for (int i = 0; i < count; i++)
+        if (codes[i] >= MQTT_RC_UNSPECIFIED)
+            connection_end(connection, "the broker refuses the subscription: %s",
+                           mosquitto_reason_string(codes[i]));
+    if (connection->end[0] != '\0')
+        return;
+    connection->state = ONLINE;
+    if (connection->will == NO_WILL)
+        return;
+    int rc = connection_publish(connection, connection->status_topic, "online", true, NULL);
+    if (rc != MOSQ_ERR_SUCCESS)
+        connection_end(connection, "cannot publish the status: %s", mosquitto_strerror(rc));
+}
+
+static void on_publish(struct mosquitto *client, void *self, int mid, int reason,
+                       const mosquitto_property *properties)
+{
+    struct connection *connection = self;
+
+    (void)client, (void)mid, (void)properties;
+    if (connection->in_flight > 0)
+        connection->in_flight--;
+    expect_acknowledgement(connection);
+    if (reason >= MQTT_RC_UNSPECIFIED)
+        connection->refusal = reason;
+}
+
+/* The reason is an error of the library, below 0x80, or comes from the broker's DISCONNECT. */
+static void on_disconnect(struct mosquitto *client, void *self, int reason)
+{
+    struct connection *connection = self;
+
+    (void)client;
+    if (reason == MQTT_RC_SESSION_TAKEN_OVER)
+        connection_end(connection,
+                       "another client has connected with the same id, VALIDATOR_ID=%s; each one needs "
+                       "its own",
+                       connection->settings->id);
+    else if (reason >= MQTT_RC_UNSPECIFIED)
+        connection_end(connection, "the broker closed the connection: %s", mosquitto_reason_string(reason));
+}
+
+/* Why TLS failed is only in the library's log. */
+static void on_log(struct mosquitto *client, void *self, int level, const char *line)
+{
+    struct connection *connection = self;
+
+    (void)client;
+    if (level == MOSQ_LOG_ERR && connection->settings->ca_file != NULL && connection->tls_error[0] == '\0')
+        snprintf(connection->tls_error, sizeof connection->tls_error, "%s", line);
+}
+
+const char *connection_new(struct connection *connection, const struct settings *settings)
+{
+    mosquitto_destroy(connection->client);
+    struct mosquitto *client = mosquitto_new(settings->id, true, connection);
+    *connection = (struct connection){.settings = settings, .client = client, .will = connection->next_will};
+    if (client == NULL)
+        return "out of memory";
+    snprintf(connection->status_topic, sizeof connection->status_topic, "EQUIPMENT/STATUS/%s", settings->id);
+    mosquitto_int_option(client, MOSQ_OPT_PROTOCOL_VERSION, MQTT_PROTOCOL_V5);
+    mosquitto_int_option(client, MOSQ_OPT_TCP_NODELAY, 1);
+    if (connection->will != NO_WILL)
+        mosquitto_will_set(client, connection->status_topic, (int)strlen("offline"), "offline",
+                           connection->will == WILL ? QOS_MAX : 0, true);
+    mosquitto_connect_v5_callback_set(client, on_connect);
+    mosquitto_subscribe_callback_set(client, on_subscribe);
+    mosquitto_publish_v5_callback_set(client, on_publish);
+    mosquitto_disconnect_callback_set(client, on_disconnect);
+    mosquitto_log_callback_set(client, on_log);
+    if (settings->username != NULL
+        && mosquitto_username_pw_set(client, settings->username, settings->password) != MOSQ_ERR_SUCCESS)
+        return "VALIDATOR_USERNAME must be UTF-8 of at most 65535 bytes";
+    /* With a CA, libmosquitto verifies the certificate and the host name in it. */
+    if (settings->ca_file != NULL
+        && mosquitto_tls_set(client, settings->ca_file, NULL, NULL, NULL, NULL) != MOSQ_ERR_SUCCESS)
+        return "MQTT_CA_FILE must name a readable file of PEM certificates";
+    return NULL;
+}
+
+static void lost(struct connection *connection, int rc, int error)
+{
+    bool connecting = connection->state == CONNECTING;
+
+    if (connecting && connection->tls_error[0] != '\0')
+        connection_end(connection, "TLS with the broker fails: %s", connection->tls_error);
+    else if (rc == MOSQ_ERR_KEEPALIVE)
+        connection_end(connection, "the broker does not answer");
+    else if (rc == MOSQ_ERR_ERRNO)
+        connection_end(connection, "the broker closed the connection: %s", strerror(error));
+    else if (rc == MOSQ_ERR_CONN_LOST || rc == MOSQ_ERR_NO_CONN)
+        connection_end(connection, "the broker closed the connection");
+    else if (connecting)
+        connection_end(connection, "the broker answers with something that is not MQTT 5");
+    else
+        connection_end(connection, "the broker sent something that libmosquitto does not accept: %s",
+                       mosquitto_strerror(rc));
+}
+
+void connection_open(struct connection *connection)
+{
+    int rc = mosquitto_connect(connection->client, connection->settings->host, connection->settings->port,
+                               KEEPALIVE_S);
+    int error = errno;
+
+    expect_acknowledgement(connection);
+    if (rc == MOSQ_ERR_EAI)
+        connection_end(connection, "the broker cannot be reached: %s", gai_strerror(error));
+    else if (rc == MOSQ_ERR_ERRNO)
+        connection_end(connection, "the broker cannot be reached: %s",
+                       error == EINTR ? "no answer" : strerror(error));
+    else if (rc != MOSQ_ERR_SUCCESS)
+        lost(connection, rc, error);
+}
+
+/* Looks at the first byte. For libmosquitto, "HTTP/1.1 400" would be the head of a packet: it waits for the rest. */
+static bool is_connack(struct connection *connection, int socket)
+{
+    uint8_t first = CMD_CONNACK;
+
+    if (!connection->heard && connection->settings->ca_file == NULL)
+        recv(socket, &first, 1, MSG_PEEK);
+    connection->heard = true;
+    return first == CMD_CONNACK;
+}
+
+/* mosquitto_loop() would do all this, but it does not wait longer for CONNACK than one keepalive. */
+void connection_turn(struct connection *connection, int timeout_ms)
+{
+    struct mosquitto *client = connection->client;
+    struct pollfd wire = {.fd = mosquitto_socket(client), .events = POLLIN};
+    int rc = MOSQ_ERR_SUCCESS;
+
+    /* During a TLS handshake, libmosquitto 2.0.21 always wants to write. */
+    if (connection->state != CONNECTING && mosquitto_want_write(client))
+        wire.events |= POLLOUT;
+    poll(&wire, 1, timeout_ms);
+    if ((wire.revents & (POLLIN | POLLERR | POLLHUP)) != 0)
+        rc = is_connack(connection, wire.fd) ? mosquitto_loop_read(client, 1) : MOSQ_ERR_PROTOCOL;
+    if (rc == MOSQ_ERR_SUCCESS && mosquitto_want_write(client))
+        rc = mosquitto_loop_write(client, 1);
+    if (rc == MOSQ_ERR_SUCCESS && connection->state != CONNECTING)
+        rc = mosquitto_loop_misc(client);
+    else if (rc == MOSQ_ERR_SUCCESS && (wire.revents & (POLLERR | POLLHUP)) != 0)
+        rc = MOSQ_ERR_CONN_LOST; /* for 2.0.11, a TLS handshake goes on after a reset */
+    if (rc != MOSQ_ERR_SUCCESS)
+        lost(connection, rc, errno);
+    else if (now_ms() > connection->patience_end
+             && (connection->state != ONLINE || connection->in_flight > 0))
+        connection_end(connection, "the broker does not %s",
+                       connection->state == ONLINE ? "acknowledge what is published" : "answer");
+}
