@@ -82,6 +82,7 @@ class Listener:
         self._connection: Connection | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._ended = False  # this connection, or this attempt at one
         # Unique to this process: two with one id would disconnect each other endlessly (MQTT 5, section 3.1.4).
         self._client = client = Client(
             CallbackAPIVersion.VERSION2,
@@ -231,7 +232,7 @@ class Listener:
 
     def _on_pre_connect(self) -> None:
         self._thread = threading.current_thread()
-        self._connection, self._reason = None, ""
+        self._connection, self._reason, self._ended = None, "", False
 
     def _on_socket_open(self, sock: Any) -> None:
         # Without this, Nagle's algorithm and delayed ACKs add 40 ms to a hop.
@@ -260,6 +261,9 @@ class Listener:
             self._hand_over(Job(ask_again, True))
 
     def _on_disconnect(self, code: ReasonCode) -> None:
+        if self._ended:  # paho says it twice when PINGRESP does not come; the second time explains less
+            return
+        self._ended = True
         connection, self._connection = self._connection, None
         if self._stopping:
             self._say("stopped")
