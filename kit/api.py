@@ -72,6 +72,8 @@ def _declaration(handler: Callable[..., Any], rule: str, given: dict[str, Any]) 
         raise TypeError("has no docstring")
     if hints.keys() != {*inspect.signature(handler).parameters, "return"}:
         raise TypeError("every argument and the result need a type")
+    if not all(issubclass(error, Refusal) for error in options.errors):
+        raise TypeError("errors must be Refusals")
     returns, service = hints.pop("return"), hints.pop("service", None) is not None
     query, headers, body = structs = [hints.pop(name, None) for name in ("query", "headers", "body")]
     if not all(struct is None or issubclass(struct, msgspec.Struct) for struct in structs):
@@ -90,7 +92,7 @@ def _declaration(handler: Callable[..., Any], rule: str, given: dict[str, Any]) 
     ]
     refusals = sorted({*implied, *options.errors}, key=lambda refusal: refusal.status)
     for refusal in refusals:
-        errors.title(refusal.status)  # raises where it is no Refusal
+        errors.title(refusal.status)  # raises where it knows no such status
     takes = hints, query, headers, body, service
     return Declaration(handler.__name__, summary, description, *takes, returns, options, tuple(refusals))
 
