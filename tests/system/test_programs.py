@@ -15,7 +15,7 @@ def test_the_port_of_a_broker_that_was_killed_is_not_given_away(broker):
     broker.kill()
     # Another test run, with the same process id and worker, so it asks for the same ports.
     code = (
-        "import os, sys; os.getpid = lambda: int(sys.argv[1]); from programs import free_port; print(free_port())"
+        "import os, sys; os.getpid = lambda: int(sys.argv[1]); import programs; print(programs.free_port())"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests/support")}
     first = free_port()
