@@ -262,7 +262,9 @@ class Ledger(Writer):
         return Batch(self)
 
     def committed(self, batch: Batch, results: list[tuple[Job, Any]]) -> None:
-        """Publish first, so that the equipment can already work on the questions."""
+        """Publish before the requests are answered, so that the equipment can already work on the questions."""
+        for event, transaction_id in batch.events:
+            log.debug(event, {"transaction": transaction_id})
         self.publisher.publish(batch.questions)
         self._wake(batch.changed)
         self.room = batch.room
@@ -272,8 +274,6 @@ class Ledger(Writer):
             self.delays.observe(delay / SECOND)
         if size := sum(job.function is not look_after for job, _ in results):
             self.sizes.observe(size)
-        for event, transaction_id in batch.events:
-            log.debug(event, {"transaction": transaction_id})
 
     def failed(self) -> None:
         self._lost, self.room = True, 0
