@@ -262,7 +262,7 @@ class Ledger(Writer):
         return Batch(self)
 
     def committed(self, batch: Batch, results: list[tuple[Job, Any]]) -> None:
-        """Publish before the requests are answered, so that the equipment can already work on the questions."""
+        """Publish before requests are answered, so that the equipment can already work on the questions."""
         for event, transaction_id in batch.events:
             log.debug(event, {"transaction": transaction_id})
         self.publisher.publish(batch.questions)

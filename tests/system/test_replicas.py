@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import signal
-import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
