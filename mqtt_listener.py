@@ -1,7 +1,7 @@
-"""MQTT in the background: publishes questions, hands verdicts to the ledger, and knows how the connection is.
+"""MQTT in the background: publishes questions, hands over verdicts, and knows how the connection is.
 
-Callbacks run in paho's thread, so they only parse and hand over: they touch no disk and wait for nothing. Nothing
-rests on paho's queue or on the broker's. What is lost on the way, the ledger asks again.
+Callbacks run in paho's thread, so they only parse and hand over: they touch no disk and wait for nothing.
+Nothing rests on paho's queue or on the broker's. What is lost on the way, the ledger asks again.
 """
 
 import logging
@@ -82,7 +82,7 @@ class Listener:
         self._connection: Connection | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
-        # Unique to this process: two with one id would disconnect each other endlessly (MQTT 5, section 3.1.4).
+        # Unique to this process: two with one id would disconnect each other endlessly (MQTT 5, 3.1.4).
         self._client = client = Client(
             CallbackAPIVersion.VERSION2,
             f"energy2go-{os.getpid()}-{token_hex(6)}",
@@ -148,7 +148,7 @@ class Listener:
     # Called by the ledger
 
     def publish(self, questions: Iterable[Asked]) -> None:
-        """Ask these, as fast as the broker takes them. Without a connection, drop them: the rows are still there."""
+        """Ask these, as fast as the broker takes them. Without a connection, drop them: the rows stay."""
         connection = self._connection
         if connection and connection.subscribed:
             connection.waiting.extend(questions)
@@ -167,7 +167,7 @@ class Listener:
             self._lose(self._refused)
 
     def _send(self, connection: Connection) -> None:
-        """Publish what waits while there are slots. No lock is held here: paho calls `on_publish` with one of its own."""
+        """Publish what waits while there are slots. Holds no lock, as paho calls `on_publish` with one."""
         while connection.waiting and connection.slots.acquire(blocking=False):
             try:
                 question, backoff = connection.waiting.popleft()
@@ -238,7 +238,7 @@ class Listener:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _on_connect(self, code: ReasonCode, limits: Any) -> None:
-        self._client.drop_out_messages()  # paho would send again what the last connection did not acknowledge
+        self._client.drop_out_messages()  # paho would send again what was not acknowledged
         self.equipment.clear()  # the broker sends all that it retains
         if code.is_failure:
             self._reason = f"{self._broker} refuses the connection: {code}"
@@ -316,6 +316,6 @@ class Listener:
             raise ValueError("neither online nor offline")
         if equipment in self.equipment or len(self.equipment) < EQUIPMENT:
             self.equipment[equipment] = status
-        # A retained message was published before this subscribed, and SUBACK has already asked everything again.
+        # A retained message was published before we subscribed, and SUBACK has asked everything again.
         if status == "online" and not retained:
             self._hand_over(Job(ask_again, False))
