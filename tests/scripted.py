@@ -1,0 +1,257 @@
+"""A scripted broker: speaks real MQTT 5 on a real socket, and does to its clients what a test tells it to do."""
+
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from programs import ACCOUNTS, wait_until
+
+CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, PINGREQ, PINGRESP, DISCONNECT = 1, 2, 3, 4, 8, 9, 12, 13, 14
+
+
+@dataclass
+class Packet:
+    """What a client sent. Each kind of packet fills in the fields that it has."""
+
+    kind: int
+    size: int
+    id: int = 0
+    reason: int = 0
+    properties: dict = field(default_factory=dict)
+    topic: str = ""
+    payload: bytes = b""
+    qos: int = 0
+    retain: bool = False
+    dup: bool = False
+    topics: list[str] = field(default_factory=list)
+    client_id: str = ""
+    keepalive: int = 0
+    clean_start: bool = False
+    will: "Packet | None" = None
+    username: str = ""
+
+
+class Reader:
+    """Takes the fields of a packet off its bytes, from the front."""
+
+    def __init__(self, data: bytes):
+        self.data = data
+
+    def take(self, size: int) -> bytes:
+        taken, self.data = self.data[:size], self.data[size:]
+        return taken
+
+    def number(self, size: int = 2) -> int:
+        return int.from_bytes(self.take(size), "big")
+
+    def binary(self) -> bytes:
+        return self.take(self.number())
+
+    def properties(self, kind: int) -> dict:
+        found = Properties(kind)
+        _, size = found.unpack(self.data)
+        self.take(size)
+        names = [name.replace(" ", "") for name in found.names]
+        return {name: getattr(found, name) for name in names if hasattr(found, name)}
+
+
+def packed(kind: int, properties: dict) -> bytes:
+    """Properties as they are on the wire, with their length; named as paho names them: ReceiveMaximum=1."""
+    made = Properties(kind)
+    for name, value in properties.items():
+        setattr(made, name, value)
+    return made.pack()
+
+
+def packet(kind: int, body: bytes = b"", flags: int = 0) -> bytes:
+    """A whole packet."""
+    size, length = len(body), b""
+    while size > 127:
+        length, size = length + bytes([size % 128 | 128]), size // 128
+    return bytes([kind << 4 | flags]) + length + bytes([size]) + body
+
+
+PING_RESPONSE = packet(PINGRESP)
+
+
+def parse(kind: int, flags: int, body: bytes, size: int) -> Packet:
+    """The fields of a packet that a client sent."""
+    read, result = Reader(body), Packet(kind, size)
+    if kind == CONNECT:
+        read.take(7)  # the protocol's name and version
+        connect_flags, result.keepalive = read.number(1), read.number()
+        result.clean_start = bool(connect_flags & 2)
+        result.properties = read.properties(PacketTypes.CONNECT)
+        result.client_id = read.binary().decode()
+        if connect_flags & 4:
+            result.will = Packet(PUBLISH, 0, qos=connect_flags >> 3 & 3, retain=bool(connect_flags & 32))
+            result.will.properties = read.properties(PacketTypes.WILLMESSAGE)
+            result.will.topic, result.will.payload = read.binary().decode(), read.binary()
+        if connect_flags & 128:
+            result.username = read.binary().decode()
+    elif kind == PUBLISH:
+        result.qos, result.retain, result.dup = flags >> 1 & 3, bool(flags & 1), bool(flags & 8)
+        result.topic = read.binary().decode()
+        result.id = read.number() if result.qos else 0
+        result.properties = read.properties(PacketTypes.PUBLISH)
+        result.payload = read.data
+    elif kind == SUBSCRIBE:
+        result.id, result.properties = read.number(), read.properties(PacketTypes.SUBSCRIBE)
+        while read.data:
+            result.topics.append(read.binary().decode())
+            read.take(1)
+    elif kind == PUBACK:
+        result.id, result.reason = read.number(), read.number(1)
+    elif kind == DISCONNECT:
+        result.reason = read.number(1)
+    return result
+
+
+class Connection:
+    """One connection of a client: `packets` is what it sent, and the methods send something to it."""
+
+    def __init__(self, client: socket.socket):
+        self.socket, self.packets, self.closed, self.last_id = client, [], False, 0
+        self.may_read = threading.Event()  # clear it, and this connection is no longer read
+        self.may_read.set()
+
+    def received(self, kind: int) -> list[Packet]:
+        return [packet for packet in self.packets if packet.kind == kind]
+
+    def published(self, topic: str) -> list[Packet]:
+        return [packet for packet in self.received(PUBLISH) if packet.topic == topic]
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def connack(self, reason: int = 0, **properties) -> None:
+        self.send(packet(CONNACK, bytes([0, reason]) + packed(PacketTypes.CONNACK, properties)))
+
+    def suback(self, packet_id: int, codes: list[int]) -> None:
+        self.send(packet(SUBACK, struct.pack(">HB", packet_id, 0) + bytes(codes)))
+
+    def puback(self, packet_id: int, reason: int = 0) -> None:
+        self.send(packet(PUBACK, struct.pack(">HBB", packet_id, reason, 0)))
+
+    def publish(self, topic: str, payload: bytes, qos: int = 1, retain: bool = False, **properties) -> None:
+        self.last_id += 1
+        head = struct.pack(">H", len(topic.encode())) + topic.encode()
+        head += struct.pack(">H", self.last_id) if qos else b""
+        self.send(packet(PUBLISH, head + packed(PacketTypes.PUBLISH, properties) + payload, qos << 1 | retain))
+
+    def disconnect(self, reason: int = 0) -> None:
+        """Send DISCONNECT with a reason, and close."""
+        self.send(packet(DISCONNECT, bytes([reason, 0])))
+        self.close()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.may_read.set()
+
+    def reset(self) -> None:
+        """Close without the good manners of TCP."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+    def read(self) -> Packet | None:
+        """The next packet, or None at the end."""
+        head = self.socket.recv(1)
+        self.may_read.wait()
+        if not head:
+            return None
+        length, shift, size = 0, 0, 1
+        while True:
+            byte = self.exactly(1)[0]
+            length, shift, size = length | (byte & 127) << shift, shift + 7, size + 1
+            if byte < 128:
+                return parse(head[0] >> 4, head[0] & 15, self.exactly(length), size + length)
+
+    def exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = self.socket.recv(size - len(data))
+            if not more:
+                raise ConnectionError("the client closed in the middle of a packet")
+            data += more
+        return data
+
+
+class ScriptedBroker:
+    """Answers as a broker should, except where a test gives its own reaction: a function of connection and packet.
+
+    `ScriptedBroker(connect=lambda connection, packet: connection.connack(ReceiveMaximum=1))`; a reaction that does
+    nothing leaves the packet without an answer. `accept` is called with the connection before anything is read.
+    An exception in a reaction fails the test at the end of the `with`.
+    """
+
+    def __init__(
+        self,
+        accept: Callable = lambda connection: None,
+        connect: Callable = lambda connection, packet: connection.connack(),
+        subscribe: Callable = lambda connection, packet: connection.suback(packet.id, [1] * len(packet.topics)),
+        publish: Callable = lambda connection, packet: packet.qos and connection.puback(packet.id),
+        ping: Callable = lambda connection, packet: connection.send(PING_RESPONSE),
+        port: int = 0,
+    ):
+        self.accept, self.connections, self.failures, self.threads = accept, [], [], []
+        self.reactions = {CONNECT: connect, SUBSCRIBE: subscribe, PUBLISH: publish, PINGREQ: ping}
+        self.listener = socket.create_server(("127.0.0.1", port))
+        self.port = self.listener.getsockname()[1]
+        self.environment_of_clients = {"MQTT_HOST": "127.0.0.1", "MQTT_PORT": str(self.port)} | ACCOUNTS
+
+    def connection(self, number: int = 1, seconds: float = 15) -> Connection:
+        """The connection with this number, once it is there."""
+        wait_until(lambda: len(self.connections) >= number, f"connection {number}", seconds)
+        return self.connections[number - 1]
+
+    def __enter__(self):
+        self.start(self.listen)
+        return self
+
+    def start(self, target: Callable, *arguments) -> None:
+        self.threads.append(threading.Thread(target=target, args=arguments, daemon=True))
+        self.threads[-1].start()
+
+    def listen(self) -> None:
+        with contextlib.suppress(OSError):  # the end
+            while True:
+                client, _ = self.listener.accept()
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self.connections.append(Connection(client))
+                self.start(self.serve, self.connections[-1])
+
+    def serve(self, connection: Connection) -> None:
+        try:
+            with contextlib.suppress(OSError):  # the client, or the test, closed the connection
+                self.accept(connection)
+                while read := connection.read():
+                    connection.packets.append(read)
+                    self.reactions.get(read.kind, lambda *_: None)(connection, read)
+        except Exception as failure:
+            self.failures.append(failure)
+        finally:
+            connection.closed = True
+            connection.socket.close()
+
+    def __exit__(self, *_):
+        self.close()
+        if self.failures:
+            raise self.failures[0]
+
+    def close(self) -> None:
+        """Close the port and all connections, and wait until they are closed."""
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.threads[0].join(10)
+        for connection in self.connections:
+            connection.close()
+        for thread in self.threads:
+            thread.join(10)
