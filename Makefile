@@ -55,7 +55,7 @@ packages:
 	command -v cc >/dev/null || set -- $$@ gcc; \
 	command -v curl >/dev/null || set -- $$@ curl; \
 	command -v openssl >/dev/null || set -- $$@ openssl; \
-	for header in stdio.h:libc6-dev mosquitto.h:libmosquitto-dev cjson/cJSON.h:libcjson-dev; do \
+	for header in stdio.h:libc6-dev mosquitto.h:libmosquitto-dev jansson.h:libjansson-dev; do \
 	    [ -e /usr/include/$${header%:*} ] || set -- $$@ $${header#*:}; \
 	done; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || set -- $$@ python3-venv; \

@@ -17,9 +17,14 @@ from paho.mqtt.properties import Properties
 
 from peer import Peer
 from programs import ROOT, Broker, Equipment, Program, free_port, wait_until
+from scripted import CONNACK, CONNECT, DISCONNECT, PUBACK, PUBLISH, SUBSCRIBE, Connection, ScriptedBroker, packet
 
 QUESTION, ANSWER, STATUS = "EQUIPMENT/VALIDATION", "EQUIPMENT/VALIDATION/RESPONSE", "EQUIPMENT/STATUS/"
 GOOD_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
+
+
+# For tests that take long, or measure something.
+plain_build = pytest.mark.parametrize("build", ["validator"], indirect=True)
 
 
 class Witness(Peer):
@@ -27,6 +32,7 @@ class Witness(Peer):
 
     def __init__(self, broker: Broker):
         super().__init__(broker, ANSWER, STATUS + "+", account="MQTT")
+        self.qos = 1
         self.client.reconnect_delay_set(1, 1)
 
     @property
@@ -42,7 +48,7 @@ class Witness(Peer):
         sent = Properties(PacketTypes.PUBLISH)
         for name, value in properties.items():
             setattr(sent, name, value)
-        self.client.publish(QUESTION, payload, qos=1, properties=sent)
+        self.client.publish(QUESTION, payload, self.qos, properties=sent)
 
     def answer(self, number: int = 1):
         """The answer with this number once it is there."""
@@ -123,7 +129,7 @@ def run(build, tmp_path, programs):
 
 @pytest.fixture
 def another_broker(tmp_path, programs):
-    """A function that starts a Mosquitto which lets everybody in, and has these lines in its configuration."""
+    """A function that starts a Mosquitto without passwords, with these lines in its configuration."""
 
     def start(*lines: str, port: int | None = None) -> Broker:
         broker = Broker(tmp_path, port=port)
@@ -163,7 +169,7 @@ def witness(broker):
 
 
 def end(program: Program, number: int = signal.SIGTERM, seconds: float = 15) -> int:
-    """Send a signal and return the exit status. No SIGCONT: it makes the leak sanitizer wait for ever."""
+    """Send a signal and return the exit status. No SIGCONT: the leak sanitizer would never end."""
     program.process.send_signal(number)
     return program.process.wait(seconds)
 
@@ -228,23 +234,30 @@ def test_an_answer_is_json_about_the_id_in_lower_case(run, broker, witness):
     assert not answer.retain
 
 
-@pytest.mark.parametrize("sent", [GOOD_ID.encode(), b"\0", bytes(range(128)), b"\xff" * 128])
+@pytest.mark.parametrize("sent", [GOOD_ID.encode(), b"", b"\0", bytes(range(256)), b"\xff" * 1024])
 def test_correlation_data_comes_back_as_it_was(run, broker, witness, sent):
     run(broker, online=True)
     witness.ask(GOOD_ID, CorrelationData=sent)
     assert witness.answer().properties.CorrelationData == sent
 
 
-@pytest.mark.parametrize("properties", [{}, {"CorrelationData": b""}, {"CorrelationData": b"x" * 129}])
-def test_an_answer_may_do_without_correlation_data(run, broker, witness, properties):
+def test_a_question_without_correlation_data_gets_an_answer_without_it(run, broker, witness):
     run(broker, online=True)
-    witness.ask(GOOD_ID, **properties)
+    witness.ask(GOOD_ID)
     assert not hasattr(witness.answer().properties, "CorrelationData")
+
+
+def test_longer_correlation_data_is_refused_with_a_line(run, broker, witness):
+    validator = run(broker, online=True)
+    witness.ask(ids(1)[0], CorrelationData=b"x" * 1025)
+    witness.ask(GOOD_ID, CorrelationData=b"x")
+    assert json.loads(witness.answer().payload)["transaction_id"] == GOOD_ID
+    assert "ignored, the correlation data is longer than 1024 bytes: {" in validator.said()
 
 
 def test_a_response_topic_is_not_followed(run, broker, witness):
     run(broker, online=True)
-    witness.ask(GOOD_ID, ResponseTopic=STATUS + "somebody-else", CorrelationData=b"x")
+    witness.ask(GOOD_ID, ResponseTopic=STATUS + "another", CorrelationData=b"x")
     assert witness.answer().topic == ANSWER
     assert {message.topic for message in witness.messages} == {ANSWER, STATUS + "validator"}
 
@@ -289,9 +302,20 @@ def test_one_line_per_question_tells_id_station_and_verdict(run, broker, witness
 
 GARBAGE = {
     "the question is too long": [b"x" * 1025, b"[" * 60000, b'{"transaction_id": "' + b"a" * 2000],
-    "the question holds a NUL byte": [b"\0", b'{"transaction_id": "\0"}', bytes(500)],
     "the question is not UTF-8": [b"\xff\xfe", b"\x80", b'{"transaction_id": "\xc3"}', b"\xed\xa0\x80"],
-    "the question is not JSON": [b"", b"{", b"transaction 7", b"{}{}", b"[" * 1024, b"\x1b[2J", b'{"a": "\\u0000"}'],
+    "the question is not JSON": [
+        *(b"", b"{", b"transaction 7", b"{}{}", b"[" * 1024, b"\x1b[2J", b"\xef\xbb\xbf{}"),
+        *(b"\0", bytes(500), b'{"transaction_id": "\0"}', b'{"a": "\\u0000"}', b'{"a": "\t"}', b'{"a": "\\ud800"}'),
+        *(
+            b'{"transaction_id": "%s", "station_id": %s}' % (GOOD_ID.encode(), bad)
+            for bad in (b"01", b"1.", b"+1", b"0x1")
+        ),
+    ],
+    "the question has the same key twice": [
+        b'{"transaction_id": "%s", "station_id": 1, "station_id": 1}' % GOOD_ID.encode(),
+        b'{"transaction_id": "%s", "station_id": 1, "\\u0074ransaction_id": "7"}' % GOOD_ID.encode(),
+    ],
+    "the question has a number that is too large": [b'{"station_id": 9223372036854775808}', b"[1e999]"],
     "the question is not a JSON object": [b"null", b"[]", b"17", b'"text"', b"[" * 300 + b"]" * 300],
     "transaction_id is missing": [b"{}", b'{"station_id": 1}'],
     "transaction_id is not a string": [b'{"transaction_id": 7, "station_id": 1}'],
@@ -299,7 +323,7 @@ GARBAGE = {
     "station_id is missing": [json.dumps({"transaction_id": GOOD_ID}).encode()],
     "station_id is not a whole number from 1 to 2147483647": [
         json.dumps({"transaction_id": GOOD_ID, "station_id": station}).encode()
-        for station in (0, -1, 1.5, 2**31, 1e300, "1", True, None, [1])
+        for station in (0, -1, 1.0, 1.5, 2**31, 1e300, "1", True, None, [1])
     ],
 }
 
@@ -385,12 +409,26 @@ def test_it_stops_while_a_connection_is_being_made(run, tmp_path):
     with socket.create_server(("127.0.0.1", 0), backlog=1) as silent:
         address = silent.getsockname()
         clients = [socket.socket() for _ in range(4)]
-        for client in clients:  # until the backlog is full: then nobody answers a newcomer
+        for client in clients:  # until the backlog is full: then the kernel answers no new client
             client.setblocking(False)
             client.connect_ex(address)
         validator = run(Broker(tmp_path, port=address[1]))
         wait_until(lambda: connections(validator, "02"), "it is connecting")
         assert stops_at_once(validator)
+        for client in clients:
+            client.close()
+
+
+@plain_build
+def test_a_connection_that_cannot_be_made_is_given_up_after_ten_seconds(run, tmp_path):
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as silent:
+        address = silent.getsockname()
+        clients = [socket.socket() for _ in range(4)]
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex(address)
+        validator = run(Broker(tmp_path, port=address[1]))
+        wait_until(lambda: "the broker cannot be reached: no answer" in validator.said(), "it gives up", 14)
         for client in clients:
             client.close()
 
@@ -457,11 +495,11 @@ def test_it_outlives_the_broker(run, broker, witness, number):
     assert len(witness.verdicts(ids(10))) == 10
 
 
-@pytest.mark.parametrize("build", ["validator"], indirect=True)
+@plain_build
 def test_a_broker_that_freezes_is_left_and_found_again(run, broker, witness):
     validator = run(broker, online=True)
     broker.process.send_signal(signal.SIGSTOP)
-    wait_until(lambda: "no sign of life" in validator.said(), "it has noticed", 30)
+    wait_until(lambda: "the broker does not answer" in validator.said(), "it has noticed", 30)
     broker.process.send_signal(signal.SIGCONT)
     wait_until(lambda: validator.said().count("is online") == 2, "it is online again")
     wait_until(lambda: len(witness.verdicts(ids(10))) == 10, "it answers")
@@ -487,7 +525,7 @@ def test_a_refused_subscription_is_told_and_tried_again(run, another_broker, tmp
     (tmp_path / "rules.json").write_text(json.dumps({"defaultACLAccess": rules}))
     broker = another_broker(f"plugin {plugin}", f"plugin_opt_config_file {tmp_path}/rules.json")
     validator = run(broker, VALIDATOR_USERNAME="")
-    wait_until(lambda: "subscription refused: Not authorized" in validator.said(), "it is refused")
+    wait_until(lambda: "refuses the subscription: Not authorized" in validator.said(), "it is refused")
     broker.stop()
     (tmp_path / "rules.json").write_text(json.dumps({"defaultACLAccess": rules | {"subscribe": True}}))
     broker.start()
@@ -516,7 +554,7 @@ def test_a_wrong_password_is_told_once_and_tried_again(run, broker, programs, tm
     wait_until(lambda: "is online" in validator.said(), "it is online")
 
 
-@pytest.mark.parametrize("build", ["validator"], indirect=True)
+@plain_build
 @pytest.mark.parametrize("there_is", ["a broker", "no broker", "no broker with TLS"])
 def test_idle_it_does_nothing(run, broker, certificates, there_is):
     if there_is != "a broker":
@@ -526,6 +564,358 @@ def test_idle_it_does_nothing(run, broker, certificates, there_is):
     first_wait, first_tick = waits(validator), ticks(validator)
     wait_until(lambda: waits(validator) >= first_wait + 8, "it has slept eight times", 30)
     assert ticks(validator) - first_tick <= 5
+
+
+# What a broker may say
+
+SSH_BANNER = b"SSH-2.0-OpenSSH_9.2p1\r\n"
+
+
+@pytest.fixture
+def scripted(request):
+    """A function that starts a scripted broker, which is closed after the test."""
+
+    def start(**reactions) -> ScriptedBroker:
+        broker = ScriptedBroker(**reactions)
+        broker.__enter__()
+        request.addfinalizer(lambda: broker.__exit__())
+        return broker
+
+    return start
+
+
+def nothing(connection: Connection, packet) -> None:
+    """A reaction that does nothing."""
+
+
+def connack(reason: int = 0, **properties):
+    """A reaction to CONNECT."""
+    return lambda connection, packet: connection.connack(reason, **properties)
+
+
+def in_turn(*reactions):
+    """A reaction that is another one each time, and in the end remains the last one."""
+    left = list(reactions)
+    return lambda connection, packet: (left.pop(0) if len(left) > 1 else left[0])(connection, packet)
+
+
+def ask(connection: Connection, transactions: list[str], **properties) -> None:
+    """Send the questions about these ids to the equipment."""
+    for transaction in transactions:
+        question = json.dumps({"transaction_id": transaction, "station_id": 1}).encode()
+        connection.publish(QUESTION, question, **properties)
+
+
+def answered(connection: Connection) -> list[str]:
+    """The ids that were answered on this connection, in this order."""
+    return [json.loads(answer.payload)["transaction_id"] for answer in connection.published(ANSWER)]
+
+
+def online(broker: ScriptedBroker, number: int = 1) -> Connection:
+    """The connection with this number, once the equipment has published that it is online."""
+    connection = broker.connection(number)
+    wait_until(lambda: connection.published(STATUS + "validator"), "it is online")
+    return connection
+
+
+def lines(validator: Program) -> list[str]:
+    """Why it was not connected, one line each time."""
+    return [line.partition("trying again: ")[2] for line in validator.said().splitlines() if "trying again" in line]
+
+
+def test_it_introduces_itself(run, scripted):
+    broker = scripted()
+    run(broker, online=True)
+    connection = online(broker)
+    (connect,), (subscribe,) = connection.received(CONNECT), connection.received(SUBSCRIBE)
+    assert (connect.client_id, connect.keepalive, connect.clean_start) == ("validator", 5, True)
+    assert connect.username == broker.environment_of_clients["VALIDATOR_USERNAME"]
+    will = connect.will
+    assert (will.topic, will.payload, will.qos, will.retain) == (STATUS + "validator", b"offline", 1, True)
+    assert subscribe.topics == ["$share/validators/" + QUESTION]
+    (status,) = connection.received(PUBLISH)
+    assert (status.payload, status.qos, status.retain) == (b"online", 1, True)
+
+
+def test_it_is_online_only_once_the_subscription_is_granted(run, scripted):
+    broker = scripted(subscribe=nothing)
+    validator = run(broker)
+    connection = broker.connection()
+    wait_until(lambda: connection.received(SUBSCRIBE), "it subscribes")
+    ask(connection, [GOOD_ID])
+    wait_until(lambda: connection.received(PUBACK), "it has received a question")
+    assert connection.received(PUBLISH) == []
+    assert "is online" not in validator.said()
+    connection.suback(connection.received(SUBSCRIBE)[0].id, [1])
+    wait_until(lambda: answered(connection) == [GOOD_ID], "it answers")
+    assert connection.received(PUBLISH)[0].payload == b"online"
+
+
+@pytest.mark.parametrize("codes", [[0], [1], [1, 1, 1], [1] * 200])
+def test_a_suback_may_have_any_number_of_codes(run, scripted, codes):
+    broker = scripted(subscribe=lambda connection, packet: connection.suback(packet.id, codes))
+    run(broker, online=True)
+    ask(online(broker), [GOOD_ID])
+    wait_until(lambda: answered(broker.connection()) == [GOOD_ID], "it answers")
+
+
+@pytest.mark.parametrize("codes", [[], [0x87], [1, 0x87]])
+def test_a_suback_that_does_not_grant_is_a_refusal(run, scripted, codes):
+    broker = scripted(subscribe=lambda connection, packet: connection.suback(packet.id, codes))
+    validator = run(broker)
+    broker.connection(2)
+    accepted = (
+        "refuses the subscription: Not authorized" if codes else "sent something that libmosquitto does not accept"
+    )
+    assert lines(validator) == [f"the broker {accepted}"]
+    assert broker.connection().received(PUBLISH) == []
+
+
+@plain_build
+@pytest.mark.parametrize(("late", "waits_for"), [("connect", "CONNACK"), ("subscribe", "SUBACK")])
+def test_it_waits_ten_seconds_for(run, scripted, late, waits_for):
+    """A late answer is an answer; without one it says so and connects again."""
+    broker = scripted(**{late: nothing})
+    validator = run(broker)
+    started = time.monotonic()
+    connection = broker.connection()
+    wait_until(lambda: time.monotonic() > started + 7, "more than one keepalive is over")
+    assert not connection.closed
+    if late == "connect":
+        connection.connack()
+    else:
+        connection.suback(connection.received(SUBSCRIBE)[0].id, [1])
+    online(broker)
+    connection.close()
+    started = time.monotonic()
+    wait_until(lambda: lines(validator)[-1] == "the broker does not answer", f"it has waited for {waits_for}", 20)
+    assert 9.5 < time.monotonic() - started < 14
+
+
+@plain_build
+def test_a_broker_that_never_acknowledges_is_left(run, scripted):
+    broker = scripted(publish=nothing)
+    validator = run(broker)
+    connection = online(broker)
+    ask(connection, ids(50))
+    wait_until(lambda: "the broker does not acknowledge what is published" in validator.said(), "it says so", 20)
+    assert answered(connection) == ids(50)[:19]  # `online` is the twentieth
+
+
+@pytest.mark.parametrize("limit", [1, 3, 20, 65535])
+def test_it_respects_receive_maximum(run, scripted, limit):
+    broker = scripted(connect=connack(ReceiveMaximum=limit), publish=nothing)
+    run(broker)
+    connection = online(broker)
+    ask(connection, ids(60))
+    acknowledged, total = 0, 61
+    while acknowledged < total:
+        wanted = min(acknowledged + min(limit, 20), total)
+        wait_until(lambda wanted=wanted: len(connection.received(PUBLISH)) >= wanted, f"{wanted} are published")
+        assert len(connection.received(PUBLISH)) == wanted
+        connection.puback(connection.received(PUBLISH)[acknowledged].id)
+        acknowledged += 1
+    assert answered(connection) == ids(60)
+
+
+def test_it_respects_maximum_qos(run, scripted):
+    """The first CONNECT has a Will with QoS 1, which such a broker refuses (MQTT 5, 3.2.2.3.4)."""
+    broker = scripted(connect=in_turn(connack(0x9B), connack(MaximumQoS=0)))
+    validator = run(broker)
+    connection = online(broker, 2)
+    ask(connection, ids(100))
+    wait_until(lambda: answered(connection) == ids(100), "all are answered")
+    assert {packet.qos for packet in connection.received(PUBLISH)} == {0}
+    will = connection.received(CONNECT)[0].will
+    assert (will.payload, will.qos, will.retain) == (b"offline", 0, True)
+    assert lines(validator) == ["the broker refuses the connection: QoS not supported"]
+
+
+def test_it_does_not_retain_where_the_broker_says_so(run, scripted):
+    broker = scripted(connect=connack(RetainAvailable=0))
+    validator = run(broker, online=True)
+    connection = broker.connection()
+    ask(connection, [GOOD_ID])
+    wait_until(lambda: answered(connection) == [GOOD_ID], "it answers")
+    assert stops_at_once(validator)
+    wait_until(lambda: connection.received(DISCONNECT), "it says goodbye")
+    assert connection.received(DISCONNECT)[0].reason == 0  # so the Will, which asks to be retained, is not published
+    assert [packet.topic for packet in connection.received(PUBLISH)] == [ANSWER]
+
+
+@pytest.mark.parametrize("properties", [{}, {"RetainAvailable": 0}])
+def test_it_works_without_retained_messages(run, scripted, properties):
+    broker = scripted(connect=in_turn(connack(0x9A), connack(**properties)))
+    run(broker, online=True)
+    connection = broker.connection(2)
+    assert connection.received(CONNECT)[0].will is None
+    ask(connection, ids(30))
+    wait_until(lambda: answered(connection) == ids(30), "all are answered")
+    assert len(connection.received(PUBLISH)) == 30
+    assert not any(packet.retain for packet in connection.received(PUBLISH))
+    connection.close()
+    wait_until(lambda: broker.connection(3).received(CONNECT), "it connects again")
+    assert broker.connection(3).received(CONNECT)[0].will is not None
+
+
+def test_it_respects_maximum_packet_size(run, scripted):
+    """An answer that is too large does not hold up the others."""
+    broker = scripted(connect=connack(MaximumPacketSize=300), publish=lambda c, packet: c.puback(packet.id))
+    validator = run(broker, VALIDATOR_CONFIRM_RATE="1")
+    connection = online(broker)
+    transactions = ids(400)
+    for size, transaction in enumerate(transactions):
+        ask(connection, [transaction], CorrelationData=b"x" * size)
+    ask(connection, [GOOD_ID])
+    wait_until(lambda: answered(connection)[-1:] == [GOOD_ID], "the last one is answered")
+    sizes = [packet.size for packet in connection.published(ANSWER)]
+    assert 297 <= max(sizes) <= 300
+    assert answered(connection)[:-1] == transactions[: len(sizes) - 1]
+    assert "an answer is larger than the broker's Maximum Packet Size" in validator.said()
+
+
+@pytest.mark.parametrize("line", ["max_qos 0", "max_qos 1", "retain_available false", "max_packet_size 300"])
+def test_it_works_with_a_limited_mosquitto_and_with_the_next_one(run, another_broker, line):
+    broker = another_broker(line)
+    broker.environment_of_clients |= {"VALIDATOR_USERNAME": ""}
+    validator = run(broker)
+    for count in (1, 2):
+        wait_until(lambda count=count: validator.said().count("is online") == count, "it is online")
+        with Witness(broker) as witness:
+            witness.qos = 0 if count == 1 else 1
+            assert len(witness.verdicts(ids(100))) == 100
+            if count == 2:
+                witness.sees("online")
+        broker.stop()
+        if count == 1:
+            another_broker(port=broker.port)
+    assert "does not retain" in validator.said() or "retain" not in line
+
+
+@pytest.mark.parametrize(
+    ("says", "sentence"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "answers with something that is not MQTT 5"),
+        (SSH_BANNER, "answers with something that is not MQTT 5"),
+        (packet(CONNACK, b"\0\0"), "answers with something that is not MQTT 5"),  # MQTT 3.1.1: accepted
+        (packet(CONNACK, b"\0\1"), "answers with something that is not MQTT 5"),  # MQTT 3.1.1: wrong version
+        (packet(CONNACK, b"\0\5"), "answers with something that is not MQTT 5"),  # MQTT 3.1.1: not authorized
+        (packet(CONNACK, b"\0\5\0"), "answers with something that is not MQTT 5"),
+        (packet(CONNACK, b"\0\x84\0"), "answers with something that is not MQTT 5"),
+        (packet(CONNACK, b"\0\x87\0"), "refuses the connection: Not authorized"),
+        (packet(CONNACK, b"\0\x88\0"), "refuses the connection: Server unavailable"),
+        (packet(CONNACK, b"\0\0\0") + packet(DISCONNECT, b"\x8b\0"), "closed the connection: Server shutting down"),
+        (packet(CONNACK, b"\0\0\0") + packet(DISCONNECT, b"\0"), "closed the connection"),
+        (packet(CONNACK, b"\0\0\0") + b"\xe0\0", "sent something that libmosquitto does not accept"),
+        (b"", "closed the connection"),
+    ],
+)
+def test_each_way_to_be_disconnected_has_a_sentence(run, scripted, says, sentence):
+    """And the sentence is gone with the connection: the next one is closed without a word."""
+
+    def connect(connection: Connection, packet) -> None:
+        if len(broker.connections) == 1:
+            connection.send(says)
+        if len(broker.connections) > 1 or says != SSH_BANNER:  # which waits for an answer
+            connection.close()
+
+    broker = scripted(connect=connect)
+    validator = run(broker)
+    broker.connection(3)
+    wanted = [f"the broker {sentence}", "the broker closed the connection"]
+    assert lines(validator) == wanted[: len(set(wanted))]
+
+
+def test_a_refused_answer_is_told_and_the_connection_stays(run, scripted):
+    broker = scripted(publish=lambda connection, packet: connection.puback(packet.id, 0x87))
+    validator = run(broker)
+    connection = online(broker)
+    ask(connection, ids(60))
+    wait_until(lambda: answered(connection) == ids(60), "all are sent")
+    assert validator.said().count("the broker refuses what is published: Not authorized\n") == 1
+    assert not connection.closed
+
+
+def test_two_with_one_id_say_that_each_needs_its_own(run, broker):
+    two = [run(broker, VALIDATOR_ID="twin", name=name) for name in ("one", "other")]
+    for validator in two:
+        wait_until(lambda validator=validator: "another client has VALIDATOR_ID=twin" in validator.said(), "it says")
+    wait_until(lambda: sum(validator.said().count("is online") for validator in two) >= 4, "they take turns")
+
+
+def test_a_session_that_is_taken_over_has_a_line_of_its_own(run, scripted):
+    broker = scripted()
+    validator = run(broker)
+    online(broker).disconnect(0x8E)
+    broker.connection(2)
+    assert lines(validator) == ["another client connected with VALIDATOR_ID=validator; each one needs its own"]
+
+
+def test_nothing_is_carried_into_the_next_connection(run, scripted):
+    """What was not acknowledged is not sent again; what waited is sent. The service asks again for the rest."""
+    broker = scripted(publish=nothing)
+    run(broker)
+    ask(online(broker), ids(40))
+    wait_until(lambda: len(answered(broker.connection())) == 19, "the window is full")
+    wait_until(lambda: len(broker.connection().received(PUBACK)) == 40, "all questions are received")
+    broker.connection().close()
+    connection = online(broker, 2)
+    wait_until(lambda: len(answered(connection)) == 19, "the window is full again")
+    assert answered(connection) == ids(40)[19:38]
+    assert not any(packet.dup for packet in connection.received(PUBLISH))
+    connection.reset()
+    wait_until(lambda: answered(online(broker, 3)) == ids(40)[38:], "the rest is sent")
+
+
+@pytest.mark.parametrize("state", ["connecting", "subscribing", "blocked"])
+def test_it_stops_in_every_state(run, scripted, state):
+    silent = {"connecting": {"connect": nothing}, "subscribing": {"subscribe": nothing}, "blocked": {}}[state]
+    broker = scripted(**silent)
+    validator = run(broker, VALIDATOR_VERBOSE="1")
+    connection = broker.connection()
+    if state == "connecting":
+        wait_until(lambda: connection.received(CONNECT), "it connects")
+    if state == "subscribing":
+        wait_until(lambda: connection.received(SUBSCRIBE), "it subscribes")
+    if state == "blocked":
+        online(broker)
+        connection.may_read.clear()
+        ask(connection, ids(100), CorrelationData=b"x" * 1024)
+        wait_until(lambda: len(validator.output.read_text().splitlines()) > 19, "its window is full")
+    assert stops_at_once(validator)
+
+
+def test_it_leaves_with_its_will(run, scripted):
+    broker = scripted()
+    validator = run(broker)
+    connection = online(broker)
+    assert stops_at_once(validator)
+    wait_until(lambda: connection.received(DISCONNECT), "it says goodbye")
+    assert connection.received(DISCONNECT)[0].reason == 4
+
+
+def test_the_first_attempts_follow_each_other_quickly(run, scripted, tmp_path):
+    port = free_port()
+    validator = run(Broker(tmp_path, port=port))
+    wait_until(lambda: "cannot be reached: Connection refused" in validator.said(), "it has tried")
+    started = time.monotonic()
+    online(scripted(port=port))
+    assert time.monotonic() - started < 0.9
+
+
+def test_a_host_without_an_address_is_named(run, tmp_path):
+    validator = run(Broker(tmp_path), MQTT_HOST="no-such-host.invalid")
+    wait_until(lambda: lines(validator), "it has tried")
+    assert lines(validator)[0].startswith("the broker cannot be reached: ")
+
+
+@plain_build
+def test_it_needs_less_than_6_mb(run, broker, witness):
+    validator = run(broker, online=True)
+    for turn in range(3):
+        assert len(witness.verdicts(ids(1000, seed=turn))) == 1000
+    status = Path(f"/proc/{validator.pid}/status").read_text()
+    assert int(status.split("VmHWM:")[1].split()[0]) < 6 * 1024
 
 
 # What it is told
@@ -540,9 +930,11 @@ def test_idle_it_does_nothing(run, broker, certificates, there_is):
         *(("VALIDATOR_SEED", value) for value in ("-1", "1.5", "seed", "18446744073709551616", " 1", "1 ")),
         *(("VALIDATOR_DELAY_MS", value) for value in ("-1", "1s", "3600001", "0.5")),
         *(("VALIDATOR_VERBOSE", value) for value in ("2", "yes", "true", "-1")),
-        *(("VALIDATOR_ID", value) for value in ("a" * 65, "a/b", "+", "#", "a b", "é", "a\n")),
+        *(("VALIDATOR_ID", value) for value in ("a" * 65, "a/b", "+", "#", "a b", "é", "a\n", "a.b")),
+        *(("MQTT_HOST", value) for value in ("mqtt://127.0.0.1", "[::1]", "127.0.0.1:1883", "a b", "a/b")),
         *(("MQTT_CA_FILE", value) for value in ("/nowhere/ca.pem", "validator/nothing")),
         ("VALIDATOR_USERNAME", "x" * 65536),
+        ("VALIDATOR_PASSWORD", "x" * 65536),
     ],
 )
 def test_a_bad_value_stops_it_with_a_sentence(run, tmp_path, variable, value):
@@ -567,6 +959,30 @@ def test_a_bad_value_stops_it_with_a_sentence(run, tmp_path, variable, value):
 def test_a_good_value_or_none_is_taken(run, broker, variable, value):
     validator = run(broker, **{variable: value})
     wait_until(lambda: "is online" in validator.said(), "it is online")
+
+
+def test_an_empty_id_means_the_host_name(run, broker):
+    validator = run(broker, VALIDATOR_ID="")
+    name = socket.gethostname().replace(".", "-")
+    wait_until(lambda: f"{name} is online" in validator.said(), "it is online")
+    a_newcomer_sees("online", broker, name)
+
+
+@pytest.mark.parametrize(("host", "good"), [("desk.example", True), ("desk_7", True), ("a b", False), ("é", False)])
+def test_a_host_name_must_be_good_for_an_id(build, broker, tmp_path, host, good):
+    """In a name space of its own, where the host can be given any name."""
+    own = ["unshare", "--user", "--map-root-user", "--uts"]
+    if subprocess.run([*own, "true"], check=False, capture_output=True).returncode != 0:
+        pytest.skip("this machine does not allow name spaces")
+    script = 'printf %s "$1" > /proc/sys/kernel/hostname && exec "$2"'
+    environment = broker.environment_of_clients | {"PATH": os.environ["PATH"], "VALIDATOR_ID": ""}
+    with (tmp_path / "log").open("wb") as log:
+        validator = subprocess.Popen([*own, "sh", "-c", script, "sh", host, ROOT / build], env=environment, stderr=log)
+    if good:
+        a_newcomer_sees("online", broker, host.replace(".", "-"))
+        validator.terminate()
+    assert validator.wait(10) == (0 if good else 2)
+    assert good or (tmp_path / "log").read_text().startswith("validator: VALIDATOR_ID must be set: the host name ")
 
 
 # Over TLS
@@ -603,3 +1019,25 @@ def test_tls_may_come_later(run, tls_broker, certificates, tmp_path):
     wait_until(lambda: "trying again" in validator.said(), "it has tried")
     tls_broker("here", port)
     wait_until(lambda: "is online" in validator.said(), "it is online")
+
+
+def test_a_ca_file_that_vanishes_does_not_end_it(run, tls_broker, certificates, tmp_path):
+    ca = tmp_path / "ca.pem"
+    shutil.copy(certificates / "ca.pem", ca)
+    broker = tls_broker("here")
+    validator = run(broker, online=True, MQTT_CA_FILE=str(ca))
+    ca.unlink()
+    broker.stop()
+    wait_until(lambda: "MQTT_CA_FILE must name" in validator.said(), "it misses the file")
+    shutil.copy(certificates / "ca.pem", ca)
+    broker.start()
+    wait_until(lambda: validator.said().count("is online") == 2, "it is online again")
+
+
+@plain_build
+def test_a_reset_during_the_handshake_is_noticed(run, scripted, certificates):
+    broker = scripted(accept=Connection.reset)
+    validator = run(broker, MQTT_CA_FILE=str(certificates / "ca.pem"))
+    broker.connection(3, 5)
+    assert "the broker " in lines(validator)[0]
+    assert ticks(validator) < 30

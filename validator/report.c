@@ -1,4 +1,4 @@
-/* Lines on standard output and error that neither block nor flood; report.h says what each function promises. */
+/* The log of the equipment, bounded; report.h says what each function promises. */
 #define _POSIX_C_SOURCE 200809L
 #include "report.h"
 
@@ -21,7 +21,8 @@ int64_t now_ms(void)
 
 void say(FILE *to, const char *format, ...)
 {
-    struct pollfd out = {.fd = fileno(to), .events = POLLOUT}; /* a pipe has room for any line of ours, or says no */
+    /* A pipe that reports POLLOUT has room for PIPE_BUF bytes, and all our lines are shorter. */
+    struct pollfd out = {.fd = fileno(to), .events = POLLOUT};
     va_list arguments;
 
     if (poll(&out, 1, 0) != 1)
@@ -37,7 +38,7 @@ void report_state(struct report *report, bool trouble, const char *format, ...)
     va_list arguments;
 
     va_start(arguments, format);
-    vsnprintf(line, sizeof line, format, arguments); /* a cut sentence is still a sentence */
+    vsnprintf(line, sizeof line, format, arguments); /* cut if it is too long */
     va_end(arguments);
     if (now_ms() >= report->minute_end) {
         report->minute_end = now_ms() + 60000;

@@ -1,4 +1,4 @@
-/* What the equipment says: lines that neither block nor flood. */
+/* The log of the equipment: lines that neither block nor flood. */
 #ifndef REPORT_H
 #define REPORT_H
 
@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
-/* All zero at first. */
+/* Starts as all zero. */
 struct report {
     char last[400]; /* the last line of report_state() */
     int64_t minute_end;
@@ -16,19 +16,20 @@ struct report {
     unsigned refusals; /* within the second that began with the first of them */
 };
 
-/* Milliseconds of a clock that nobody sets. */
+/* Milliseconds of the monotonic clock. */
 int64_t now_ms(void);
 
-/* Writes to a stream, unless that would block: a log that nobody reads must not stop the equipment. */
+/* Writes to a stream, unless that would block: a log that is not read must not stop the equipment. */
 __attribute__((format(printf, 2, 3))) void say(FILE *to, const char *format, ...);
 
-/* Tells on standard error how things are: in a minute the same thing once, and at most ten troubles. */
-__attribute__((format(printf, 3, 4))) void report_state(struct report *report, bool trouble, const char *format, ...);
+/* Logs the state of the connection: each line once a minute, and at most ten troubles a minute. */
+__attribute__((format(printf, 3, 4))) void report_state(struct report *report, bool trouble,
+                                                        const char *format, ...);
 
-/* Tells on standard error what is wrong with a payload, and how it begins; of a flood, the rest is counted. */
+/* Logs why a question is refused, and how it begins: at most twenty a second. */
 void report_refusal(struct report *report, const char *why, const unsigned char *payload, size_t length);
 
-/* Tells that count once its second is over; to be called about as often. */
+/* Logs how many were left out, once the second is over. Call it at least once a second. */
 void report_refused(struct report *report);
 
 #endif

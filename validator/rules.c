@@ -1,64 +1,10 @@
-/* What the equipment decides, in pure functions; rules.h says what each one promises. */
+/* The rules of the equipment, as pure functions; rules.h says what each one promises. */
 #include "rules.h"
 
-#include <cjson/cJSON.h>
 #include <ctype.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <string.h>
-
-const char *rules_sentence(enum rules_code code)
-{
-    switch (code) {
-    case RULES_OK: return "the question is good";
-    case RULES_TOO_LONG: return "the question is too long";
-    case RULES_HOLDS_NUL: return "the question holds a NUL byte";
-    case RULES_NOT_UTF8: return "the question is not UTF-8";
-    case RULES_NOT_JSON: return "the question is not JSON";
-    case RULES_NOT_AN_OBJECT: return "the question is not a JSON object";
-    case RULES_ID_MISSING: return "transaction_id is missing";
-    case RULES_ID_NOT_A_STRING: return "transaction_id is not a string";
-    case RULES_ID_NOT_A_UUID: return "transaction_id is not a UUID";
-    case RULES_STATION_MISSING: return "station_id is missing";
-    case RULES_STATION_NOT_WHOLE: return "station_id is not a whole number from 1 to 2147483647";
-    case RULES_NO_ROOM: return "the answer does not fit";
-    }
-    return "unknown code";
-}
-
-/* RFC 3629: no overlong form, no surrogate, nothing past U+10FFFF; all three show in the second byte. */
-static bool is_utf8(const unsigned char *text, size_t length)
-{
-    for (size_t i = 0; i < length;) {
-        unsigned char lead = text[i++];
-        if (lead < 0x80)
-            continue;
-        size_t more = lead >= 0xF0 ? 3 : lead >= 0xE0 ? 2 : 1;
-        if (lead < 0xC2 || lead > 0xF4 || length - i < more)
-            return false;
-        unsigned char low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
-        unsigned char high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
-        if (text[i] < low || text[i] > high)
-            return false;
-        for (size_t k = 1; k < more; k++)
-            if ((text[i + k] & 0xC0) != 0x80)
-                return false;
-        i += more;
-    }
-    return true;
-}
-
-/* cJSON takes any control character for a blank, and \u0000, or a \u without its digits, for the end of a
- * string: RFC 8259 allows neither the first nor the last, and no id needs the other. */
-static bool cjson_would_misread(const char *text)
-{
-    for (const char *c = text; *c != '\0'; c++)
-        if ((unsigned char)*c < 0x20 && strchr("\t\n\r", *c) == NULL)
-            return true;
-    for (const char *c = text; (c = strchr(c, '\\')) != NULL && c[1] != '\0'; c += 2)
-        if (c[1] == 'u' && (strspn(c + 2, "0123456789abcdefABCDEF") < 4 || strncmp(c + 2, "0000", 4) == 0))
-            return true;
-    return false;
-}
 
 static bool read_uuid(const char *text, char id[RULES_ID_SIZE])
 {
@@ -74,51 +20,55 @@ static bool read_uuid(const char *text, char id[RULES_ID_SIZE])
     return true;
 }
 
-static enum rules_code read_object(const cJSON *object, struct question *question)
+static const char *read_object(const json_t *object, struct question *question)
 {
-    const cJSON *id = cJSON_GetObjectItemCaseSensitive(object, "transaction_id");
-    const cJSON *station = cJSON_GetObjectItemCaseSensitive(object, "station_id");
+    const json_t *id = json_object_get(object, "transaction_id");
+    const json_t *station = json_object_get(object, "station_id");
 
-    if (!cJSON_IsObject(object))
-        return RULES_NOT_AN_OBJECT;
+    if (!json_is_object(object))
+        return "the question is not a JSON object";
     if (id == NULL)
-        return RULES_ID_MISSING;
-    if (!cJSON_IsString(id))
-        return RULES_ID_NOT_A_STRING;
-    if (!read_uuid(id->valuestring, question->id))
-        return RULES_ID_NOT_A_UUID;
+        return "transaction_id is missing";
+    if (!json_is_string(id))
+        return "transaction_id is not a string";
+    if (!read_uuid(json_string_value(id), question->id))
+        return "transaction_id is not a UUID";
     if (station == NULL)
-        return RULES_STATION_MISSING;
-    /* valueint is valuedouble cut to an int, so the two differ for a fraction and for what is too large. */
-    if (!cJSON_IsNumber(station) || station->valueint < 1 || station->valuedouble != (double)station->valueint)
-        return RULES_STATION_NOT_WHOLE;
-    question->station = station->valueint;
-    return RULES_OK;
+        return "station_id is missing";
+    /* json_integer_value() is 0 for anything that is not an integer, 1.0 included. */
+    json_int_t number = json_integer_value(station);
+    if (number < 1 || number > INT32_MAX)
+        return "station_id is not a whole number from 1 to 2147483647";
+    question->station = (int32_t)number;
+    return NULL;
 }
 
-enum rules_code rules_read(const void *payload, size_t length, struct question *question)
+/* Jansson's own text quotes the question, so it could put control characters into our log. */
+static const char *what_is_wrong(const json_error_t *error)
 {
-    char text[RULES_QUESTION_MAX + 1];
+    switch (json_error_code(error)) {
+    case json_error_invalid_utf8: return "the question is not UTF-8";
+    case json_error_duplicate_key: return "the question has the same key twice";
+    case json_error_numeric_overflow: return "the question has a number that is too large";
+    default: return "the question is not JSON";
+    }
+}
+
+const char *rules_read(const void *payload, size_t length, struct question *question)
+{
+    /* Two equal keys are refused, because other JSON parsers take the last one where we would take the
+     * first. "Any" value is decoded, so that `17` is told apart from what is not JSON at all. */
+    const size_t flags = JSON_REJECT_DUPLICATES | JSON_DECODE_ANY;
+    json_error_t error;
 
     if (length > RULES_QUESTION_MAX)
-        return RULES_TOO_LONG;
-    if (length == 0)
-        return RULES_NOT_JSON;
-    if (memchr(payload, '\0', length) != NULL)
-        return RULES_HOLDS_NUL;
-    if (!is_utf8(payload, length))
-        return RULES_NOT_UTF8;
-    memcpy(text, payload, length);
-    text[length] = '\0';
-    if (cjson_would_misread(text))
-        return RULES_NOT_JSON;
-
-    cJSON *json = cJSON_ParseWithOpts(text, NULL, true); /* true: nothing may follow the value */
+        return "the question is too long";
+    json_t *json = json_loadb(payload, length, flags, &error);
     if (json == NULL)
-        return RULES_NOT_JSON;
-    enum rules_code code = read_object(json, question);
-    cJSON_Delete(json);
-    return code;
+        return what_is_wrong(&error);
+    const char *wrong = read_object(json, question);
+    json_decref(json);
+    return wrong;
 }
 
 /* The finalizer of splitmix64: each bit of the result depends on every bit of x. */
@@ -131,7 +81,7 @@ static uint64_t mix(uint64_t x)
 
 bool rules_confirm(const char *id, uint64_t seed, double rate)
 {
-    /* FNV-1a over the id, begun from the seed. Plain FNV barely moves its high bits, hence mix(). */
+    /* FNV-1a over the id, starting from the seed; mix(), because FNV hardly changes its high bits. */
     uint64_t hash = UINT64_C(0xCBF29CE484222325) ^ mix(seed + UINT64_C(0x9E3779B97F4A7C15));
     for (; *id != '\0'; id++)
         hash = (hash ^ (unsigned char)*id) * UINT64_C(0x100000001B3);
@@ -144,8 +94,8 @@ const char *rules_status(bool confirmed)
     return confirmed ? "COMPLETED" : "ERROR";
 }
 
-enum rules_code rules_write(const char *id, bool confirmed, char *buffer, size_t size)
+int rules_write(const char id[RULES_ID_SIZE], bool confirmed, char answer[RULES_ANSWER_SIZE])
 {
-    int length = snprintf(buffer, size, "{\"transaction_id\":\"%s\",\"status\":\"%s\"}", id, rules_status(confirmed));
-    return length >= 0 && (size_t)length < size ? RULES_OK : RULES_NO_ROOM;
+    return snprintf(answer, RULES_ANSWER_SIZE, "{\"transaction_id\":\"%s\",\"status\":\"%s\"}", id,
+                    rules_status(confirmed));
 }

@@ -1,14 +1,17 @@
-/* The environment, read once: a variable that is unset or empty means its default, and a number is nothing but
- * a number ("0.6x", " 1", "-1" and "nan", all welcome to strtod and strtoull, are mistakes here). */
+/* The settings of the equipment. Unset and empty mean the default; only VALIDATOR_ID tells the two apart.
+ * strtod() and strtoull() accept "0.6x", " 1", "-1" and "nan". We do not. */
+#define _POSIX_C_SOURCE 200809L /* gethostname() */
 #include "settings.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define DIGITS "0123456789"
 #define LETTERS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-#define ID_MAX 64
+#define MQTT_STRING_MAX 65535 /* bytes; libmosquitto would send the length of a longer one wrong */
 
 static const char *text(const char *name, const char *standard)
 {
@@ -39,6 +42,38 @@ static bool share(const char *name, const char *standard, double *number)
     return consists_of(value, DIGITS ".") && end != value && *end == '\0' && *number <= 1;
 }
 
+/* One colon would be "host:port"; an IPv6 address has more. */
+static bool is_host(const char *value)
+{
+    const char *colon = strchr(value, ':');
+    return consists_of(value, LETTERS DIGITS ".-_:%") && (colon == NULL || strchr(colon + 1, ':') != NULL);
+}
+
+/* The client id is also a level of a topic, where '/', '+' and '#' have a meaning. */
+static bool is_id(const char *value)
+{
+    return *value != '\0' && strlen(value) < SETTINGS_ID_SIZE && consists_of(value, LETTERS DIGITS "_-");
+}
+
+static const char *read_id(char id[SETTINGS_ID_SIZE])
+{
+    const char *value = getenv("VALIDATOR_ID");
+
+    if (value == NULL)
+        value = "validator-1";
+    if (*value != '\0') {
+        snprintf(id, SETTINGS_ID_SIZE, "%s", value);
+        return is_id(value) ? NULL : "VALIDATOR_ID must be 1 to 64 letters, digits, '_' and '-', or empty";
+    }
+    /* Empty means the host name: each container of `docker compose up --scale equipment=3` has its own. */
+    if (gethostname(id, SETTINGS_ID_SIZE) != 0)
+        *id = '\0';
+    for (char *dot = id; (dot = strchr(dot, '.')) != NULL;)
+        *dot = '-';
+    return is_id(id) ? NULL
+                     : "VALIDATOR_ID must be set: the host name has more than letters, digits, '-' and '.'";
+}
+
 const char *settings_read(struct settings *settings)
 {
     uint64_t port, seed, delay, verbose;
@@ -47,13 +82,14 @@ const char *settings_read(struct settings *settings)
     settings->username = text("VALIDATOR_USERNAME", NULL);
     settings->password = text("VALIDATOR_PASSWORD", NULL);
     settings->ca_file = text("MQTT_CA_FILE", NULL);
-    settings->id = text("VALIDATOR_ID", "validator-1");
 
+    if (!is_host(settings->host))
+        return "MQTT_HOST must be a host name or an address such as 127.0.0.1 or ::1, without a scheme or a "
+               "port";
     if (!whole("MQTT_PORT", "18830", 1, 65535, &port))
         return "MQTT_PORT must be a whole number from 1 to 65535";
-    /* The id is a client id and a level of a topic, where '/', '+' and '#' have a meaning. */
-    if (strlen(settings->id) > ID_MAX || !consists_of(settings->id, LETTERS DIGITS "_-"))
-        return "VALIDATOR_ID must be 1 to 64 letters, digits, '_' and '-'";
+    if (settings->password != NULL && strlen(settings->password) > MQTT_STRING_MAX)
+        return "VALIDATOR_PASSWORD must be at most 65535 bytes long";
     if (!share("VALIDATOR_CONFIRM_RATE", "0.6", &settings->confirm_rate))
         return "VALIDATOR_CONFIRM_RATE must be a decimal number from 0 to 1, such as 0.6";
     if (!whole("VALIDATOR_SEED", "1", 0, UINT64_MAX, &seed))
@@ -67,5 +103,5 @@ const char *settings_read(struct settings *settings)
     settings->seed = seed;
     settings->delay_ms = (int64_t)delay;
     settings->verbose = verbose == 1;
-    return NULL;
+    return read_id(settings->id);
 }
