@@ -28,6 +28,7 @@ from scripted import (
 
 from peer import Peer
 from programs import ROOT, Broker, Equipment, Program, free_port, wait_until
+from scripted import CONNACK, CONNECT, DISCONNECT, PUBACK, PUBLISH, SUBSCRIBE, Connection, ScriptedBroker, packet
 
 QUESTION, ANSWER, STATUS = "EQUIPMENT/VALIDATION", "EQUIPMENT/VALIDATION/RESPONSE", "EQUIPMENT/STATUS/"
 GOOD_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -42,6 +43,7 @@ class Witness(Peer):
 
     def __init__(self, broker: Broker):
         super().__init__(broker, ANSWER, STATUS + "+", account="MQTT")
+        self.qos = 1
         self.client.reconnect_delay_set(1, 1)
 
     @property
@@ -57,7 +59,7 @@ class Witness(Peer):
         sent = Properties(PacketTypes.PUBLISH)
         for name, value in properties.items():
             setattr(sent, name, value)
-        self.client.publish(QUESTION, payload, qos=1, properties=sent)
+        self.client.publish(QUESTION, payload, self.qos, properties=sent)
 
     def answer(self, number: int = 1):
         """The answer with this number once it is there."""
@@ -283,7 +285,7 @@ def test_longer_correlation_data_is_refused_with_a_line(run, broker, witness):
 
 def test_a_response_topic_is_not_followed(run, broker, witness):
     run(broker, online=True)
-    witness.ask(GOOD_ID, ResponseTopic=STATUS + "somebody-else", CorrelationData=b"x")
+    witness.ask(GOOD_ID, ResponseTopic=STATUS + "another", CorrelationData=b"x")
     assert witness.answer().topic == ANSWER
     assert {message.topic for message in witness.messages} == {ANSWER, STATUS + "validator"}
 
@@ -440,6 +442,20 @@ def test_it_stops_while_a_connection_is_being_made(run, tmp_path):
         validator = run(Broker(tmp_path, port=address[1]))
         wait_until(lambda: connections(validator, "02"), "it is connecting")
         assert stops_at_once(validator)
+        for client in clients:
+            client.close()
+
+
+@plain_build
+def test_a_connection_that_cannot_be_made_is_given_up_after_ten_seconds(run, tmp_path):
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as silent:
+        address = silent.getsockname()
+        clients = [socket.socket() for _ in range(4)]
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex(address)
+        validator = run(Broker(tmp_path, port=address[1]))
+        wait_until(lambda: "the broker cannot be reached: no answer" in validator.said(), "it gives up", 14)
         for client in clients:
             client.close()
 
