@@ -142,7 +142,8 @@ class Store:
 
     def _let_go(self) -> None:
         """Close the connections, as they may be broken. SQLite removes its log with the last one."""
-        if not self._moved():
+        with suppress(Unusable):
+            self._check_files()
             self._files = {name: noted for name, noted in self._files.items() if not name.endswith("-wal")}
         drop(self.database)
 
@@ -155,11 +156,10 @@ class Store:
             self._files = {name: identity(name) for name in (file, f"{file}-wal")} | self._files
 
     def _check_files(self) -> None:
-        if moved := self._moved():
-            raise Unusable(f"{moved} was removed or replaced while the service runs")
-
-    def _moved(self) -> str:
-        return next((name for name, noted in self._files.items() if identity(name) != noted), "")
+        """Raise Unusable if a file is no longer the one that was opened."""
+        for name, noted in self._files.items():
+            if identity(name) != noted:
+                raise Unusable(f"{name} was removed or replaced while the service runs")
 
 
 def connect(url: str, connections: int) -> Any:
@@ -188,10 +188,11 @@ def path(database: Any) -> str:
 
 def identity(name: str) -> tuple[int, int]:
     """Device and inode of a file; zeros if there is none."""
-    with suppress(OSError):
+    try:
         status = os.stat(name)
-        return status.st_dev, status.st_ino
-    return 0, 0
+    except OSError:
+        return 0, 0
+    return status.st_dev, status.st_ino
 
 
 def prepare(database: Database, migrations: str, models: list[type[Model]]) -> None:
