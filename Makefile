@@ -16,7 +16,7 @@ setup: packages .venv/run ## install what running needs and build the equipment
 	@$(MAKE) -s -C validator
 
 run: setup ## start broker, equipment and service; Ctrl-C stops them
-	@$(WITH_ENV) $(VENV) settings.py
+	@$(WITH_ENV) $(VENV) -m kit.settings
 	@exec $(WITH_ENV) .venv/bin/honcho -e /dev/null start
 
 check: lint ## check style and types and run the unit tests on SQLite, in 30 s

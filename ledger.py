@@ -61,6 +61,8 @@ class Publisher(Protocol):
 
     def publish(self, questions: Iterable[Asked]) -> None: ...
 
+    def held(self, seconds: float) -> list[UUID]: ...  # questions that the broker has not taken for so long
+
     def watch(self) -> None: ...  # notice a broker that no longer answers
 
 
@@ -152,7 +154,10 @@ def create(batch: Batch, drafts: Sequence[Draft]) -> list[Transaction | Refusal]
 
 
 def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
-    """Expire what is late, ask again what is due, and open questions that wait."""
+    """Expire what is late, ask again what is due, and open questions that wait; nothing while disconnected."""
+    if not batch.publisher.subscribed:
+        return [None] * len(items)
+    models.hold(batch.database, batch.clock, batch.timeouts, batch.publisher.held(ROUND / SECOND))
     expired = models.expire(batch.database, batch.now, batch.clock)
     again = models.claim(batch.database, batch.clock, batch.timeouts, models.CLAIM)
     room = batch.take_room(models.CLAIM)
@@ -252,7 +257,6 @@ class Ledger(Writer):
         return (due - self.clock.steady()) / SECOND
 
     def timed(self, jobs: list[Job]) -> list[Job]:
-        """Without a connection nothing is asked, and nothing expires."""
         clock = self.clock.steady()
         if self._waiting and clock >= self._next_look:
             self._next_look = clock + LOOK
@@ -263,9 +267,10 @@ class Ledger(Writer):
             raise RuntimeError("the MQTT thread died")
         self.publisher.watch()
         self._next_round = clock + min(ROUND, self.timeouts.retry // 2)
-        if self.store.problem or not self.publisher.subscribed:
+        if self.store.problem:
             return []
-        lost, self._lost = self._lost, False
+        lost = self._lost and self.publisher.subscribed
+        self._lost = self._lost and not lost
         return [*([Job(ask_again, True)] if lost else []), Job(look_after, None)]
 
     def begin(self) -> Batch:

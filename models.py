@@ -300,6 +300,16 @@ def settle(database: Database, verdicts: Sequence[Verdict], now: int, clock: int
     return [worth(verdict) for verdict in verdicts]
 
 
+def hold(database: Database, clock: int, timeouts: Timeouts, transaction_ids: Collection[UUID]) -> None:
+    """Do not ask again what the broker has not taken yet. If it is asked for the first time, start its clock anew."""
+    if transaction_ids:
+        statement = f"""UPDATE "transaction" SET retry_at = ?,
+            expires_at = CASE WHEN attempts = 1 THEN ? ELSE expires_at END
+            WHERE id IN {placeholders(transaction_ids)} AND {OPEN}"""
+        ids = [transaction_id.hex for transaction_id in transaction_ids]
+        execute(database, statement, clock + timeouts.retry, clock + timeouts.timeout, *ids)
+
+
 def expire(database: Database, now: int, clock: int) -> list[UUID]:
     """Make every question EXPIRED whose deadline has passed; returns the ids."""
     statement = f"""UPDATE "transaction" SET status = 'EXPIRED', updated = ?, retry_at = NULL

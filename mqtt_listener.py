@@ -17,6 +17,7 @@ from copy import copy
 from queue import Full
 from secrets import token_hex
 from typing import Any, Self
+from uuid import UUID
 
 import msgspec
 from paho.mqtt.client import Client, MQTTMessage
@@ -59,9 +60,10 @@ class Connection:
     def __init__(self, limits: Any):
         self.qos = min(1, getattr(limits, "MaximumQoS", 1))
         self.slots = threading.Semaphore(min(IN_FLIGHT, getattr(limits, "ReceiveMaximum", IN_FLIGHT)))
-        self.waiting: deque[Asked] = deque()  # questions that the broker cannot take yet
-        self.sent: deque[float] = deque()  # when; PUBACKs come in the same order (MQTT 5, section 4.6)
-        self.began = time.monotonic()
+        self.waiting: deque[tuple[float, Asked]] = deque()  # since when: what the broker cannot take yet
+        self.sent: deque[tuple[float, Asked]] = deque()  # PUBACKs come in the same order (MQTT 5, 4.6)
+        self.began = self.last_puback = time.monotonic()
+        self.retains = getattr(limits, "RetainAvailable", 1) == 1
         self.subscribed = False
 
 
@@ -82,6 +84,7 @@ class Listener:
         self._connection: Connection | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._ended = False  # this connection, or this attempt at one
         # Unique to this process: two with one id would disconnect each other endlessly (MQTT 5, 3.1.4).
         self._client = client = Client(
             CallbackAPIVersion.VERSION2,
@@ -151,8 +154,17 @@ class Listener:
         """Ask these, as fast as the broker takes them. Without a connection, drop them: the rows stay."""
         connection = self._connection
         if connection and connection.subscribed:
-            connection.waiting.extend(questions)
+            connection.waiting.extend((time.monotonic(), question) for question in questions)
             self._send(connection)
+
+    def held(self, seconds: float) -> list[UUID]:
+        """The questions that the broker has not acknowledged for so many seconds, sent or not."""
+        connection = self._connection
+        if connection is None:
+            return []
+        before = time.monotonic() - seconds
+        held = [*connection.sent.copy(), *connection.waiting.copy()]
+        return [question.transaction_id for since, (question, _) in held if since < before]
 
     def watch(self) -> None:
         """Hang up if the broker has not answered for PATIENCE seconds."""
@@ -162,7 +174,7 @@ class Listener:
         now = time.monotonic()
         if not connection.subscribed and now - connection.began > PATIENCE:
             self._lose(f"{self._broker} does not answer SUBSCRIBE")
-        elif connection.sent and now - connection.sent[0] > PATIENCE:
+        elif connection.sent and now - connection.last_puback > PATIENCE:
             self._refused = f"{self._broker} does not acknowledge what is published on {QUESTIONS}"
             self._lose(self._refused)
 
@@ -170,7 +182,7 @@ class Listener:
         """Publish what waits while there are slots. Holds no lock, as paho calls `on_publish` with one."""
         while connection.waiting and connection.slots.acquire(blocking=False):
             try:
-                question, backoff = connection.waiting.popleft()
+                since, (question, backoff) = connection.waiting.popleft()
             except IndexError:  # the other thread was faster; look again, it may have left something
                 connection.slots.release()
                 continue
@@ -178,7 +190,9 @@ class Listener:
             properties.MessageExpiryInterval = max(1, backoff // SECOND)
             properties.CorrelationData = question.transaction_id.bytes
             log.debug("%(transaction)s is asked", {"transaction": question.transaction_id})
-            connection.sent.append(time.monotonic())
+            if not connection.sent:
+                connection.last_puback = time.monotonic()
+            connection.sent.append((since, (question, backoff)))
             info = self._client.publish(
                 QUESTIONS, msgspec.json.encode(question), connection.qos, properties=properties
             )
@@ -231,7 +245,7 @@ class Listener:
 
     def _on_pre_connect(self) -> None:
         self._thread = threading.current_thread()
-        self._connection, self._reason = None, ""
+        self._connection, self._reason, self._ended = None, "", False
 
     def _on_socket_open(self, sock: Any) -> None:
         # Without this, Nagle's algorithm and delayed ACKs add 40 ms to a hop.
@@ -260,6 +274,9 @@ class Listener:
             self._hand_over(Job(ask_again, True))
 
     def _on_disconnect(self, code: ReasonCode) -> None:
+        if self._ended:  # paho says it twice when PINGRESP does not come; the second time explains less
+            return
+        self._ended = True
         connection, self._connection = self._connection, None
         if self._stopping:
             self._say("stopped")
@@ -284,6 +301,7 @@ class Listener:
         elif connection and connection.sent:
             self._refused = ""
             connection.sent.popleft()
+            connection.last_puback = time.monotonic()
             connection.slots.release()
             self._send(connection)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 import msgspec
 from bottle import Bottle, HTTPError, HTTPResponse, Route, request, response
+from gunicorn.http.errors import ParseException
 
 from kit import errors
 from kit.errors import Problem, Refusal, Unavailable, Unprocessable
@@ -79,7 +80,7 @@ def declared_by(handler: Callable[..., Any], rule: str, options: Options) -> Dec
     if not all(struct is None or issubclass(struct, msgspec.Struct) for struct in structs):
         raise TypeError("query, headers and body must be Structs")
     if not all(issubclass(refusal, Refusal) for refusal in options.errors):
-        raise TypeError("errors must be subclasses of Refusal")
+        raise TypeError("errors must be Refusals")
     json = [returns] if options.media_type == JSON and not options.page else []
     msgspec.json.schema_components([*filter(None, structs), *hints.values(), *json])  # may find no schema
     refusals = set(options.errors)
@@ -167,17 +168,31 @@ def header_names(struct: type[msgspec.Struct]) -> list[str]:
 def convert(data: Any, kind: Any, place: str) -> Any:
     """Strings from a path, a query or headers as the types of `kind`; Unprocessable names the field."""
     try:
-        return msgspec.convert(data, kind, strict=False)
+        found = msgspec.convert(data, kind, strict=False)
     except msgspec.ValidationError as error:
         raise Unprocessable(named(error, place)) from None
+    # msgspec takes 1.0 and 01 for whole numbers, too; one thing has one name.
+    fields = {f"{place}.{name}": name for name in data} if isinstance(data, dict) else {place: None}
+    for where, name in fields.items():
+        text, value = (data[name], getattr(found, name, None)) if name else (data, found)
+        if isinstance(value, int) and str(value) != text:
+            raise Unprocessable(f"{where}: Expected `int`, got `{text:.40}`")
+    return found
 
 
 def read_body(struct: type[msgspec.Struct]) -> Any:
     """The request's JSON body; raises BadRequest, ContentTooLarge, UnsupportedMediaType or Unprocessable."""
     if request.content_type.partition(";")[0].strip().lower() != JSON:
         raise errors.UnsupportedMediaType(f"Content-Type: must be {JSON}.")
-    # Read straight from the server, which has decoded chunks already. Bottle would decode them again.
-    body = request.environ["wsgi.input"].read(LARGEST_BODY + 1)
+    if header("Content-Encoding"):
+        raise errors.UnsupportedMediaType("Content-Encoding: must not be used.")
+    try:
+        # Read straight from the server, which has decoded chunks already. Bottle would decode them again.
+        body = request.environ["wsgi.input"].read(LARGEST_BODY + 1)
+    except (ParseException, OSError):  # a chunk is malformed, or the client has gone
+        raise errors.BadRequest("body: ended early, or has a malformed chunk.") from None
+    if len(body) < min(request.content_length, LARGEST_BODY + 1):
+        raise errors.BadRequest("body: is shorter than Content-Length says.")
     if len(body) > LARGEST_BODY:
         raise errors.ContentTooLarge(f"body: must not be longer than {LARGEST_BODY} bytes.")
     try:

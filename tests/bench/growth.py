@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import models
 from clients import drive, request
-from kit import storage
-from schemas import Status
+from kit.storage import Store
+from programs import MIGRATIONS
+from schemas import Status, Verdict
 from stack import STATION, Stack
 from traffic import POST
 
@@ -20,7 +21,7 @@ STATIONS = 4  # few enough that a filtered page is full even with a thousand row
 BATCH = 32  # rows in one write: what the ledger finds in its queue at 32 clients
 SAMPLE = 100  # rows that are read by id, spread over the table
 DEPTH = 10  # the deep page begins after all but a tenth of the rows
-CLOCKS = models.Clocks(5 * models.SECOND, 60 * models.SECOND)
+TIMEOUTS = models.Timeouts(5 * models.SECOND, 60 * models.SECOND)
 
 # One row per millisecond until now, in the order of the ids: 60 % confirmed, 38 % refused, 2 % expired.
 # Every tenth row has an idempotency key. Rows that are created later are newer than all of these.
@@ -45,10 +46,9 @@ class Rows:
         self.folder, self.times = folder, {}
         file = folder / "energy2go.db"
         folder.mkdir()
-        storage.bind(f"sqlite:///{file}")
-        storage.migrate()
-        storage.close()
-        self.database = storage.proxy.obj
+        self.store = Store(f"sqlite:///{file}", 1, MIGRATIONS, models.TABLES)
+        self.store.recover()
+        assert not self.store.problem, self.store.problem
         with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
             database.execute("PRAGMA synchronous = OFF")
             database.execute("BEGIN")
@@ -73,37 +73,37 @@ class Rows:
     def _write(self, name: str, function: Callable, *arguments):
         """Time a function of `models` with its commit, and the commit alone."""
         with self._timed(name):
-            with storage.writing():
-                result = function(*arguments)
+            with self.store.transaction():
+                result = function(self.store.database, *arguments)
                 began = time.perf_counter_ns()
             self.times.setdefault(f"{name}: commit", []).append((time.perf_counter_ns() - began) / 1000)
         return result
 
     def queries(self) -> None:
         """Time each query once in this process, as the ledger and the request threads run it."""
-        storage.proxy.initialize(self.database)
-        now = time.time_ns() // 1000
-        orders = [models.Order(uuid4(), STATION, None) for _ in range(BATCH)]
-        self._write("create", models.create_transactions, orders, now, CLOCKS, 0)
-        questions = self._write("claim", models.claim, now, CLOCKS, BATCH, True)
-        changed = self._write(
-            "settle", models.settle, {q.transaction_id: Status.COMPLETED for q in questions}, now
-        )
-        assert len(changed) == BATCH, f"{len(changed)} of {BATCH} were settled"
-        self._write("expire", models.expire, now)
+        now, database = time.time_ns() // 1000, self.store.database
+        drafts = [models.Draft(STATION) for _ in range(BATCH)]
+        self._write("create", models.create_transactions, drafts, now, now, TIMEOUTS, 0)
+        asked = self._write("claim", models.claim, now, TIMEOUTS, BATCH, True)
+        verdicts = [Verdict(question.transaction_id, "COMPLETED") for question, _ in asked]
+        worth = self._write("settle", models.settle, verdicts, now, now)
+        assert [settled.kind for settled in worth] == ["settled"] * BATCH, worth
+        self._write("expire", models.expire, now, now)
         key = next(self.some)
+        with self._timed("newest update"):
+            models.newest_update(database)
         with self._timed("get"):
-            models.get_transaction(key)
+            models.get_transaction(database, key)
         with self._timed("first page"):
-            models.list_transactions(50)
+            models.list_transactions(database, 50)
         with self._timed("deep page"):
-            models.list_transactions(50, self.deep)
+            models.list_transactions(database, 50, self.deep)
         with self._timed("filtered page"):
-            models.list_transactions(50, None, Status.ERROR, STATION)
+            models.list_transactions(database, 50, None, Status.ERROR, STATION)
 
     def requests(self, stack: Stack, repeats: int) -> None:
         """Time `repeats` requests of each kind to a service on these rows, one after the other."""
-        storage.close()
+        self.store.close()
         for name, requests, status in (
             ("POST", [POST], 201),
             ("GET by id", (request("GET", f"/transactions/{next(self.some)}") for _ in range(repeats)), 200),

@@ -2,42 +2,51 @@
 
 import time
 
-import app as service
+import models
+from app import app
 from bare import NOW
 from kit.settings import load
+from kit.storage import Store
+from kit.writer import JobQueue
 from ledger import Ledger
 from schemas import Station, Status, Transaction
 
 COMMIT = 0.0007  # seconds; a commit takes this long on a good disk
 
-app = service.app
-
 
 class NoListener:
     """Takes the listener's place."""
 
-    alive = True
+    alive, subscribed, unreadable = True, False, 0
 
     def publish(self, questions):
+        pass
+
+    def watch(self):
         pass
 
 
 class Hollow(Ledger):
     """Hands each request to its thread and back, as the real ledger does."""
 
-    def _open(self):
-        return True
-
     def _write(self, jobs):
         time.sleep(COMMIT)
-        for job in jobs:
-            station = Station(job.order.station_id, "Teste")
-            job.answer(Transaction(job.order.transaction_id, station, Status.PENDING, NOW, NOW))
+        for counter, job in enumerate(jobs):
+            key = models.uuid7(self.clock.wall(), counter)
+            job.finish(Transaction(key, Station(job.item.station_id, "Teste"), Status.PENDING, NOW, NOW))
+
+
+class Service:
+    """What the routes need to create a transaction."""
+
+    def __init__(self, settings):
+        store = Store(settings.database_url, 1, "migrations", models.TABLES)
+        store.problem = ""  # it can be "written", so the ledger never opens it
+        self.ledger = Hollow(settings, store, JobQueue(), NoListener())
 
 
 def start():
     """Start the service; the worker calls this when it is on its processor."""
-    app.config["api_token"] = ""
-    service.ledger = Hollow()
-    service.storage.bind(load().database_url)
-    service.ledger.start(load(), NoListener())
+    service = Service(load())
+    service.ledger.__enter__()
+    app.use(service)

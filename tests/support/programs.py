@@ -15,6 +15,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,12 +40,23 @@ PORTS = itertools.islice(itertools.cycle(range(20_000, 30_000, 20)), os.getpid()
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw19").removeprefix("gw"))
 
 
+# Sockets that keep ports for this process. One test uses far fewer.
+HELD: deque[socket.socket] = deque(maxlen=200)
+
+
 def free_port() -> int:
-    """A free port on 127.0.0.1 that no other test process will choose."""
+    """A free port on 127.0.0.1 that no other test process will choose, even while nothing listens there."""
     for port in PORTS:
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port + WORKER))
-            return port + WORKER
+        holder = socket.socket()
+        try:
+            holder.bind(("127.0.0.1", port + WORKER))
+        except OSError:
+            holder.close()
+            continue
+        # Set after bind: a program that sets this too, as servers do, can listen here. The bind above cannot.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        HELD.append(holder)
+        return port + WORKER
     return 0
 
 
@@ -63,6 +75,11 @@ def listening(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False
+
+
+def assert_nothing_listens(port: int) -> None:
+    """Otherwise a test would talk to a program of another test run."""
+    assert not listening(port), f"something else listens on {port}"
 
 
 class Program:
@@ -165,6 +182,7 @@ class Broker(Program):
         super().__init__("broker", command, folder, self.environment_of_clients)
 
     def start(self):
+        assert_nothing_listens(self.port)
         super().start()
         wait_until(lambda: listening(self.port) or not self.running, "the broker listens")
         assert self.running, self.said()
@@ -199,6 +217,7 @@ class HttpServer(Program):
         super().__init__(name, command, folder, environment)
 
     def start(self):
+        assert_nothing_listens(self.port)
         super().start()
         wait_until(lambda: listening(self.port) or not self.running, f"the {self.name} listens")
         assert self.running, self.said()
@@ -299,6 +318,7 @@ class Postgres(Program):
         ]
         subprocess.run(initdb, check=True, capture_output=True, cwd="/")
         self.port = port or free_port()
+        self.holder = HELD[-1]  # keeps the port as long as this object lives, which is a whole run
         options = ["-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=200"]
         # Without this, it syncs thousands of files one by one after a crash.
         options += ["-c", "recovery_init_sync_method=syncfs"]

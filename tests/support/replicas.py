@@ -3,16 +3,20 @@
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
+
+from peewee import Database
 
 import models
 from kit import storage
 from load import Load
-from models import SECOND, Clocks, Order
+from models import SECOND, Draft, Timeouts
 from programs import Broker, Equipment, Postgres, Program, Service, listening, wait_until
 
-CLOCKS = Clocks(retry=5 * SECOND, timeout=60 * SECOND)
+TIMEOUTS = Timeouts(retry=5 * SECOND, timeout=60 * SECOND)
 NOW = int(time.time() * SECOND)
 RETRY = 2  # VALIDATION_RETRY of the services, in seconds
 SETTLED_WITHIN = RETRY + 5  # seconds after the end of a fault
@@ -97,9 +101,17 @@ def metric(service: Service, name: str) -> float:
     return float(found[1])
 
 
-def store(count: int) -> list[UUID]:
+@contextmanager
+def writing(database: Database) -> Iterator[None]:
+    """One database transaction, ordered among the writers as the ledger's are."""
+    with database.atomic():
+        storage.lock(database)
+        yield
+
+
+def store(database: Database, count: int) -> list[UUID]:
     """So many transactions that wait to be asked; their ids."""
-    orders = [Order(uuid4(), 1, None) for _ in range(count)]
-    with storage.writing():
-        models.create_transactions(orders, NOW, CLOCKS, 0)
-    return [order.transaction_id for order in orders]
+    drafts = [Draft(1) for _ in range(count)]
+    with writing(database):
+        models.create_transactions(database, drafts, NOW, NOW, TIMEOUTS, 0)
+    return [draft.id for draft in drafts]

@@ -18,9 +18,9 @@ from urllib.parse import quote
 
 import pytest
 
-import models
-from ledger import ledger_clock
+from ledger import Clock
 from load import Load
+from models import SECOND
 from pair import Pair
 from programs import ROOT, wait_until
 from trial import FULL, Trial, children, resident
@@ -113,29 +113,41 @@ def test_a_thread_dies(trial, table, way):
 # The clock
 
 
+class SteppingClock(Clock):
+    """The machine's clocks, with a wall clock that is `step` seconds off. A new one starts with that."""
+
+    def __init__(self, step: int):
+        super().__init__()
+        self.step = step
+        self._offset += step * 10**9
+
+    def wall(self) -> int:
+        return super().wall() + self.step * SECOND
+
+
 def test_the_wall_clock_steps_back_and_forth(tmp_path, programs, table, broker, equipment):
     steps = [3600, -3600, 7200, -7200, 0] * (2 if FULL else 1)
-    wall, began = [0], time.monotonic()
-    clock = lambda: ledger_clock(lambda: time.time_ns() + wall[0] * 10**9)  # noqa: E731
-    pair = Pair(tmp_path, broker.port, clock())
+    clock, began = SteppingClock(0), time.monotonic()
+    pair = Pair(tmp_path, broker.port, clock)
     keys, asked = [], 0
     for step in steps:
         pair.ready()
         keys += [pair.create() for _ in range(20)]
         # While the ledger runs, a step of the wall clock changes nothing; the retries go on.
-        wall[0] = step
+        clock.step = step
         before = pair.asked
         wait_until(lambda: pair.asked >= before + 20, "what is open is asked again")  # noqa: B023
         asked += pair.asked
         # After a restart, the ledger starts with the new time.
         pair.stop()
-        pair = Pair(tmp_path, broker.port, clock())
+        clock = SteppingClock(step)
+        pair = Pair(tmp_path, broker.port, clock)
     seconds = time.monotonic() - began
     assert asked <= len(keys) * (len(steps) + seconds), "a stampede"
     equipment()
     ended = time.monotonic()
     for key in keys:
-        wait_until(lambda: models.get_transaction(key).status in ("COMPLETED", "ERROR"), "settled", 7)  # noqa: B023
+        wait_until(lambda: pair.status(key) in ("COMPLETED", "ERROR"), "settled", 7)  # noqa: B023
     table.append(("wall clock steps an hour", len(steps), len(keys), 0, 0, time.monotonic() - ended))
     pair.stop()
 

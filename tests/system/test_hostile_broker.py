@@ -127,7 +127,7 @@ def test_hostile_messages_over_the_broker_leave_the_service_at_work(started, bro
     equipment()
     answer = started.post("/transactions", {"station_id": 1}, Prefer="wait=20")
     assert answer.json["status"] in ("COMPLETED", "ERROR")
-    assert len(started.get("/readyz").json["equipment"]) <= mqtt_listener.EQUIPMENTS
+    assert len(started.get("/readyz").json["equipment"]) <= mqtt_listener.EQUIPMENT
     # Retained messages come again.
     started.stop()
     started.start()

@@ -1,6 +1,7 @@
 """The log and the metrics of running programs."""
 
 import json
+import re
 
 from programs import wait_until
 
@@ -29,6 +30,9 @@ def test_the_questions_and_the_connections_are_counted(service, equipment):
     assert 'energy2go_questions_total{time="first"} 20.0' in text
     assert 'energy2go_questions_total{time="again"} 0.0' in text
     assert 'energy2go_verdicts_total{kind="settled"} 20.0' in text
+    seconds = re.search(r"^energy2go_verdict_seconds_sum (\S+)$", text, re.MULTILINE)
+    assert 0 < float(seconds[1]) < 20
+    assert "energy2go_verdict_seconds_count 20.0" in text
     assert "energy2go_broker_connected 1.0" in text
     assert 'energy2go_equipment_online{equipment="validator"} 1.0' in text
 

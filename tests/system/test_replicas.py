@@ -9,10 +9,10 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
 
 import psycopg
 import pytest
-from uuid_utils.compat import uuid4
 
 from clients import drive, request
 from kit import storage
@@ -32,9 +32,9 @@ def replicas(tmp_path, programs, postgres):
 def test_every_question_on_the_wire_is_one_claim(replicas):
     run = replicas(3, VALIDATION_RETRY="4").start(equipment=False)
     with Peer(run.broker, "EQUIPMENT/VALIDATION") as peer:
-        storage.bind(run.postgres.url(run.database))
-        store(COUNT)
-        storage.close()
+        database = storage.connect(run.postgres.url(run.database), 1)
+        store(database, COUNT)
+        storage.drop(database)
 
         def asked() -> bool:
             """True if every transaction was asked again, and published as often as it was claimed."""

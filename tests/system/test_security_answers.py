@@ -15,17 +15,18 @@ KEY = "Rotkehlchen-74"
 
 
 FAILING = """
-from app import app, storage
+from app import Service, app
+from kit.storage import execute
 
 @app.get("/fails", token=False)
-def fails():
+def fails() -> None:
     "Raise."
     raise RuntimeError(f"{__file__} with a secret of /etc")
 
 @app.get("/sql", token=False)
-def sql():
+def sql(service: Service) -> None:
     "Ask for what the database does not have."
-    storage.proxy.execute_sql("SELECT secret FROM nowhere")
+    service.read(execute, "SELECT secret FROM nowhere")
 """
 
 

@@ -1,14 +1,13 @@
 """Programs that start with bad settings, or on ports that are taken."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from kit import settings
 from kit.settings import Settings
 from programs import COVERAGE, ROOT, free_port
 
@@ -21,10 +20,10 @@ def run(*command, **environment) -> subprocess.CompletedProcess:
 
 def run_settings(**environment) -> subprocess.CompletedProcess:
     ports = {"BIND": f"127.0.0.1:{free_port()}", "MQTT_PORT": str(free_port())}
-    return run(sys.executable, "settings.py", **ports | environment)
+    return run(sys.executable, "-m", "kit.settings", **ports | environment)
 
 
-@pytest.mark.parametrize("command", [["settings.py"], ["-m", "gunicorn", "app:app"]])
+@pytest.mark.parametrize("command", [["-m", "kit.settings"], ["-m", "gunicorn", "app:app"]])
 def test_a_program_with_a_bad_value_ends_with_one_sentence(command):
     ended = run(sys.executable, *command, THREADS="many")
     assert ended.returncode == 1
@@ -65,8 +64,10 @@ def test_an_address_of_another_machine_cannot_be_used():
 
 
 def test_reading_the_settings_needs_no_env(tmp_path):
-    (tmp_path / "settings.py").write_text(Path(settings.__file__).read_text())
-    code = "import settings; print(settings.load())"
+    (tmp_path / "kit").mkdir()
+    for name in ("kit/settings.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    code = "from kit import settings; print(settings.load())"
     ended = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

@@ -12,7 +12,7 @@ import pytest
 
 import models
 from kit import storage
-from programs import wait_until
+from programs import MIGRATIONS, wait_until
 
 FIRST_RELEASE = """
 CREATE TABLE "station" ("id" INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
@@ -75,9 +75,9 @@ def test_a_file_of_the_first_release_is_upgraded_and_keeps_its_rows(tmp_path, se
     # The id of a deleted station is not used again.
     assert running.post("/stations", {"description": "new"}).headers["Location"] == "/stations/4"
     assert running.stop() == 0
-    storage.bind(f"sqlite:///{tmp_path}/new.db")
-    storage.migrate()
-    storage.close()
+    new = storage.connect(f"sqlite:///{tmp_path}/new.db", 1)
+    storage.prepare(new, MIGRATIONS, models.TABLES)
+    storage.drop(new)
     assert schema(old) == schema(tmp_path / "new.db")
 
 

@@ -28,7 +28,6 @@ from scripted import (
 
 from peer import Peer
 from programs import ROOT, Broker, Equipment, Program, free_port, wait_until
-from scripted import CONNACK, CONNECT, DISCONNECT, PUBACK, PUBLISH, SUBSCRIBE, Connection, ScriptedBroker, packet
 
 QUESTION, ANSWER, STATUS = "EQUIPMENT/VALIDATION", "EQUIPMENT/VALIDATION/RESPONSE", "EQUIPMENT/STATUS/"
 GOOD_ID = "01890a5d-ac96-774b-bcce-b302099a8057"

@@ -3,20 +3,22 @@
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 import pytest
-from jobs import Call, Creation, Verdict
+from peewee import Database
 
 import models
 from kit import storage
 from kit.settings import Settings
-from ledger import Ledger
-from models import SECOND, Order
-from programs import Postgres, free_port, wait_until
-from replicas import CLOCKS, NOW, store
-from schemas import Status
+from kit.writer import Job
+from ledger import Ledger, change, create, settle
+from models import SECOND, Draft
+from programs import MIGRATIONS, Postgres, free_port, wait_until
+from replicas import NOW, TIMEOUTS, store, writing
+from schemas import Status, Verdict
+from stepped import ledger
 
 WRITERS = 6
 
@@ -24,23 +26,44 @@ WRITERS = 6
 @pytest.fixture
 def database(postgres):
     """A PostgreSQL database with one station; this process writes to it."""
-    storage.bind(postgres.fresh())
-    storage.migrate()
-    models.create_station("Teste")
-    yield storage.proxy
-    storage.close()
+    database = storage.connect(postgres.fresh(), WRITERS + 2)
+    storage.prepare(database, MIGRATIONS, models.TABLES)
+    models.create_station(database, "Teste")
+    yield database
+    database.close_all()
 
 
-def at_once(function, *arguments) -> list:
+@pytest.fixture
+def ledgers(database):
+    """A function that makes so many ledgers on this test's database, without their threads."""
+    made = []
+
+    def make(count: int) -> list[Ledger]:
+        settings = Settings(database_url=database.database, validation_retry=30)
+        made.extend(ledger(settings) for _ in range(count))
+        for one in made:
+            one.store.recover()
+            assert one.store.problem == ""
+        return made
+
+    yield make
+    for one in made:
+        one.store.close()
+
+
+def name_of(database: Database) -> str:
+    """The name of a PostgreSQL database."""
+    return database.connection().info.dbname
+
+
+def at_once(database: Database, function, *arguments) -> list:
     """The results of a function in several threads that call it at the same moment."""
     together = threading.Barrier(WRITERS)
 
     def call(*own):
-        try:
-            together.wait(10)
+        together.wait(10)
+        with database.connection_context():
             return function(*own)
-        finally:
-            storage.close()
 
     with ThreadPoolExecutor(WRITERS) as pool:
         return list(pool.map(call, *(arguments or [range(WRITERS)])))
@@ -48,20 +71,20 @@ def at_once(function, *arguments) -> list:
 
 @pytest.mark.parametrize("waiting", [True, False], ids=["for the first time", "again"])
 def test_writers_that_claim_at_once_take_disjoint_shares_of_everything(database, waiting):
-    keys = store(3000)
+    keys = store(database, 3000)
     now = NOW + 5 * SECOND
     if not waiting:
-        models.claim(NOW, CLOCKS, 3000, waiting=True)
+        models.claim(database, NOW, TIMEOUTS, 3000, waiting=True)
 
     def claim(_) -> list[list[UUID]]:
         shares = []
         while not shares or shares[-1]:
-            with storage.writing():
-                questions = models.claim(now, CLOCKS, models.CLAIM, waiting)
-            shares.append([question.transaction_id for question in questions])
+            with writing(database):
+                asked = models.claim(database, now, TIMEOUTS, models.CLAIM, waiting)
+            shares.append([question.transaction_id for question, _ in asked])
         return shares
 
-    shares = [share for writer in at_once(claim) for share in writer]
+    shares = [share for writer in at_once(database, claim) for share in writer]
     claimed = Counter(key for share in shares for key in share)
     assert claimed.keys() == set(keys)
     assert set(claimed.values()) == {1}
@@ -69,146 +92,185 @@ def test_writers_that_claim_at_once_take_disjoint_shares_of_everything(database,
 
 
 def test_a_claim_is_no_larger_when_the_planner_knows_nothing_of_the_table(database):
-    store(1)
-    database.execute_sql('DELETE FROM "transaction"')
-    database.execute_sql("ANALYZE")
-    store(2000)
-    assert len(models.claim(NOW, CLOCKS, models.CLAIM, waiting=True)) == models.CLAIM
+    store(database, 1)
+    storage.execute(database, 'DELETE FROM "transaction"')
+    storage.execute(database, "ANALYZE")
+    store(database, 2000)
+    assert len(models.claim(database, NOW, TIMEOUTS, models.CLAIM, waiting=True)) == models.CLAIM
 
 
 def test_of_writers_that_settle_and_expire_at_once_one_changes_each(database):
-    keys = store(1000)
-    models.claim(NOW, CLOCKS, 1000, waiting=True)
+    keys = store(database, 1000)
+    models.claim(database, NOW, TIMEOUTS, 1000, waiting=True)
     late = NOW + 61 * SECOND
 
-    def settle(number: int) -> list[UUID]:
+    def settle_or_expire(number: int) -> list[UUID]:
         if number % 2:
-            return models.expire(late)
-        # All threads settle in the same order; another test settles in opposite orders.
-        return [key for key in keys if models.settle({key: Status.ERROR}, NOW)]
+            with writing(database):
+                return models.expire(database, late, late)
+        settled = []
+        for key in keys:
+            with writing(database):
+                ((kind, _),) = models.settle(database, [Verdict(key, "ERROR")], NOW, NOW)
+            settled += [key] if kind in ("settled", "late") else []
+        return settled
 
-    changed = Counter((number % 2, key) for number, keys in enumerate(at_once(settle)) for key in keys)
+    results = at_once(database, settle_or_expire)
+    changed = Counter((number % 2, key) for number, changed in enumerate(results) for key in changed)
     assert set(changed.values()) == {1}
-    assert set(models.statuses(keys).values()) == {Status.ERROR}
+    assert set(models.statuses(database, keys).values()) == {Status.ERROR}
 
 
-class Wire:
-    """Takes the listener's place and drops every question."""
+# The lock that orders the writers
 
-    alive = True
-
-    def publish(self, questions) -> None:
-        pass
+WAITS = "SELECT 1 FROM pg_locks WHERE NOT granted"
 
 
-def ledgers(count: int, postgres: Postgres) -> list[Ledger]:
-    """Ledgers on this test's database, without their threads."""
-    found = [Ledger() for _ in range(count)]
-    for ledger in found:
-        ledger.prepare(Settings(database_url=postgres.url("any"), validation_retry=30), Wire())
-    return found
+def test_a_ledger_takes_its_time_after_the_writer_before_it(postgres, database, ledgers):
+    (writer,) = ledgers(1)
+    job = Job(create, Draft(1))
+    writer.queue.put(job)
+    (first,) = store(database, 1)
+    hour = NOW + 3600 * SECOND
+    with writing(database):
+        step = threading.Thread(target=writer.step, args=(0,))
+        step.start()
+        wait_until(lambda: postgres.execute(f"{WAITS} AND locktype = 'advisory'"), "the ledger waits")
+        models.settle(database, [Verdict(first, "ERROR")], hour, NOW)
+    step.join(30)
+    assert models.newest_update(database) > hour
+    assert job.result.created > models.moment(hour)
 
 
-def deadlock(postgres: Postgres, ledger: Ledger, first: UUID, second: UUID, sql: str) -> None:
+def test_updated_rises_in_the_order_of_commits(database, ledgers):
+    keys, several = store(database, WRITERS * 50), ledgers(WRITERS)
+    # Numbers the commits: each change takes the next number while its writer holds the lock.
+    storage.execute(database, "CREATE SEQUENCE commits")
+    storage.execute(database, 'ALTER TABLE "transaction" ADD COLUMN number bigint')
+    storage.execute(
+        database,
+        """CREATE FUNCTION numbered() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN NEW.number = nextval('commits'); RETURN NEW; END $$""",
+    )
+    storage.execute(
+        database,
+        """CREATE TRIGGER numbered BEFORE UPDATE ON "transaction" FOR EACH ROW EXECUTE FUNCTION numbered()""",
+    )
+
+    def run(writer: Ledger, own: list[UUID]) -> None:
+        for key in own:
+            writer.queue.put(Job(settle, Verdict(key, "ERROR")))
+            writer.step(0)
+
+    at_once(database, run, several, [keys[number::WRITERS] for number in range(WRITERS)])
+    found = storage.execute(database, 'SELECT updated FROM "transaction" ORDER BY number')
+    updated = [moment for (moment,) in found]
+    assert updated == sorted(set(updated))
+    assert len(updated) == len(keys)
+
+
+# Other programs lock rows without that lock
+
+
+def deadlock(postgres: Postgres, database: Database, writer: Ledger, rows: list[UUID], sql: str) -> None:
     """Make the ledger lock two rows while another connection locks them in the opposite order."""
-    name = storage.proxy.database
+    name, (first, second) = name_of(database), rows
     # The side that waits this long looks for a deadlock and gives up: so the ledger does, not the other.
     postgres.execute(f"ALTER DATABASE {name} SET deadlock_timeout = '2s'")
-    storage.close()
+    storage.drop(writer.store.database)
     with psycopg.connect(postgres.url(name)) as other:
         other.execute("SET deadlock_timeout = '1min'")
         other.execute(sql, (second,))
-        writer = threading.Thread(target=lambda: (ledger.step(0), storage.close()))
-        writer.start()
-        waits = "SELECT 1 FROM pg_locks WHERE NOT granted"
-        wait_until(lambda: postgres.execute(waits), "the ledger has the first and waits for the second")
+        step = threading.Thread(target=writer.step, args=(0,))
+        step.start()
+        wait_until(lambda: postgres.execute(WAITS), "the ledger has the first and waits for the second")
         other.execute(sql, (first,))  # returns when the ledger gives up
         other.commit()
-        writer.join(30)
+        step.join(30)
+    counted = f"SELECT deadlocks FROM pg_stat_database WHERE datname = '{name}' AND deadlocks > 0"
+    wait_until(lambda: postgres.execute(counted), "PostgreSQL has counted a deadlock")
 
 
-def test_a_batch_that_deadlocks_is_written_again(postgres, database, caplog):
-    (ledger,) = ledgers(1, postgres)
-    first, second, third = store(3)
+def test_a_batch_that_deadlocks_is_written_again(postgres, database, ledgers):
+    (writer,) = ledgers(1)
+    first, second, third = store(database, 3)
     acknowledged = []
-    verdicts = {first: Status.COMPLETED, second: Status.ERROR, third: Status.ERROR}
-    jobs = [Call(models.create_station, "new"), Creation(Order(uuid4(), 1, None))]
-    jobs += [
-        Verdict(key, status, lambda key=key: acknowledged.append(key)) for key, status in verdicts.items()
-    ]
-    for job in jobs:
-        ledger._queue.put(job)
-    settle = "UPDATE \"transaction\" SET status = 'ERROR', retry_at = NULL WHERE id = %s"
-    deadlock(postgres, ledger, first, second, settle)
-    assert "deadlock detected" in caplog.text
-    station = jobs[0].result(0)
-    assert [one.description for one in models.list_stations(9, None)] == ["Teste", station.description]
-    assert models.get_transaction(jobs[1].result(0).id).status is Status.PENDING
-    assert sorted(acknowledged) == [first, second, third]
-    assert models.statuses(verdicts) == dict.fromkeys(verdicts, Status.ERROR)
-    assert (ledger.counts["settled"], ledger.counts["contradiction"], ledger.counts["duplicate"]) == (
-        1,
-        1,
-        1,
-    )
+    verdicts = [Verdict(first, "COMPLETED"), Verdict(second, "ERROR"), Verdict(third, "ERROR")]
+    station = Job(change, (models.create_station, ("new",)))
+    transaction = Job(create, Draft(1))
+    jobs = [Job(settle, one, lambda _, one=one: acknowledged.append(one)) for one in verdicts]
+    for job in (station, transaction, *jobs):
+        writer.queue.put(job)
+    sql = "UPDATE \"transaction\" SET status = 'ERROR', retry_at = NULL WHERE id = %s"
+    deadlock(postgres, database, writer, [first, second], sql)
+    descriptions = [one.description for one in models.list_stations(database, 9, 0)]
+    assert descriptions == ["Teste", station.result.description]
+    assert models.get_transaction(database, transaction.result.id).status is Status.PENDING
+    assert acknowledged == verdicts
+    assert set(models.statuses(database, [first, second, third]).values()) == {Status.ERROR}
+    kinds = {kind: writer.counts[kind] for kind in ("settled", "contradiction", "duplicate")}
+    assert kinds == {"settled": 1, "contradiction": 1, "duplicate": 1}
 
 
-def test_a_round_that_deadlocks_comes_again_and_starts_no_clock_anew(postgres, database, caplog):
-    (ledger,) = ledgers(1, postgres)
-    ledger.subscribed = True
-    first, second, other = store(3)
-    ledger.step(0)  # asks them
-    expires_at = models.Transaction.get_by_id(other).expires_at
+def test_a_round_that_deadlocks_is_run_again_and_starts_no_clock_anew(postgres, database, ledgers):
+    (writer,) = ledgers(1)
+    writer.publisher.subscribed = True
+    first, second, other = store(database, 3)
+    writer.step(0)  # asks them
+    deadline = f"SELECT expires_at FROM \"transaction\" WHERE id = '{other}'"
+    (before,) = storage.execute(database, deadline)
     for long_ago, key in enumerate((first, second), 1):
-        models.Transaction.update(expires_at=long_ago).where(models.Transaction.id == key).execute()
-    ledger._next_round = 0
-    deadlock(postgres, ledger, first, second, 'UPDATE "transaction" SET updated = updated WHERE id = %s')
-    assert "deadlock detected" in caplog.text
-    assert set(models.statuses([first, second]).values()) == {Status.PENDING}
-    wait_until(lambda: ledger.step(0.1) or ledger.counts[Status.EXPIRED] == 2, "both have expired")
-    assert models.Transaction.get_by_id(other).expires_at == expires_at
+        sql = 'UPDATE "transaction" SET expires_at = ? WHERE id = ?'
+        storage.execute(database, sql, long_ago, key.hex)
+    writer._next_round = 0
+    sql = 'UPDATE "transaction" SET updated = updated WHERE id = %s'
+    deadlock(postgres, database, writer, [first, second], sql)
+    assert writer.counts[Status.EXPIRED] == 2
+    assert set(models.statuses(database, [first, second]).values()) == {Status.EXPIRED}
+    assert storage.execute(database, deadline) == [before]
 
 
-def test_ledgers_that_settle_the_same_in_opposite_orders_lose_nothing(postgres, database):
-    keys = store(400)
+def test_ledgers_that_settle_the_same_in_opposite_orders_lose_nothing(database, ledgers):
+    keys = store(database, 400)
     acknowledged = []
 
-    def run(ledger: Ledger, turned: bool) -> None:
-        statuses = [Status.ERROR, Status.COMPLETED] if turned else [Status.COMPLETED, Status.ERROR]
+    def run(writer: Ledger, turned: bool) -> None:
+        statuses = ["ERROR", "COMPLETED"] if turned else ["COMPLETED", "ERROR"]
         for number, key in enumerate(keys):
-            ledger.settle(Verdict(key, statuses[number % 2], lambda: acknowledged.append(1)))
-        while not ledger._queue.empty():
-            ledger.step(1)
+            verdict = Verdict(key, statuses[number % 2])
+            writer.queue.put(Job(settle, verdict, lambda _: acknowledged.append(1)))
+        while not writer.queue.empty():
+            writer.step(1)
 
-    several = ledgers(WRITERS, postgres)
-    at_once(run, several, [number % 2 for number in range(WRITERS)])
+    several = ledgers(WRITERS)
+    at_once(database, run, several, [number % 2 for number in range(WRITERS)])
     assert len(acknowledged) == WRITERS * len(keys)
-    assert sum(ledger.counts["settled"] for ledger in several) == len(keys)
-    assert Counter(models.statuses(keys).values()).keys() == {Status.COMPLETED, Status.ERROR}
+    assert sum(writer.counts["settled"] for writer in several) == len(keys)
+    assert Counter(models.statuses(database, keys).values()).keys() == {Status.COMPLETED, Status.ERROR}
 
 
 def test_one_key_that_is_used_at_once_makes_one_transaction(database):
-    orders = [[Order(uuid4(), 1, f"key-{number}") for number in range(50)] for _ in range(WRITERS)]
+    several = [[Draft(1, f"key-{number}") for number in range(50)] for _ in range(WRITERS)]
 
-    def create(orders: list[Order]) -> list[UUID]:
-        with storage.writing():
-            answers, _ = models.create_transactions(orders, NOW, CLOCKS, 0)
+    def start(drafts: list[Draft]) -> list[UUID]:
+        with writing(database):
+            answers, _ = models.create_transactions(database, drafts, NOW, NOW, TIMEOUTS, 0)
         return [answer.id for answer in answers]
 
-    answers = at_once(create, orders)
+    answers = at_once(database, start, several)
     assert all(answer == answers[0] for answer in answers)
-    assert len(models.list_transactions(1000)) == 50
+    assert len(models.list_transactions(database, 1000)) == 50
 
 
 def test_a_url_may_name_several_servers_and_a_password_of_any_kind(postgres, database):
-    dead, name = free_port(), storage.proxy.database
-    storage.close()
+    dead, name = free_port(), name_of(database)
     query = f"host=127.0.0.1,127.0.0.1&port={dead},{postgres.port}"
     query += "&target_session_attrs=read-write&connect_timeout=3"
-    storage.bind(f"postgresql://energy2go:p%40ss%2Fword%25@/{name}?{query}")
-    storage.check()
-    connection = storage.proxy.connection()
+    other = storage.connect(f"postgresql://energy2go:p%40ss%2Fword%25@/{name}?{query}", 1)
+    storage.check(other)
+    connection = other.connection()
     assert connection.info.port == postgres.port
     assert connection.info.password == "p@ss/word%"
     assert connection.info.get_parameters()["connect_timeout"] == "3"
     assert connection.info.get_parameters()["tcp_user_timeout"] == "10000"
+    other.close_all()

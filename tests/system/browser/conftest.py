@@ -7,8 +7,30 @@ import shutil
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from programs import wait_until
+from programs import Service, wait_until
 from tab import QUIET, Tab, processes_at
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Add to the report of a test that failed what the programs say, while they still run."""
+    report = yield
+    if report.when == "call" and report.failed:
+        for program in item.funcargs.get("programs", ()):
+            state = f"{program.name} ({'runs' if program.running else 'has ended'})"
+            report.sections.append((state, program.said()[-4000:]))
+            if isinstance(program, Service):
+                report.sections.append((f"/readyz of {program.name}", readiness(program)))
+    return report
+
+
+def readiness(service: Service) -> str:
+    """The answer of /readyz, or why there is none."""
+    try:
+        answer = service.request("GET", "/readyz", timeout=5)
+    except OSError as error:
+        return str(error)
+    return f"{answer.status} {answer.body.decode()}"
 
 
 @pytest.fixture(scope="module")

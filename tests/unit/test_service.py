@@ -1,0 +1,56 @@
+"""The service as an object: without one, with one, and with another after it."""
+
+import threading
+
+import pytest
+from webtest import TestApp
+
+import app
+from calls import assert_problem, every_path, new_station, new_transaction, send, serving
+
+PAGES = {"/", "/static/index.html", "/swagger", "/swagger/index.html", "/openapi.json"}
+
+
+def test_a_service_can_be_stopped_and_another_started(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    before = threading.active_count()
+    with serving(tmp_path / "first") as api:
+        new_station(api, "Teste")
+        key = new_transaction(api)["id"]
+    assert threading.active_count() == before
+    assert send(api, "GET", "/stations").status_int == 503
+    with serving(tmp_path / "second", api_token="open sesame") as api:
+        assert send(api, "GET", "/stations").status_int == 401
+        answer = send(api, "GET", "/stations", Authorization="Bearer open sesame")
+        assert answer.json["items"] == []
+    assert threading.active_count() == before
+    with serving(tmp_path / "first") as api:
+        assert send(api, "GET", f"/transactions/{key}").json["status"] == "PENDING"
+        new_transaction(api)
+
+
+def test_a_service_that_was_stopped_takes_nothing_more(tmp_path):
+    with serving(tmp_path) as api:
+        new_station(api)
+        stopped = app.app.config["running"]
+    with pytest.raises(app.Unavailable, match="stopping"):
+        stopped.ledger.create(1, None)
+
+
+def test_without_a_service_each_route_that_needs_one_says_how_to_start_it():
+    api = TestApp(app.app)
+    asked = 0
+    for path, methods in every_path().items():
+        for method in set(methods) if path not in PAGES else ():
+            body = {"description": "x"} if method in ("POST", "PUT", "PATCH") else None
+            answer = send(api, method, path, body)
+            assert_problem(answer, 503, "Service Unavailable", "`gunicorn app:app`")
+            asked += 1
+    assert asked >= 12
+    assert {"/healthz", "/readyz", "/metrics"} < every_path().keys() - PAGES
+
+
+@pytest.mark.parametrize("path", sorted(PAGES))
+def test_without_a_service_pages_and_the_document_are_there(path):
+    assert send(TestApp(app.app), "GET", path).status_int == 200
