@@ -1,7 +1,6 @@
 """The HTTP side: one short function per route, and the service that runs behind them.
 
-A handler's signature, docstring and decorator declare what it takes, gives and refuses (`kit.api`). The OpenAPI
-document shows the same declaration.
+A handler's signature, docstring and decorator declare what it takes, gives and refuses (see `kit.api`).
 """
 
 import logging
@@ -10,15 +9,17 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from urllib.parse import urlencode
 from uuid import UUID
 
 import msgspec
 from bottle import HTTPResponse, response, static_file
+from peewee import Database
 from swagger_ui_bundle import swagger_ui_path
 
 import models
+import schemas
 from kit import metrics, openapi
 from kit.api import Api
 from kit.errors import Conflict, NotFound, Problem, Unavailable
@@ -27,26 +28,11 @@ from kit.storage import ERRORS, Store, check
 from kit.writer import JobQueue
 from ledger import Ledger
 from mqtt_listener import Listener
-from schemas import (
-    Health,
-    NewStation,
-    NewTransaction,
-    Readiness,
-    Station,
-    StationChange,
-    StationId,
-    StationPage,
-    StationQuery,
-    Transaction,
-    TransactionHeaders,
-    TransactionId,
-    TransactionPage,
-    TransactionQuery,
-    Unready,
-    WaitHeaders,
-)
+from schemas import NewStation, NewTransaction, Readiness, Station, StationId, Transaction, TransactionId
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 LONGEST_WAIT = 30  # seconds
 MIGRATIONS, STATIC = str(ROOT / "migrations"), ROOT / "kit" / "static"
@@ -60,10 +46,9 @@ app = Api("The service is not running. Start it with `gunicorn app:app`.")
 
 
 class Service:
-    """Everything behind the routes: made with its settings, started and stopped as a context manager.
+    """What runs behind the routes while it is entered as a context manager.
 
-    Neither a missing database nor a missing broker keeps it from starting. `stopping` tells whether the process is
-    about to stop.
+    It starts without a database or a broker, too. `stopping` tells whether the process is about to stop.
     """
 
     def __init__(self, settings: Settings, stopping: Callable[[], bool] = lambda: False):
@@ -86,10 +71,10 @@ class Service:
         self._started.close()
         self.store.close()
 
-    def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def read(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs) -> T:
         """Call a function of `models` that reads; raises what it raises, or Unavailable."""
         try:
-            return self.store.read(function, *arguments)
+            return self.store.read(function, *values, **named)
         except ERRORS as error:
             log.error("the database cannot be read: %s", error)
             raise Unavailable("The database cannot be read now.") from None
@@ -98,7 +83,7 @@ class Service:
 class NotReady(Unavailable):
     """The whole job cannot be done now. The detail has a sentence for each problem."""
 
-    shape = Unready
+    shape = schemas.Unready
 
     def __init__(self, readiness: Readiness):
         problems = {"database": readiness.database, "broker": readiness.broker}
@@ -108,44 +93,44 @@ class NotReady(Unavailable):
         self.readiness = readiness
 
     def problem(self) -> Problem:
-        return Unready(**msgspec.structs.asdict(super().problem()), **msgspec.structs.asdict(self.readiness))
+        return schemas.Unready(
+            **msgspec.structs.asdict(super().problem()), **msgspec.structs.asdict(self.readiness)
+        )
 
 
 @app.post("/stations", status=201, sends=("Location",))
 def create_station(service: Service, body: NewStation) -> Station:
     """Create a station."""
-    station: Station = service.ledger.change(models.create_station, body.description)
+    station = service.ledger.change(models.create_station, body.description)
     response.set_header("Location", f"/stations/{station.id}")
     return station
 
 
 @app.get("/stations")
-def list_stations(service: Service, query: StationQuery) -> StationPage:
+def list_stations(service: Service, query: schemas.StationQuery) -> schemas.StationPage:
     """List stations, newest last."""
     found = service.read(models.list_stations, query.limit + 1, query.after or 0)
-    return StationPage(*page("/stations", query, found))
+    return schemas.StationPage(*page("/stations", query, found))
 
 
 @app.get("/stations/<id>", errors=(NotFound,))
 def get_station(service: Service, id: StationId) -> Station:
     """Read one station."""
-    station: Station = service.read(models.get_station, id)
-    return station
+    return service.read(models.get_station, id)
 
 
 @app.put("/stations/<id>", errors=(NotFound,))
 def replace_station(service: Service, id: StationId, body: NewStation) -> Station:
     """Replace a station's description."""
-    station: Station = service.ledger.change(models.change_station, id, body.description)
-    return station
+    return service.ledger.change(models.change_station, id, body.description)
 
 
 @app.route("/stations/<id>", "PATCH", errors=(NotFound,))
-def change_station(service: Service, id: StationId, body: StationChange) -> Station:
+def change_station(service: Service, id: StationId, body: schemas.StationChange) -> Station:
     """Change those fields of a station that the body names."""
     if body.description is msgspec.UNSET:
-        return get_station(service, id)
-    return replace_station(service, id, NewStation(body.description))
+        return service.read(models.get_station, id)
+    return service.ledger.change(models.change_station, id, body.description)
 
 
 @app.delete("/stations/<id>", status=204, errors=(NotFound, Conflict))
@@ -155,10 +140,12 @@ def delete_station(service: Service, id: StationId) -> None:
 
 
 @app.post("/transactions", status=201, sends=("Location", "Preference-Applied"))
-def create_transaction(service: Service, body: NewTransaction, headers: TransactionHeaders) -> Transaction:
+def create_transaction(
+    service: Service, body: NewTransaction, headers: schemas.TransactionHeaders
+) -> Transaction:
     """Start a transaction: store it as PENDING, and ask the equipment whether it is valid.
 
-    With an `Idempotency-Key` it is safe to send this again: the same key and body get the first answer again.
+    With an `Idempotency-Key` it is safe to send this again: the same key and body get the first answer.
     """
     transaction = service.ledger.create(body.station_id, headers.idempotency_key)
     response.set_header("Location", f"/transactions/{transaction.id}")
@@ -169,33 +156,33 @@ def create_transaction(service: Service, body: NewTransaction, headers: Transact
 
 
 @app.get("/transactions")
-def list_transactions(service: Service, query: TransactionQuery) -> TransactionPage:
+def list_transactions(service: Service, query: schemas.TransactionQuery) -> schemas.TransactionPage:
     """List transactions, newest first."""
     filters = query.after or None, query.status or None, query.station_id or None
     found = service.read(models.list_transactions, query.limit + 1, *filters)
-    return TransactionPage(*page("/transactions", query, found))
+    return schemas.TransactionPage(*page("/transactions", query, found))
 
 
 @app.get("/transactions/<id>", errors=(NotFound,), sends=("Preference-Applied",))
-def get_transaction(service: Service, id: TransactionId, headers: WaitHeaders) -> Transaction:
+def get_transaction(service: Service, id: TransactionId, headers: schemas.WaitHeaders) -> Transaction:
     """Read one transaction; with `Prefer: wait=N`, once it has its verdict."""
-    transaction: Transaction = service.read(models.get_transaction, id)
+    transaction = service.read(models.get_transaction, id)
     return waited(service, id, headers.prefer) or transaction
 
 
 @app.get("/healthz", token=False)
-def healthz(service: Service) -> Health:
+def healthz(service: Service) -> schemas.Health:
     """Tell whether the service is alive."""
     if not service.ledger.alive:
         raise Unavailable("The ledger's thread does not run.")
     service.read(check)
-    return Health(VERSION)
+    return schemas.Health(VERSION)
 
 
 @app.get("/readyz", token=False, errors=(NotReady,))
 def readyz(service: Service) -> Readiness:
     """Tell whether the whole job can be done: stored, asked and answered."""
-    with suppress(ERRORS):  # `read_problem` says it
+    with suppress(*ERRORS):  # `read_problem` says it
         service.store.read(check)
     database = service.store.problem or service.store.read_problem
     if not service.ledger.alive:
@@ -207,10 +194,10 @@ def readyz(service: Service) -> Readiness:
     raise NotReady(readiness)
 
 
-@app.get("/metrics", media_type="text/plain")
+@app.get("/metrics", media_type=metrics.CONTENT_TYPE)
 def read_metrics(service: Service) -> bytes:
     """Read the service's metrics, as Prometheus does."""
-    return service.read(lambda _: metrics.Registry(service.ledger, service.listener).text())
+    return service.read(lambda _: metrics.text(service.ledger, service.listener))
 
 
 @app.get("/openapi.json", token=False)
@@ -250,25 +237,23 @@ def file(name: str, *folders: Path | str) -> HTTPResponse:
     """The file of this name in the first folder that has one; raises NotFound."""
     for folder in folders:
         if name in os.listdir(folder):
-            # no-cache: a browser asks each time, so files of two releases never meet. 304 if it did not change.
+            # no-cache: a browser asks each time (304: not changed), so files of two releases never meet.
             return static_file(name, root=folder, headers={"Cache-Control": "no-cache"})
     raise NotFound(f"There is no file {name}.")
 
 
 def waited(service: Service, transaction_id: UUID, prefer: str) -> Transaction | None:
-    """The transaction after waiting as `Prefer: wait=N` asks (RFC 7240); None if it asks for no wait or too many wait."""
+    """The transaction after waiting as `Prefer: wait=N` asks (RFC 7240); None without a wait."""
     wanted = re.search(r"(?:^|[,;])\s*wait\s*=\s*(\"?)(\d{1,4000})\1\s*(?:$|[,;])", prefer, re.IGNORECASE)
     seconds = min(int(wanted[2]), LONGEST_WAIT) if wanted else 0
     if not wanted or not service.ledger.wait(transaction_id, seconds):
         return None
-    transaction: Transaction = service.read(models.get_transaction, transaction_id)
+    transaction = service.read(models.get_transaction, transaction_id)
     response.set_header("Preference-Applied", f"wait={seconds}")
     return transaction
 
 
-def page(
-    path: str, query: StationQuery | TransactionQuery, found: list[Any]
-) -> tuple[list[Any], str | None]:
+def page(path: str, query: Any, found: list[Any]) -> tuple[list[Any], str | None]:
     """The items of a page and the URL of the next one, from one item more than the page holds."""
     items = found[: query.limit]
     if len(found) == len(items):

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import threading
+from typing import Any
 
 from bottle import request
 
@@ -24,15 +25,15 @@ logger_class = logs.RequestLog
 logconfig_dict = logs.configuration(settings)
 
 
-def on_starting(server):
-    """Refuse what cannot work: threads do not survive a fork, and two writers of one SQLite file block each other."""
+def on_starting(server: Any) -> None:
+    """Refuse what cannot work: threads do not survive a fork, and one SQLite file takes one writer."""
     if server.cfg.preload_app:
         raise SystemExit("preload_app: must stay off, since the service's threads start in the worker.")
     if server.cfg.workers > 1 and settings.database_url.startswith("sqlite"):
         raise SystemExit("workers: must be 1 with SQLite; DATABASE_URL=postgresql://… takes more.")
 
 
-def when_ready(server):
+def when_ready(server: Any) -> None:
     """Say where to look, and warn if other machines can use the service without a token."""
     host, port = settings.address
     if host not in ("localhost", "::1") and not host.startswith("127.") and not settings.api_token:
@@ -44,8 +45,8 @@ def when_ready(server):
     server.log.info("""  curl --json '{"station_id": 1}' -H 'Prefer: wait=5' %s/transactions""", url)
 
 
-def post_worker_init(worker):
-    """Start the service in the process that answers requests. (Imported here, so that SIGHUP loads new code.)"""
+def post_worker_init(worker: Any) -> None:
+    """Start the service in the process that answers requests; SIGHUP loads new code here."""
     from app import Service, app
 
     stay_on_one_processor()
@@ -56,26 +57,24 @@ def post_worker_init(worker):
     worker.started_by = os.getpid()
 
 
-def stay_on_one_processor():
+def stay_on_one_processor() -> None:
     """Keep this process on the processor where it runs now.
 
-    Python runs one thread at a time. Handing its lock to a thread on another processor and back costs as much as the
-    work itself (docs/bench.md). If a sandbox forbids this, the service is only slower.
+    Python runs one thread at a time. Handing its lock to a thread on another processor and back costs as
+    much as the work itself (docs/bench.md). If a sandbox forbids this, the service is only slower.
     """
     with contextlib.suppress(OSError), open("/proc/self/stat") as stat:
         processor = stat.read().rpartition(")")[2].split()[36]  # proc(5): field 39, the 37th after the name
         os.sched_setaffinity(0, {int(processor)})
 
 
-def end_the_process(args):
-    """End the process if a thread dies, since it would accept requests and forget them; gunicorn starts another."""
-    logging.critical(
-        "a thread died; the process ends", exc_info=(args.exc_type, args.exc_value, args.exc_traceback)
-    )
+def end_the_process(args: threading.ExceptHookArgs) -> None:
+    """End the process if a thread dies, as it would forget requests. gunicorn starts another."""
+    logging.critical("a thread died; the process ends", exc_info=args.exc_value)
     os._exit(1)  # 3 and 4 would halt gunicorn
 
 
-def worker_exit(server, worker):
+def worker_exit(server: Any, worker: Any) -> None:
     """Stop the service. gunicorn may call this twice, and in the master for a worker that never started."""
     if getattr(worker, "started_by", None) == os.getpid():
         worker.started_by = None

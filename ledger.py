@@ -1,7 +1,7 @@
 """The ledger: everything that changes a row is a job of its one thread (`kit.writer`).
 
-A batch settles verdicts, changes stations, stores new transactions and asks about them. Together with it, or when it is
-time, the same thread expires what is late and asks again what is due. Questions are published after the commit.
+A batch settles verdicts, changes stations, stores new transactions and asks about them. When it is time, the
+same thread expires what is late and asks again what is due. Questions are published after the commit.
 """
 
 import logging
@@ -9,9 +9,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from uuid import UUID
 
+from peewee import Database
 from prometheus_client import Histogram
 from prometheus_client.core import Metric
 
@@ -25,6 +26,8 @@ from models import SECOND, Asked, Draft, Settled, Timeouts
 from schemas import Status, Transaction, Verdict
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60)  # seconds
@@ -33,7 +36,7 @@ LOOK = SECOND // 10  # how often it looks for verdicts that another process stor
 
 
 class Clock:
-    """Two clocks in microseconds since 1970: `wall` for what people read, `steady`, which never jumps, for deadlines."""
+    """Microseconds since 1970: `wall` for what people read; `steady`, which never jumps, for deadlines."""
 
     def __init__(self) -> None:
         self._offset = time.time_ns() - time.monotonic_ns()
@@ -58,7 +61,15 @@ class Publisher(Protocol):
 
     def publish(self, questions: Iterable[Asked]) -> None: ...
 
+    def held(self, seconds: float) -> list[UUID]: ...  # questions that the broker has not taken for so long
+
     def watch(self) -> None: ...  # notice a broker that no longer answers
+
+
+class Creation(Job):
+    """Stores a draft. Its id is fixed, so that after a failed COMMIT the same row can be written again."""
+
+    repeatable = True
 
 
 class Batch:
@@ -71,7 +82,7 @@ class Batch:
             ledger.publisher,
         )
         self.room = ledger.room
-        # Taken under the lock that orders commits, so that `updated` rises with every commit of every process.
+        # Taken under the lock that orders commits, so `updated` rises with every commit of every process.
         self.now = max(ledger.clock.wall(), models.newest_update(self.database) + 1)
         self.clock = ledger.clock.steady()
         self.questions: list[Asked] = []  # to publish
@@ -143,7 +154,10 @@ def create(batch: Batch, drafts: Sequence[Draft]) -> list[Transaction | Refusal]
 
 
 def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
-    """Expire what is late, ask again what is due, and open questions that wait."""
+    """Expire what is late, ask again what is due, and open questions that wait; nothing while disconnected."""
+    if not batch.publisher.subscribed:
+        return [None] * len(items)
+    models.hold(batch.database, batch.clock, batch.timeouts, batch.publisher.held(ROUND / SECOND))
     expired = models.expire(batch.database, batch.now, batch.clock)
     again = models.claim(batch.database, batch.clock, batch.timeouts, models.CLAIM)
     room = batch.take_room(models.CLAIM)
@@ -161,7 +175,7 @@ ORDER = (settle, change, ask_again, create, look_after)
 
 
 class Ledger(Writer):
-    """The single writer. `stopping` tells whether the process is about to stop, so that nothing waits any longer."""
+    """The single writer. `stopping` tells whether the process is about to stop: then no request waits."""
 
     def __init__(
         self,
@@ -192,15 +206,16 @@ class Ledger(Writer):
 
     def create(self, station_id: int, idempotency_key: str | None) -> Transaction:
         """Store a new transaction as PENDING; raises Unprocessable or Unavailable."""
-        transaction: Transaction = self.run(Job(create, Draft(station_id, idempotency_key), repeatable=True))
+        transaction: Transaction = self.run(Creation(create, Draft(station_id, idempotency_key)))
         return transaction
 
-    def change(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def change(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **_: P.kwargs) -> T:
         """Call a function of `models` that writes; returns what it returns, or raises what it raises."""
-        return self.run(Job(change, (function, arguments)))
+        result: T = self.run(Job(change, (function, values)))
+        return result
 
     def wait(self, transaction_id: UUID, seconds: float) -> bool:
-        """Wait at most `seconds` until a transaction is not PENDING; False at once if too many wait already."""
+        """Wait at most `seconds` until a transaction is not PENDING; False if too many wait already."""
         event = threading.Event()
         with self._waiting_lock:
             if sum(map(len, self._waiting.values())) >= self._most_waiting:
@@ -242,7 +257,6 @@ class Ledger(Writer):
         return (due - self.clock.steady()) / SECOND
 
     def timed(self, jobs: list[Job]) -> list[Job]:
-        """Without a connection nothing is asked, and nothing expires."""
         clock = self.clock.steady()
         if self._waiting and clock >= self._next_look:
             self._next_look = clock + LOOK
@@ -253,9 +267,10 @@ class Ledger(Writer):
             raise RuntimeError("the MQTT thread died")
         self.publisher.watch()
         self._next_round = clock + min(ROUND, self.timeouts.retry // 2)
-        if self.store.problem or not self.publisher.subscribed:
+        if self.store.problem:
             return []
-        lost, self._lost = self._lost, False
+        lost = self._lost and self.publisher.subscribed
+        self._lost = self._lost and not lost
         return [*([Job(ask_again, True)] if lost else []), Job(look_after, None)]
 
     def begin(self) -> Batch:
@@ -289,7 +304,7 @@ class Ledger(Writer):
                     event.set()
 
     def _look(self) -> None:
-        """Wake those whose verdict another process stored, and all of them if the process is about to stop."""
+        """Wake those whose verdict another process stored, or all if the process is about to stop."""
         waiting = list(self._waiting)
         try:
             found = {} if self.stopping() else self.store.read(models.statuses, waiting)

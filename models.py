@@ -1,7 +1,7 @@
 """The tables and every query on them. No other module writes SQL or changes a status.
 
-Every query is SQL text: building the same from Peewee expressions took ten times as long as executing it. Times are
-whole microseconds since 1970 (UTC) and come from the caller. Only the ledger calls what changes a row.
+Every query is SQL text: building it from Peewee expressions took ten times as long as executing it. Times
+are whole microseconds since 1970 (UTC) and come from the caller. Only the ledger calls what changes a row.
 """
 
 import secrets
@@ -176,7 +176,7 @@ def moment(microseconds: int) -> datetime:
 def uuid7(created: int, counter: int) -> UUID:
     """An id that sorts by time: a UUIDv7 (RFC 9562, section 6.2, method 3) from microseconds and a counter.
 
-    48 bits of milliseconds, 12 of the fraction of a millisecond, 14 of the counter within the batch, 48 at random.
+    48 bits of milliseconds, 12 of the fraction of a millisecond, 14 of the counter, 48 random ones.
     """
     milliseconds, microseconds = divmod(created, 1000)
     high = milliseconds << 16 | 7 << 12 | microseconds * 4096 // 1000
@@ -195,11 +195,11 @@ class Timeouts(NamedTuple):
 
 
 class Draft:
-    """A transaction to be stored. It gets its id and its time of creation when it is first written, and keeps them."""
+    """A transaction to be stored. When it is first written it gets its id and its creation time for good."""
 
     def __init__(self, station_id: int, idempotency_key: str | None = None):
         self.station_id, self.idempotency_key = station_id, idempotency_key
-        self.id: UUID | None = None
+        self.id = UUID(int=0)
         self.created = 0
 
 
@@ -211,22 +211,32 @@ def create_transactions(
 ) -> tuple[list[Transaction | Refusal], list[Asked]]:
     """Store each draft as PENDING, the first `room` of them as asked.
 
-    Returns an answer for each draft (the transaction, or why there is none) and the questions to publish after the
-    commit. A draft whose idempotency key was used before, for the same station, gets the first answer again. A draft
-    that is stored already, after a commit that was in doubt, stays as it is.
+    Returns an answer for each draft (the transaction, or why there is none) and the questions to publish
+    after the commit. A draft whose idempotency key was used before, for the same station, gets the first
+    answer again. A draft that is stored already, after a commit that was in doubt, stays as it is.
     """
     for counter, draft in enumerate(drafts):
-        if draft.id is None:
+        if not draft.created:
             draft.id, draft.created = uuid7(now, counter), now
     stations = _stations(database, {draft.station_id for draft in drafts})
     valid = [draft for draft in drafts if draft.station_id in stations]
     _insert(database, valid[:room], (1, clock, clock + timeouts.retry, clock + timeouts.timeout))
     _insert(database, valid[room:], (0, None, clock, None))
     keys = _keys(database, {draft.idempotency_key for draft in valid} - {None})
-    answers = [_answer(draft, stations, keys) for draft in drafts]
-    stored = {answer.id for answer in answers if isinstance(answer, Transaction)}
-    opened = [draft for draft in valid[:room] if draft.id in stored]
-    return answers, [(Question(draft.id, draft.station_id), timeouts.retry) for draft in opened if draft.id]
+
+    def answer(draft: Draft) -> Transaction | Refusal:
+        if draft.station_id not in stations:
+            return Unprocessable(f"body.station_id: There is no station {draft.station_id}.")
+        stored = keys.get(draft.idempotency_key, (draft.id, draft.station_id, draft.created))
+        row_id, station_id, created = stored
+        if station_id != draft.station_id:
+            return Unprocessable(f"Idempotency-Key: was used before, for station {station_id}.")
+        return Transaction(row_id, stations[station_id], Status.PENDING, moment(created), moment(created))
+
+    answers = [answer(draft) for draft in drafts]
+    new = {answer.id for answer in answers if isinstance(answer, Transaction)}
+    asked = [Question(draft.id, draft.station_id) for draft in valid[:room] if draft.id in new]
+    return answers, [(question, timeouts.retry) for question in asked]
 
 
 def _stations(database: Database, station_ids: Collection[int]) -> dict[int, Station]:
@@ -237,28 +247,13 @@ def _stations(database: Database, station_ids: Collection[int]) -> dict[int, Sta
 
 def _insert(database: Database, drafts: Sequence[Draft], asked: tuple[int | None, ...]) -> None:
     """Store these as PENDING; `asked` is their attempts, asked_at, retry_at and expires_at."""
-    if not drafts:
-        return
-    rows = [
-        (
-            draft.id.hex,
-            draft.station_id,
-            draft.idempotency_key,
-            "PENDING",
-            draft.created,
-            draft.created,
-            *asked,
-        )
-        for draft in drafts
-        if draft.id
-    ]
-    execute(
-        database,
-        f"""INSERT INTO "transaction" (id, station_id, idempotency_key, status, created, updated,
-            attempts, asked_at, retry_at, expires_at)
-        VALUES {", ".join([placeholders(rows[0])] * len(rows))} ON CONFLICT DO NOTHING""",
-        *chain.from_iterable(rows),
-    )
+    if drafts:
+        rows = [(d.id.hex, d.station_id, d.idempotency_key, d.created, d.created, *asked) for d in drafts]
+        statement = f"""INSERT INTO "transaction" (id, station_id, idempotency_key, created, updated,
+            attempts, asked_at, retry_at, expires_at, status)
+            VALUES {", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?, 'PENDING')"] * len(rows))}
+            ON CONFLICT DO NOTHING"""
+        execute(database, statement, *chain.from_iterable(rows))
 
 
 def _keys(database: Database, keys: Collection[str | None]) -> dict[str | None, tuple[UUID, int, int]]:
@@ -267,23 +262,7 @@ def _keys(database: Database, keys: Collection[str | None]) -> dict[str | None, 
         return {}
     statement = f"""SELECT idempotency_key, id, station_id, created FROM "transaction"
         WHERE idempotency_key IN {placeholders(keys)}"""
-    return {
-        key: (_uuid(row_id), station_id, created)
-        for key, row_id, station_id, created in execute(database, statement, *keys)
-    }
-
-
-def _answer(
-    draft: Draft, stations: dict[int, Station], keys: dict[str | None, tuple[UUID, int, int]]
-) -> Transaction | Refusal:
-    if draft.station_id not in stations:
-        return Unprocessable(f"body.station_id: There is no station {draft.station_id}.")
-    row_id, station_id, created = keys.get(
-        draft.idempotency_key, (draft.id, draft.station_id, draft.created)
-    )
-    if station_id != draft.station_id:
-        return Unprocessable(f"Idempotency-Key: was used before, for station {station_id}.")
-    return Transaction(row_id, stations[station_id], Status.PENDING, moment(created), moment(created))
+    return {key: (_uuid(row_id), *rest) for key, row_id, *rest in execute(database, statement, *keys)}
 
 
 class Settled(NamedTuple):
@@ -298,29 +277,37 @@ def settle(database: Database, verdicts: Sequence[Verdict], now: int, clock: int
     first = {verdict.transaction_id: verdict.status for verdict in reversed(verdicts)}
     changed = {}
     for status in ("COMPLETED", "ERROR"):
-        ids = [transaction_id.hex for transaction_id, verdict in first.items() if verdict == status]
-        if ids:
+        if ids := [row_id.hex for row_id, verdict in first.items() if verdict == status]:
             statement = f"""UPDATE "transaction" SET status = ?, updated = ?, retry_at = NULL
-                WHERE id IN {placeholders(ids)} AND status IN ('PENDING', 'EXPIRED') RETURNING id, expires_at, asked_at"""
+                WHERE id IN {placeholders(ids)} AND status IN ('PENDING', 'EXPIRED')
+                RETURNING id, expires_at, asked_at"""
             for row_id, deadline, asked_at in execute(database, statement, status, now, *ids):
                 kind = "late" if deadline and deadline <= clock else "settled"
                 changed[_uuid(row_id)] = Settled(
                     kind, None if asked_at is None else max(0, clock - asked_at)
                 )
-    several = len(first) < len(verdicts)
-    others = statuses(
-        database, [transaction_id for transaction_id in first if several or transaction_id not in changed]
-    )
+    repeated = len(first) < len(verdicts)
+    others = statuses(database, [row_id for row_id in first if repeated or row_id not in changed])
 
     def worth(verdict: Verdict) -> Settled:
         if verdict.transaction_id in changed:
             return changed.pop(verdict.transaction_id)
         stored = others.get(verdict.transaction_id)
         return Settled(
-            "unknown" if stored is None else "duplicate" if stored == verdict.status else "contradiction"
+            "unknown" if not stored else "duplicate" if stored == verdict.status else "contradiction"
         )
 
     return [worth(verdict) for verdict in verdicts]
+
+
+def hold(database: Database, clock: int, timeouts: Timeouts, transaction_ids: Collection[UUID]) -> None:
+    """Do not ask again what the broker has not taken yet. If it is asked for the first time, start its clock anew."""
+    if transaction_ids:
+        statement = f"""UPDATE "transaction" SET retry_at = ?,
+            expires_at = CASE WHEN attempts = 1 THEN ? ELSE expires_at END
+            WHERE id IN {placeholders(transaction_ids)} AND {OPEN}"""
+        ids = [transaction_id.hex for transaction_id in transaction_ids]
+        execute(database, statement, clock + timeouts.retry, clock + timeouts.timeout, *ids)
 
 
 def expire(database: Database, now: int, clock: int) -> list[UUID]:
@@ -339,13 +326,13 @@ def room(database: Database) -> int:
 def claim(
     database: Database, clock: int, timeouts: Timeouts, limit: int, waiting: bool = False
 ) -> list[Asked]:
-    """Mark at most `limit` questions that are due as asked now; returns them, to be published after the commit.
+    """Mark at most `limit` questions that are due as asked now; returns them, to publish after the commit.
 
-    Takes open questions, to be asked again with a backoff that doubles. With `waiting`, takes those that wait to be
-    asked first, and starts their clock.
+    Takes open questions, to be asked again with a backoff that doubles. With `waiting`, takes those that wait to
+    be asked first, and starts their clock.
     """
     # How often VALIDATION_RETRY doubles until it is longer than the longest backoff.
-    # MATERIALIZED: PostgreSQL might otherwise run the subquery once per row, and take more rows than the limit.
+    # MATERIALIZED: PostgreSQL might otherwise run the subquery once per row, and take more than the limit.
     doublings = (LONGEST_BACKOFF // timeouts.retry).bit_length()
     rows = execute(
         database,
@@ -362,7 +349,7 @@ def claim(
 
 
 def ask_again(database: Database, clock: int, restart: bool) -> None:
-    """Make every open question due one second after it was last asked; with `restart`, clear its deadline too.
+    """Make every open question due one second after it was last asked; with `restart`, clear its deadline.
 
     What is due further ahead than that, as after a step of the wall clock and a restart, becomes due now.
     """

@@ -1,7 +1,7 @@
-"""MQTT in the background: publishes questions, hands verdicts to the ledger, and knows how the connection is.
+"""MQTT in the background: publishes questions, hands over verdicts, and knows how the connection is.
 
-Callbacks run in paho's thread, so they only parse and hand over: they touch no disk and wait for nothing. Nothing
-rests on paho's queue or on the broker's. What is lost on the way, the ledger asks again.
+Callbacks run in paho's thread, so they only parse and hand over: they touch no disk and wait for nothing.
+Nothing rests on paho's queue or on the broker's. What is lost on the way, the ledger asks again.
 """
 
 import logging
@@ -17,6 +17,7 @@ from copy import copy
 from queue import Full
 from secrets import token_hex
 from typing import Any, Self
+from uuid import UUID
 
 import msgspec
 from paho.mqtt.client import Client, MQTTMessage
@@ -59,9 +60,10 @@ class Connection:
     def __init__(self, limits: Any):
         self.qos = min(1, getattr(limits, "MaximumQoS", 1))
         self.slots = threading.Semaphore(min(IN_FLIGHT, getattr(limits, "ReceiveMaximum", IN_FLIGHT)))
-        self.waiting: deque[Asked] = deque()  # questions that the broker cannot take yet
-        self.sent: deque[float] = deque()  # when; PUBACKs come in the same order (MQTT 5, section 4.6)
-        self.began = time.monotonic()
+        self.waiting: deque[tuple[float, Asked]] = deque()  # since when: what the broker cannot take yet
+        self.sent: deque[tuple[float, Asked]] = deque()  # PUBACKs come in the same order (MQTT 5, 4.6)
+        self.began = self.last_puback = time.monotonic()
+        self.retains = getattr(limits, "RetainAvailable", 1) == 1
         self.subscribed = False
 
 
@@ -83,7 +85,7 @@ class Listener:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._ended = False  # this connection, or this attempt at one
-        # Unique to this process: two with one id would disconnect each other endlessly (MQTT 5, section 3.1.4).
+        # Unique to this process: two with one id would disconnect each other endlessly (MQTT 5, 3.1.4).
         self._client = client = Client(
             CallbackAPIVersion.VERSION2,
             f"energy2go-{os.getpid()}-{token_hex(6)}",
@@ -149,11 +151,20 @@ class Listener:
     # Called by the ledger
 
     def publish(self, questions: Iterable[Asked]) -> None:
-        """Ask these, as fast as the broker takes them. Without a connection, drop them: the rows are still there."""
+        """Ask these, as fast as the broker takes them. Without a connection, drop them: the rows stay."""
         connection = self._connection
         if connection and connection.subscribed:
-            connection.waiting.extend(questions)
+            connection.waiting.extend((time.monotonic(), question) for question in questions)
             self._send(connection)
+
+    def held(self, seconds: float) -> list[UUID]:
+        """The questions that the broker has not acknowledged for so many seconds, sent or not."""
+        connection = self._connection
+        if connection is None:
+            return []
+        before = time.monotonic() - seconds
+        held = [*connection.sent.copy(), *connection.waiting.copy()]
+        return [question.transaction_id for since, (question, _) in held if since < before]
 
     def watch(self) -> None:
         """Hang up if the broker has not answered for PATIENCE seconds."""
@@ -163,15 +174,15 @@ class Listener:
         now = time.monotonic()
         if not connection.subscribed and now - connection.began > PATIENCE:
             self._lose(f"{self._broker} does not answer SUBSCRIBE")
-        elif connection.sent and now - connection.sent[0] > PATIENCE:
+        elif connection.sent and now - connection.last_puback > PATIENCE:
             self._refused = f"{self._broker} does not acknowledge what is published on {QUESTIONS}"
             self._lose(self._refused)
 
     def _send(self, connection: Connection) -> None:
-        """Publish what waits while there are slots. No lock is held here: paho calls `on_publish` with one of its own."""
+        """Publish what waits while there are slots. Holds no lock, as paho calls `on_publish` with one."""
         while connection.waiting and connection.slots.acquire(blocking=False):
             try:
-                question, backoff = connection.waiting.popleft()
+                since, (question, backoff) = connection.waiting.popleft()
             except IndexError:  # the other thread was faster; look again, it may have left something
                 connection.slots.release()
                 continue
@@ -179,7 +190,9 @@ class Listener:
             properties.MessageExpiryInterval = max(1, backoff // SECOND)
             properties.CorrelationData = question.transaction_id.bytes
             log.debug("%(transaction)s is asked", {"transaction": question.transaction_id})
-            connection.sent.append(time.monotonic())
+            if not connection.sent:
+                connection.last_puback = time.monotonic()
+            connection.sent.append((since, (question, backoff)))
             info = self._client.publish(
                 QUESTIONS, msgspec.json.encode(question), connection.qos, properties=properties
             )
@@ -239,7 +252,7 @@ class Listener:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _on_connect(self, code: ReasonCode, limits: Any) -> None:
-        self._client.drop_out_messages()  # paho would send again what the last connection did not acknowledge
+        self._client.drop_out_messages()  # paho would send again what was not acknowledged
         self.equipment.clear()  # the broker sends all that it retains
         if code.is_failure:
             self._reason = f"{self._broker} refuses the connection: {code}"
@@ -288,6 +301,7 @@ class Listener:
         elif connection and connection.sent:
             self._refused = ""
             connection.sent.popleft()
+            connection.last_puback = time.monotonic()
             connection.slots.release()
             self._send(connection)
 
@@ -321,6 +335,6 @@ class Listener:
             raise ValueError("neither online nor offline")
         if equipment in self.equipment or len(self.equipment) < EQUIPMENT:
             self.equipment[equipment] = status
-        # A retained message was published before this subscribed, and SUBACK has already asked everything again.
+        # A retained message was published before we subscribed, and SUBACK has asked everything again.
         if status == "online" and not retained:
             self._hand_over(Job(ask_again, False))

@@ -1,4 +1,4 @@
-"""A Bottle app whose routes declare what they take, give and refuse. It reads requests and writes answers by that."""
+"""A Bottle app whose routes declare what they take, give and refuse, and that reads and writes by this."""
 
 import hmac
 import inspect
@@ -9,15 +9,17 @@ from typing import Any, NamedTuple, get_type_hints
 
 import msgspec
 from bottle import Bottle, HTTPError, HTTPResponse, Route, request, response
+from gunicorn.http.errors import ParseException
 
 from kit import errors
 from kit.errors import Problem, Refusal, Unavailable, Unprocessable
 
 LARGEST_BODY = 64 * 1024  # bytes
+JSON = "application/json"
 SECURITY_HEADERS = {
-    # Swagger UI draws its icons from data URLs. Everything else comes from this service, and nothing is inline.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    # Swagger UI draws its icons from data URLs. Everything else comes from here, and nothing is inline.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
@@ -29,7 +31,7 @@ class Options(NamedTuple):
     status: int = 200  # of a successful answer
     errors: tuple[type[Refusal], ...] = ()  # besides those that follow from what the route takes
     sends: tuple[str, ...] = ()  # names of headers of a successful answer
-    media_type: str = "application/json"
+    media_type: str = JSON
     token: bool = True  # ask for the API token, if there is one
     page: bool = False  # for people in a browser: neither JSON nor in the document
 
@@ -37,8 +39,8 @@ class Options(NamedTuple):
 class Declaration(NamedTuple):
     """What a route says about itself, in its handler's signature and docstring and in its decorator.
 
-    A handler's arguments `query`, `headers` and `body` are Structs, and `service` is the running service. Every other
-    argument is a part of the path.
+    A handler's arguments `query`, `headers` and `body` are Structs, and `service` is the running service.
+    Every other argument is a part of the path.
     """
 
     name: str
@@ -51,54 +53,52 @@ class Declaration(NamedTuple):
     service: bool
     returns: Any
     options: Options
-    errors: tuple[type[Refusal], ...]
+    errors: list[type[Refusal]]
 
 
 def declaration(route: Route) -> Declaration:
     """Read a route's declaration; raises TypeError, which names the route, for a mistake in it."""
+    options = {name: value for name, value in route.config.items() if name not in route.app.config}
     try:
-        return _declaration(
-            route.callback, route.rule, {k: v for k, v in route.config.items() if k not in route.app.config}
-        )
+        return declared_by(route.callback, route.rule, Options(**options))
     except (TypeError, ValueError, NameError) as mistake:
         raise TypeError(f"{route.method} {route.rule} ({route.callback.__name__}): {mistake}") from None
 
 
-def _declaration(handler: Callable[..., Any], rule: str, given: dict[str, Any]) -> Declaration:
-    options = Options(**given)
+def declared_by(handler: Callable[..., Any], rule: str, options: Options) -> Declaration:
+    """The same, without the name of the route in the error."""
     summary, _, description = (inspect.getdoc(handler) or "").partition("\n\n")
-    hints = get_type_hints(handler, include_extras=True)
     if not summary:
         raise TypeError("has no docstring")
+    hints = get_type_hints(handler, include_extras=True)
     if hints.keys() != {*inspect.signature(handler).parameters, "return"}:
         raise TypeError("every argument and the result need a type")
-    if not all(issubclass(error, Refusal) for error in options.errors):
-        raise TypeError("errors must be Refusals")
     returns, service = hints.pop("return"), hints.pop("service", None) is not None
     query, headers, body = structs = [hints.pop(name, None) for name in ("query", "headers", "body")]
-    if not all(struct is None or issubclass(struct, msgspec.Struct) for struct in structs):
-        raise TypeError("query, headers and body must be Structs")
     if hints.keys() != set(re.findall(r"<(\w+)>", rule)):
         raise TypeError(f"the arguments {sorted(hints)} are not those of the path")
-    json = [returns] if options.media_type == "application/json" and not options.page else []
-    msgspec.json.schema_components(
-        [*filter(None, structs), *hints.values(), *json]
-    )  # raises where it knows no schema
-    implied = [
-        *([errors.BadRequest, errors.ContentTooLarge, errors.UnsupportedMediaType] if body else []),
-        *([Unprocessable] if hints or any(structs) else []),
-        *([errors.Unauthorized] if options.token else []),
-        *([Unavailable] if service else []),
-    ]
-    refusals = sorted({*implied, *options.errors}, key=lambda refusal: refusal.status)
-    for refusal in refusals:
-        errors.title(refusal.status)  # raises where it knows no such status
+    if not all(struct is None or issubclass(struct, msgspec.Struct) for struct in structs):
+        raise TypeError("query, headers and body must be Structs")
+    if not all(issubclass(refusal, Refusal) for refusal in options.errors):
+        raise TypeError("errors must be Refusals")
+    json = [returns] if options.media_type == JSON and not options.page else []
+    msgspec.json.schema_components([*filter(None, structs), *hints.values(), *json])  # may find no schema
+    refusals = set(options.errors)
+    if body:
+        refusals |= {errors.BadRequest, errors.ContentTooLarge, errors.UnsupportedMediaType}
+    if hints or any(structs):
+        refusals.add(Unprocessable)
+    if options.token:
+        refusals.add(errors.Unauthorized)
+    if service:
+        refusals.add(Unavailable)
     takes = hints, query, headers, body, service
-    return Declaration(handler.__name__, summary, description, *takes, returns, options, tuple(refusals))
+    by_status = sorted(refusals, key=lambda refusal: refusal.status)
+    return Declaration(handler.__name__, summary, description, *takes, returns, options, by_status)
 
 
 class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
-    """An app whose handlers get what they declare. `absent` is what a client reads while there is no service."""
+    """An app whose handlers get what they declare; `absent` tells clients that no service is running."""
 
     def __init__(self, absent: str) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         self.add_hook("after_request", set_security_headers)
 
     def use(self, service: Any, token: str = "") -> None:
-        """Hand this service to handlers from now on, or none; `token` is what `Authorization: Bearer` must hold."""
+        """Hand this service to handlers from now on, or none; `token` is what clients must bear."""
         self.config.update(running=service, api_token=token)
 
     def add_route(self, route: Route) -> None:
@@ -132,9 +132,9 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         """What the handler takes, by name; raises the Refusal that says what is wrong with the request."""
         given: dict[str, Any] = {}
         if declared.service:
-            if self.config["running"] is None:
-                raise Unavailable(self.absent)
             given["service"] = self.config["running"]
+            if given["service"] is None:
+                raise Unavailable(self.absent)
         if declared.options.token and self.config["api_token"]:
             authorize(self.config["api_token"])
         for name, text in path.items():
@@ -142,10 +142,9 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         if declared.query:
             given["query"] = convert(dict(request.query), declared.query, "query")
         if declared.headers:
-            texts = {
-                name: text for name in header_names(declared.headers) if (text := header(name)) is not None
-            }
-            given["headers"] = convert(texts, declared.headers, "headers")
+            texts = {name: header(name) for name in header_names(declared.headers)}
+            sent = {name: text for name, text in texts.items() if text is not None}
+            given["headers"] = convert(sent, declared.headers, "headers")
         if declared.body:
             given["body"] = read_body(declared.body)
         return given
@@ -167,19 +166,33 @@ def header_names(struct: type[msgspec.Struct]) -> list[str]:
 
 
 def convert(data: Any, kind: Any, place: str) -> Any:
-    """Strings from a path, a query or headers as the types that `kind` asks for; Unprocessable names the field."""
+    """Strings from a path, a query or headers as the types of `kind`; Unprocessable names the field."""
     try:
-        return msgspec.convert(data, kind, strict=False)
+        found = msgspec.convert(data, kind, strict=False)
     except msgspec.ValidationError as error:
         raise Unprocessable(named(error, place)) from None
+    # msgspec takes 1.0 and 01 for whole numbers, too; one thing has one name.
+    fields = {f"{place}.{name}": name for name in data} if isinstance(data, dict) else {place: None}
+    for where, name in fields.items():
+        text, value = (data[name], getattr(found, name, None)) if name else (data, found)
+        if isinstance(value, int) and str(value) != text:
+            raise Unprocessable(f"{where}: Expected `int`, got `{text:.40}`")
+    return found
 
 
 def read_body(struct: type[msgspec.Struct]) -> Any:
     """The request's JSON body; raises BadRequest, ContentTooLarge, UnsupportedMediaType or Unprocessable."""
-    if request.content_type.partition(";")[0].strip().lower() != "application/json":
-        raise errors.UnsupportedMediaType("Content-Type: must be application/json.")
-    # Read straight from the server, which has decoded chunks already. Bottle would decode them a second time.
-    body = request.environ["wsgi.input"].read(LARGEST_BODY + 1)
+    if request.content_type.partition(";")[0].strip().lower() != JSON:
+        raise errors.UnsupportedMediaType(f"Content-Type: must be {JSON}.")
+    if header("Content-Encoding"):
+        raise errors.UnsupportedMediaType("Content-Encoding: must not be used.")
+    try:
+        # Read straight from the server, which has decoded chunks already. Bottle would decode them again.
+        body = request.environ["wsgi.input"].read(LARGEST_BODY + 1)
+    except (ParseException, OSError):  # a chunk is malformed, or the client has gone
+        raise errors.BadRequest("body: ended early, or has a malformed chunk.") from None
+    if len(body) < min(request.content_length, LARGEST_BODY + 1):
+        raise errors.BadRequest("body: is shorter than Content-Length says.")
     if len(body) > LARGEST_BODY:
         raise errors.ContentTooLarge(f"body: must not be longer than {LARGEST_BODY} bytes.")
     try:

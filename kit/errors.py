@@ -22,7 +22,7 @@ class Problem(Struct):
 
 
 class Refusal(Exception):
-    """Raised where a rule is broken. Its text is the detail that the client reads; `headers` go with the answer."""
+    """Raised where a rule is broken. Its text is the detail for the client; `headers` go with the answer."""
 
     status: ClassVar[int] = 500
     headers: ClassVar[dict[str, str]] = {}

@@ -1,10 +1,11 @@
-"""How the process logs: one line an event to standard error, as text or JSON, at a bounded rate."""
+"""How the process logs: one line per event to standard error, as text or JSON, at a limited rate."""
 
 import json
 import logging
 import re
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from gunicorn.glogging import Logger
 
@@ -14,13 +15,17 @@ BURST = 10  # lines that one message may have a second
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: the event, the message that people read, and the fields that are named in it."""
+    """One JSON object per line: the event, the message for people, and the fields that the event names."""
 
-    def format(self, record):
-        line = {"time": self.formatTime(record), "level": record.levelname, "logger": record.name}
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": self.formatTime(record),
+            "level": record.levelname,
+            "logger": record.name,
+        }
         line |= {"event": str(record.msg), "message": record.getMessage()}
         if isinstance(record.args, Mapping):
-            # Only those that the event names: gunicorn hands over every header of a request.
+            # Only the fields that the event names: gunicorn hands over every header of a request.
             line["fields"] = {
                 name: str(record.args[name]) for name in re.findall(r"%\((\w+)\)", str(record.msg))
             }
@@ -29,24 +34,22 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
-class Bounded(logging.Filter):
-    """Lets each place in the code warn BURST times a second; its next warning then tells how many were left out.
+class RateLimit(logging.Filter):
+    """Lets each place in the code warn BURST times a second, and then says how many warnings it left out.
 
-    Whoever can make the service complain could fill its disk otherwise. What is counted is not the message, since
-    gunicorn puts into it what it was sent, and every one would be another.
+    Otherwise a client could fill the disk with warnings. The place counts and not the message, since
+    gunicorn's messages contain what the client sent.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.seen: dict[
-            tuple[str, int], tuple[int, int]
-        ] = {}  # of each place: the second, and how often it came
+        self.seen: dict[tuple[str, int], tuple[int, int]] = {}  # by place: the second, and how many in it
 
-    def filter(self, record):
+    def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return True
         if str(record.msg).startswith("Invalid request from"):
-            # gunicorn then quotes what it cannot read, which may be a mistyped header with somebody's token.
+            # gunicorn quotes what it cannot read, which may be a mistyped header with a token.
             record.msg = ": ".join(record.msg.split(": ", 2)[:2])
         place = record.pathname, record.lineno
         second, count = self.seen.get(place, (0, 0))
@@ -60,15 +63,15 @@ class Bounded(logging.Filter):
 
 
 class RequestLog(Logger):
-    """gunicorn's logger, which would put together a line for each request also where nobody reads it."""
+    """gunicorn's logger, which otherwise formats a line for each request even if it is not shown."""
 
-    def access(self, *request):
+    def access(self, *request: Any) -> None:
         if self.access_log.isEnabledFor(logging.INFO):
             super().access(*request)
 
 
 class Failures:
-    """Stands in for `wsgi.errors`, where Bottle writes the traceback of a request that failed: one record for each."""
+    """Takes the place of `wsgi.errors`, where Bottle writes tracebacks: one log record for each."""
 
     def write(self, text: str) -> None:
         logging.getLogger("app").error("a request failed: %s", text.strip())
@@ -77,25 +80,25 @@ class Failures:
         pass
 
 
-def configuration(settings: Settings) -> dict:
+def configuration(settings: Settings) -> dict[str, Any]:
     """What `logging.config.dictConfig` takes, for gunicorn and everything in it."""
     return {
         "formatters": {
             "text": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
             "json": {"()": JsonLines},
         },
-        "filters": {"bounded": {"()": Bounded}},
+        "filters": {"rate": {"()": RateLimit}},
         "handlers": {
             "stderr": {
                 "class": "logging.StreamHandler",
                 "formatter": settings.log_format,
-                "filters": ["bounded"],
+                "filters": ["rate"],
             }
         },
         "root": {"level": settings.log_level, "handlers": ["stderr"]},
         "loggers": {
             "gunicorn.error": {"propagate": True},
-            # A line per request is for those who follow one.
+            # One line per request only helps while someone follows them.
             "gunicorn.access": {
                 "propagate": True,
                 "level": "INFO" if settings.log_level == "DEBUG" else "WARNING",

@@ -74,7 +74,7 @@ def success(declared: Declaration, structs: set[type]) -> Json:
     if declared.returns is not type(None):
         json = options.media_type == "application/json"
         content = {"schema": schema(declared.returns, structs)} if json else TEXT
-        described["content"] = {options.media_type: content}
+        described["content"] = {options.media_type.partition(";")[0]: content}
     return described
 
 
@@ -119,12 +119,12 @@ def schema(hint: Any, structs: set[type]) -> Json:
 
 
 def in_3_0(node: Any) -> Any:
-    """A schema as OpenAPI 3.0 writes it: `nullable` instead of a type null, one `example`, no null default."""
+    """A schema as OpenAPI 3.0 writes it: `nullable` for a type null, one `example`, no null default."""
     if isinstance(node, list):
         return [in_3_0(item) for item in node]
     if not isinstance(node, dict):
         return node
-    dropped = ("default", None), ("required", [])
+    dropped: Any = ("default", None), ("required", [])
     node = {key: in_3_0(value) for key, value in node.items() if (key, value) not in dropped}
     if "enum" in node:
         node.setdefault("type", "string")

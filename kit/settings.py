@@ -1,10 +1,9 @@
-"""The environment, read once, typed and checked. A bad value stops the program with a sentence that names it."""
+"""The environment, read once, typed and checked. A bad value stops the program with one sentence."""
 
 import os
 import re
 import socket
 import ssl
-import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -46,7 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
 
 def load() -> Settings:
-    """Read the environment, with `.env` for what it leaves out; raise SystemExit with a sentence for a bad value."""
+    """Read the environment, and `.env` for what it leaves out; raises SystemExit with a sentence."""
     load_dotenv(ROOT / ".env", override=False)
     known = {field.encode_name for field in msgspec.structs.fields(Settings)}
     try:
@@ -96,4 +95,4 @@ def check_ports(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(check_ports(load()))
+    check_ports(load())

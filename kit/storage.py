@@ -1,31 +1,25 @@
-"""The database: its connections, its schema, one way to read and one to write, and what is wrong with it now."""
+"""The database: its connections, its schema, one way to read and one to write, and what is wrong with it."""
 
 import logging
 import os
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote, unquote
 
-from peewee import (
-    Database,
-    DatabaseError,
-    DataError,
-    IntegrityError,
-    InterfaceError,
-    Model,
-    NotSupportedError,
-    OperationalError,
-    PostgresqlDatabase,
-    ProgrammingError,
-)
+import peewee
+from peewee import Database, Model
 from playhouse.migrations import Runner
-from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase, PooledSqliteDatabase
+from playhouse.pool import PooledPostgresqlDatabase, PooledSqliteDatabase
 from playhouse.schema_diff import diff_models
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 
-ERRORS = (DatabaseError, InterfaceError, MaxConnectionsExceeded)  # anything that is wrong with the database
+# Anything that can be wrong with the database (an exhausted pool is a ValueError), and mistakes of our own.
+ERRORS = (peewee.DatabaseError, peewee.InterfaceError, ValueError)
+MISTAKES = (peewee.DataError, peewee.IntegrityError, peewee.ProgrammingError, peewee.NotSupportedError)
 PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "journal_size_limit": 2**26}
 # A server that vanishes without a word is noticed within eleven seconds (libpq, "Parameter Key Words").
 NETWORK = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
@@ -35,7 +29,7 @@ OPENING = "it is not open yet"
 
 
 class Unusable(Exception):
-    """The database must not be used until someone has looked at it and restarted the service."""
+    """The database must not be used until someone has looked at it."""
 
 
 class NotWritten(Exception):
@@ -43,14 +37,17 @@ class NotWritten(Exception):
 
 
 class InDoubt(Exception):
-    """COMMIT failed, and it is not known whether the database transaction is stored."""
+    """COMMIT failed, so it is not known whether the database transaction is stored."""
+
+
+FAULTS = (*ERRORS, Unusable, NotWritten, InDoubt, OSError)
 
 
 class Store:
-    """A database with a pool of connections; opens none until `recover` or `read` is called.
+    """A database with a pool of connections. One thread writes to it.
 
-    `problem` says in one sentence why it cannot be written, `read_problem` why it cannot be read; both are empty if
-    the last write and the last read worked. Only one thread writes.
+    `problem` says in one sentence why it cannot be written, `read_problem` why it cannot be read. Both are
+    empty if the last write and the last read worked.
     """
 
     def __init__(self, url: str, connections: int, migrations: str, models: list[type[Model]]):
@@ -60,30 +57,33 @@ class Store:
         self._opened = False
         self._unusable = ""  # why it must not be used until a restart
         self._in_doubt = False  # a COMMIT failed
-        self._files: dict[str, tuple[int, int]] = {}  # device and inode of the file and its log, when opened
+        self._files: dict[str, tuple[int, int]] = {}  # device and inode of the file and of its log
 
-    def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call `function(database, …)`, which only reads. Tries once more, as the connection may be an old one."""
-        for last in (False, True):
-            try:
-                with self.database.connection_context():
-                    result = function(self.database, *arguments)
-            except ERRORS as error:
-                drop(self.database)
-                if last:
-                    self.read_problem = self._sentence(error)
-                    raise
-            else:
-                self.read_problem = ""
-                return result
-        return None
+    def read(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs) -> T:
+        """Call `function(database, …)`, which only reads; once more if the connection was broken."""
+
+        def once() -> T:
+            with self.database.connection_context():
+                result = function(self.database, *values, **named)
+            self.read_problem = ""
+            return result
+
+        with suppress(*ERRORS):
+            return once()
+        drop(self.database)
+        try:
+            return once()
+        except ERRORS as error:
+            drop(self.database)
+            self.read_problem = self._sentence(error)
+            raise
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """One database transaction of the writer: on disk afterwards. Raises NotWritten or InDoubt if it is not.
+        """One database transaction: on disk afterwards. Raises NotWritten or InDoubt if it is not.
 
-        In WAL mode SQLite writes a transaction to the log before the fsync that makes it durable. If that fsync
-        fails, the transaction may or may not be found again, so an error from COMMIT leaves that in doubt.
+        In WAL mode SQLite writes a transaction to the log before the fsync that makes it durable. If that
+        fsync fails, it may or may not be found again: an error from COMMIT leaves that in doubt.
         """
         committing = False
         try:
@@ -93,16 +93,16 @@ class Store:
                 self._check_files()
                 committing = True
             self._check_files()
-        except (*ERRORS, Unusable) as error:
-            if not is_fault(error):
-                raise
+        except MISTAKES:
+            raise
+        except FAULTS as error:
             self._in_doubt |= committing
             self._let_go()
             raise (InDoubt if committing else NotWritten)(self._sentence(error)) from error
         self.problem = self._unusable
 
     def recover(self) -> None:
-        """Find out with a write of our own whether the database can be written; if so, `problem` is empty."""
+        """Find out with a write of our own whether the database can be written; if so, clear `problem`."""
         if self._unusable:
             return
         try:
@@ -116,10 +116,14 @@ class Store:
             with self.transaction():
                 probe(self.database)
             log.info("the database can be written")
-        except (*ERRORS, Unusable, OSError, NotWritten, InDoubt) as error:
+        except FAULTS as error:
             self._let_go()
             self._unusable = str(error) if isinstance(error, Unusable) and not self._opened else ""
             self.fail(self._sentence(error))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.database.close_all()
 
     def fail(self, problem: str) -> None:
         """Note why the database cannot be written."""
@@ -127,41 +131,39 @@ class Store:
             log.error("the database cannot be written: %s", problem)
         self.problem = problem
 
-    def close(self) -> None:
-        """Close all connections."""
-        self.database.close_all()
-
-    def _let_go(self) -> None:
-        """Close the connections, as they may be broken. SQLite removes its log with the last one."""
-        if not self._moved():
-            self._files = {name: noted for name, noted in self._files.items() if not name.endswith("-wal")}
-        drop(self.database)
-
     def _sentence(self, error: Exception) -> str:
-        if is_damage(error):
+        if getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF in (
+            11,
+            26,
+        ):  # CORRUPT, NOTADB
             self._unusable = f"the file is damaged: {error}"
             self.fail(self._unusable)
         return self._unusable or str(error).partition("\n")[0]  # PostgreSQL goes on about the statement
+
+    def _let_go(self) -> None:
+        """Close the connections, as they may be broken. SQLite removes its log with the last one."""
+        with suppress(Unusable):
+            self._check_files()
+            self._files = {name: noted for name, noted in self._files.items() if not name.endswith("-wal")}
+        drop(self.database)
 
     def _note_files(self) -> None:
         """Note which files these are, unless that was noted before."""
         if not is_postgresql(self.database):
             self._check_files()
-            execute(self.database, "SELECT 1 FROM sqlite_schema")  # makes sure that the log exists
+            execute(self.database, "SELECT 1 FROM sqlite_schema")  # now the log exists
             file = path(self.database)
             self._files = {name: identity(name) for name in (file, f"{file}-wal")} | self._files
 
     def _check_files(self) -> None:
-        """Raise Unusable if the files are no longer those that were opened."""
-        if moved := self._moved():
-            raise Unusable(f"{moved} was removed or replaced while the service runs")
-
-    def _moved(self) -> str:
-        return next((name for name, noted in self._files.items() if identity(name) != noted), "")
+        """Raise Unusable if a file is no longer the one that was opened."""
+        for name, noted in self._files.items():
+            if identity(name) != noted:
+                raise Unusable(f"{name} was removed or replaced while the service runs")
 
 
-def connect(url: str, connections: int) -> Database:
-    """A database with a pool of so many connections. Raises ValueError for a URL that it does not understand."""
+def connect(url: str, connections: int) -> Any:
+    """A peewee database with a pool of so many connections; opens none."""
     if url.startswith("sqlite:///"):
         file = unquote(url.removeprefix("sqlite:///"))
         # mode=rw: a connection never creates the file, so none can stand in for one that was removed.
@@ -176,10 +178,10 @@ def connect(url: str, connections: int) -> Database:
 
 def is_postgresql(database: Database) -> bool:
     """True for PostgreSQL, False for SQLite."""
-    return isinstance(database, PostgresqlDatabase)
+    return isinstance(database, peewee.PostgresqlDatabase)
 
 
-def path(database: Database) -> str:
+def path(database: Any) -> str:
     """The path of a SQLite database's file."""
     return unquote(database.database.removeprefix("file:").removesuffix("?mode=rw"))
 
@@ -203,20 +205,16 @@ def prepare(database: Database, migrations: str, models: list[type[Model]]) -> N
     with database.atomic():
         lock(database)
         runner = Runner(database, migrations)
-        later = [migration.name for migration in runner.status() if migration.path is None]
-        if later:
+        if later := [migration.name for migration in runner.status() if migration.path is None]:
             raise Unusable(f"the schema is of a later release, which has the migration {later[0]}")
         runner.up()
-    difference = diff_models(database, models)._replace(add_indexes=[], drop_indexes=[])
-    if difference:
-        # playhouse says what would mend it, such as "add column station.description".
-        raise Unusable(
-            f"the schema is not that of this release; missing: {'; '.join(str(difference).splitlines())}"
-        )
+    # playhouse says what would mend it, such as "add column station.description".
+    if difference := diff_models(database, models)._replace(add_indexes=[], drop_indexes=[]):
+        raise Unusable("the schema is not that of this release: " + "; ".join(str(difference).splitlines()))
 
 
 def check_file(database: Database) -> None:
-    """Create the file if there is none. If a process left its log behind, check the file before anything is written."""
+    """Create the file if there is none. If a process left its log behind, check the file first."""
     file = path(database)
     left = os.path.exists(f"{file}-wal") and os.path.getsize(f"{file}-wal") > 0
     os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
@@ -224,42 +222,7 @@ def check_file(database: Database) -> None:
         # Never open a file that exists: closing it would end all locks that this process holds on it.
         open(file, "xb").close()
     if left and execute(database, "PRAGMA quick_check(1)") != [("ok",)]:
-        raise Unusable(
-            "the file is damaged, as when a backup is copied over a file whose -wal is left in place"
-        )
-
-
-def lock(database: Database) -> None:
-    """Make every other writer of this database wait until the end of the database transaction."""
-    if is_postgresql(database):  # SQLite does so with BEGIN IMMEDIATE
-        execute(database, "SELECT pg_advisory_xact_lock(?)", WRITERS)
-
-
-def execute(database: Database, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-    """Execute a statement that has a `?` for each value; returns its rows, if it has any."""
-    cursor = database.execute_sql(statement.replace("?", database.param), values)
-    return cursor.fetchall() if cursor.description else []
-
-
-def placeholders(values: Sized) -> str:
-    """A place for each of these values, in parentheses."""
-    return f"({', '.join('?' * len(values))})"
-
-
-def drop(database: Database) -> None:
-    """Close this thread's connection and the idle ones for good. (`close` would hand the same ones out again.)"""
-    database.manual_close()
-    database.close_idle()
-
-
-def is_fault(error: Exception) -> bool:
-    """True if the database, or the way to it, is at fault; False if it is the statement or its values."""
-    return not isinstance(error, DataError | IntegrityError | ProgrammingError | NotSupportedError)
-
-
-def is_damage(error: Exception) -> bool:
-    """True for SQLITE_CORRUPT and SQLITE_NOTADB."""
-    return getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF in (11, 26)
+        raise Unusable("the file is damaged, as when a backup is copied over a file but its -wal is left")
 
 
 def checkpoint(database: Database) -> None:
@@ -270,17 +233,40 @@ def checkpoint(database: Database) -> None:
     if not is_postgresql(database):
         state = execute(database, "PRAGMA wal_checkpoint(TRUNCATE)")
         if state != [(0, 0, 0)]:
-            why = "another process is reading the database" if state[0][0] else f"{state[0]}"
-            raise OperationalError(f"the log of the database cannot be emptied: {why}")
+            why = "another process is reading the database" if state[0][0] else str(state[0])
+            raise peewee.OperationalError(f"the log of the database cannot be emptied: {why}")
 
 
 def probe(database: Database) -> None:
-    """Write something. (An empty transaction adds nothing to SQLite's log, nor does an UPDATE to the same value.)"""
+    """Write something. (An empty transaction, or an UPDATE to the same value, adds nothing to the log.)"""
     if is_postgresql(database):
         execute(database, "UPDATE schema_migration SET applied = applied")
     else:
         ((version,),) = execute(database, "PRAGMA user_version")
         execute(database, f"PRAGMA user_version = {version % 1_000_000 + 1}")
+
+
+def lock(database: Database) -> None:
+    """Make every other writer wait until this database transaction ends. (SQLite: BEGIN IMMEDIATE does.)"""
+    if is_postgresql(database):
+        execute(database, "SELECT pg_advisory_xact_lock(?)", WRITERS)
+
+
+def drop(database: Any) -> None:
+    """Close this thread's connection and the idle ones for good. (`close` keeps them in the pool.)"""
+    database.manual_close()
+    database.close_idle()
+
+
+def execute(database: Any, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+    """Execute a statement that has a `?` for each value; returns its rows, if it has any."""
+    cursor = database.execute_sql(statement.replace("?", database.param), values)
+    return cursor.fetchall() if cursor.description else []
+
+
+def placeholders(values: Sized) -> str:
+    """A place for each of these values, in parentheses."""
+    return f"({', '.join('?' * len(values))})"
 
 
 def check(database: Database) -> None:

@@ -1,6 +1,6 @@
-"""One thread that does every write: it takes jobs from a queue and runs a batch of them in one database transaction.
+"""One thread that does every write: it runs a batch of jobs in one database transaction.
 
-One commit, and so one fsync, serves a whole batch. No job learns its result before the commit.
+One commit, and so one fsync, serves the whole batch. No job learns its result before the commit.
 """
 
 import logging
@@ -21,29 +21,23 @@ PATIENCE = 10.0  # seconds that a request waits until its job is taken, and that
 QUEUE = 10_000  # jobs that may wait
 BATCH = 500  # jobs that one commit takes
 UNKNOWN = "The outcome is unknown. Send the request again with the same Idempotency-Key."
+NOT_WRITTEN = "The database cannot be written; nothing was stored: {}."
 
 
 class Job:
-    """One item for a batch function. After the commit the result goes to `then` and to the request that waits.
+    """One item for a batch function. After the commit, `then` and the waiting request get the result."""
 
-    A job that is `repeatable` can be run again if its COMMIT failed, whether or not it was stored.
-    """
+    repeatable = False  # can it run again after a COMMIT that failed, whether or not it was stored?
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        item: Any,
-        then: Callable[[Any], None] | None = None,
-        repeatable: bool = False,
-    ):
-        self.function, self.item, self.then, self.repeatable = function, item, then, repeatable
+    def __init__(self, function: Callable[..., Any], item: Any, then: Callable[[Any], None] | None = None):
+        self.function, self.item, self.then = function, item, then
         self.result: Any = None
         self.in_doubt = False  # its COMMIT failed, so it may be stored
         self._taken, self._done = threading.Lock(), threading.Lock()
         self._done.acquire()
 
     def take(self) -> bool:
-        """True for the first caller: the writer, which will run the job, or the request, which withdraws it."""
+        """True for the first caller: the writer, which runs the job, or the request, which withdraws it."""
         return self._taken.acquire(blocking=False)
 
     def finish(self, result: Any) -> None:
@@ -69,45 +63,21 @@ class JobQueue(SimpleQueue[Job | None]):
 
 
 class Writer:
-    """Runs the jobs of a queue while it is entered as a context manager. A subclass says what belongs to a batch.
+    """Runs the jobs of a queue while it is entered as a context manager.
 
-    `order` are the batch functions in the order in which one batch runs them. `clock` is in seconds and never jumps.
+    `order` are the batch functions in the order in which a batch runs them: each gets all items of its kind
+    and returns a result for each. `clock` is in seconds and never jumps. A subclass adds what belongs to a
+    batch.
     """
 
     def __init__(
         self, store: Store, queue: JobQueue, order: Sequence[Callable[..., Any]], clock: Callable[[], float]
     ):
-        self.store, self.queue, self.order = store, queue, order
-        self._clock = clock
-        self._next_recovery = 0.0
+        self.store, self.queue, self.order, self._clock = store, queue, order, clock
+        self._next_recovery = self._held_since = 0.0
         self._held: list[Job] = []  # repeatable jobs whose COMMIT is in doubt
-        self._held_since = 0.0
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
-
-    # What a subclass says
-
-    def patience(self) -> float:
-        """How many seconds to wait for the first job of a batch."""
-        return 1.0
-
-    def timed(self, jobs: list[Job]) -> list[Job]:
-        """What to run besides these jobs because it is time to."""
-        return []
-
-    def begin(self) -> Any:
-        """What every batch function gets, made anew inside each database transaction."""
-
-    def committed(self, batch: Any, results: list[tuple[Job, Any]]) -> None:
-        """Called after each commit, before the jobs get their results."""
-
-    def failed(self) -> None:
-        """Called after each database transaction that failed or is in doubt."""
-
-    def dying(self) -> None:
-        """Called before the process ends because of an exception."""
-
-    # Called by requests
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -130,7 +100,7 @@ class Writer:
         if self._stopped:
             raise Unavailable("The service is stopping; nothing was stored.")
         if self.store.problem and self.store.problem != OPENING:
-            raise not_written(self.store.problem)
+            raise Unavailable(NOT_WRITTEN.format(self.store.problem))
         try:
             self.queue.put(job)
         except Full:
@@ -144,18 +114,40 @@ class Writer:
             raise job.result
         return job.result
 
+    # What a subclass says
+
+    def patience(self) -> float:
+        """How many seconds to wait for the first job of a batch."""
+        return 1.0
+
+    def timed(self, jobs: list[Job]) -> list[Job]:
+        """What to run besides these jobs, because it is time."""
+        return []
+
+    def begin(self) -> Any:
+        """What every batch function gets first; called inside the database transaction."""
+
+    def committed(self, batch: Any, results: list[tuple[Job, Any]]) -> None:
+        """Called after a commit, before the jobs get their results."""
+
+    def failed(self) -> None:
+        """Called after a database transaction that failed or is in doubt."""
+
+    def dying(self) -> None:
+        """Called before an exception ends the process."""
+
     # The thread
 
     def _work(self) -> None:
         try:
             while not (self._stopped and self.queue.empty()):
                 self.step()
-            finish(self._held, Unavailable(UNKNOWN))
+            finish(self._held, UNKNOWN)
         except BaseException:
             log.critical("the ledger's thread died; the process ends", exc_info=True)
             # Fail jobs that have not started. Say nothing to jobs already in a batch: they may be committed.
             self._stopped = True
-            finish(self._take(0), Unavailable("The service restarts; nothing was stored."))
+            finish(self._take(0), "The service restarts; nothing was stored.")
             self.dying()
             time.sleep(0.1)  # let the answers leave
             os._exit(1)  # not 3 or 4: gunicorn would halt instead of starting a new worker
@@ -167,7 +159,7 @@ class Writer:
             self._recover()
         jobs += self.timed(jobs)
         if self.store.problem:
-            finish(jobs, not_written(self.store.problem))
+            finish(jobs, NOT_WRITTEN.format(self.store.problem))
         elif jobs:
             self._write(jobs)
 
@@ -219,16 +211,15 @@ class Writer:
 
     def _fail(self, jobs: list[Job], error: Exception) -> None:
         """Tell jobs what is known. Hold those in doubt that can be repeated."""
+        self.store.fail(str(error))
         self._next_recovery = self._clock() + 1
         self._held_since = self._held_since if self._held else self._clock()
-        in_doubt = isinstance(error, InDoubt)
-        self.store.fail(str(error))
         for job in jobs:
-            job.in_doubt |= in_doubt
+            job.in_doubt |= isinstance(error, InDoubt)
             if job.in_doubt and job.repeatable:
                 self._held.append(job)
             else:
-                job.finish(Unavailable(UNKNOWN) if job.in_doubt else not_written(str(error)))
+                finish([job], UNKNOWN if job.in_doubt else NOT_WRITTEN.format(error))
         self.failed()
 
     def _recover(self) -> None:
@@ -236,21 +227,15 @@ class Writer:
         self.store.recover()
         self._next_recovery = self._clock() + 1
         held = self._held
-        if not self.store.problem:
+        if held and not self.store.problem:
             self._held = []
-            if held:
-                self._write(held)
+            self._write(held)
         elif held and self._clock() - self._held_since >= PATIENCE:
             self._held = []
-            finish(held, Unavailable(UNKNOWN))
+            finish(held, UNKNOWN)
 
 
-def not_written(problem: str) -> Unavailable:
-    """What a request is told while nothing can be written."""
-    return Unavailable(f"The database cannot be written; nothing was stored: {problem}.")
-
-
-def finish(jobs: list[Job], result: Exception) -> None:
-    """Fail these jobs."""
+def finish(jobs: list[Job], detail: str) -> None:
+    """Fail these jobs with a 503."""
     for job in jobs:
-        job.finish(result)
+        job.finish(Unavailable(detail))

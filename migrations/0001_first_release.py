@@ -1,4 +1,4 @@
-"""Stations and transactions. Whatever exists already, as in a file of before there were migrations, stays as it is."""
+"""Stations and transactions. Tables from before there were migrations stay as they are."""
 
 from peewee import (
     AutoField,

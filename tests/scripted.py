@@ -12,7 +12,17 @@ from paho.mqtt.properties import Properties
 
 from programs import ACCOUNTS, wait_until
 
-CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, PINGREQ, PINGRESP, DISCONNECT = 1, 2, 3, 4, 8, 9, 12, 13, 14
+CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, PINGREQ, PINGRESP, DISCONNECT = (
+    1,
+    2,
+    3,
+    4,
+    8,
+    9,
+    12,
+    13,
+    14,
+)
 
 
 @dataclass
@@ -192,7 +202,9 @@ class ScriptedBroker:
         self,
         accept: Callable = lambda connection: None,
         connect: Callable = lambda connection, packet: connection.connack(),
-        subscribe: Callable = lambda connection, packet: connection.suback(packet.id, [1] * len(packet.topics)),
+        subscribe: Callable = lambda connection, packet: connection.suback(
+            packet.id, [1] * len(packet.topics)
+        ),
         publish: Callable = lambda connection, packet: packet.qos and connection.puback(packet.id),
         ping: Callable = lambda connection, packet: connection.send(PING_RESPONSE),
         port: int = 0,

@@ -6,7 +6,6 @@
 #include "connection.h"
 #include "report.h"
 #include "rules.h"
-#include "settings.h"
 
 #include <mqtt_protocol.h>
 #include <signal.h>

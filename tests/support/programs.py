@@ -41,7 +41,8 @@ WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw19").removeprefix("gw"))
 
 
 # Sockets that keep ports for this process. One test uses far fewer.
-HELD: deque[socket.socket] = deque(maxlen=200)
+HELD: deque[socket.socket] = deque()
+MOST_HELD = 200
 
 
 def free_port() -> int:
@@ -55,6 +56,8 @@ def free_port() -> int:
             continue
         # After bind: a server, which sets this too, can listen here. The bind above cannot take the port.
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if len(HELD) == MOST_HELD:
+            HELD.popleft().close()
         HELD.append(holder)
         return port + WORKER
     return 0
@@ -318,7 +321,7 @@ class Postgres(Program):
         ]
         subprocess.run(initdb, check=True, capture_output=True, cwd="/")
         self.port = port or free_port()
-        self.holder = HELD[-1]  # keeps the port as long as this object lives, which is a whole run
+        self.holder = HELD.pop() if not port else None  # keeps the port as long as this object lives
         options = ["-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=200"]
         # Without this, it syncs thousands of files one by one after a crash.
         options += ["-c", "recovery_init_sync_method=syncfs"]
@@ -370,4 +373,6 @@ class Postgres(Program):
     def remove(self) -> None:
         """Stop it at once and remove its folder."""
         self.stop(signal.SIGQUIT)
+        if self.holder:
+            self.holder.close()
         shutil.rmtree(self.folder)

@@ -37,10 +37,13 @@ class Publisher:
     unreadable = 0
 
     def __init__(self):
-        self.published = []
+        self.published, self.holds = [], []
 
     def publish(self, questions) -> None:
         self.published += [question.transaction_id for question, _ in questions]
+
+    def held(self, seconds) -> list:
+        return self.holds
 
     def watch(self) -> None:
         pass

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import deque
 
 import pytest
 
@@ -14,9 +15,7 @@ from programs import ROOT, Broker, free_port
 def test_the_port_of_a_broker_that_was_killed_is_not_given_away(broker):
     broker.kill()
     # Another test run, with the same process id and worker, so it asks for the same ports.
-    code = (
-        "import os, sys; os.getpid = lambda: int(sys.argv[1]); import programs; print(programs.free_port())"
-    )
+    code = "import os, sys; os.getpid = lambda: int(sys.argv[1]); import programs as p; print(p.free_port())"
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests/support")}
     first = free_port()
     command = [sys.executable, "-c", code, str(os.getpid())]
@@ -35,3 +34,14 @@ def test_a_program_does_not_start_on_a_port_where_something_else_listens(tmp_pat
             Broker(tmp_path, port).start()
         with pytest.raises(AssertionError, match=f"something else listens on {port}"):
             service(port=port)
+
+
+def test_ports_of_earlier_tests_are_given_back(monkeypatch):
+    monkeypatch.setattr(programs, "HELD", deque())
+    monkeypatch.setattr(programs, "MOST_HELD", 2)
+    first, second, third = (free_port() for _ in range(3))
+    assert [holder.getsockname()[1] for holder in programs.HELD] == [second, third]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", first))
+    for holder in programs.HELD:
+        holder.close()

@@ -14,10 +14,20 @@ from pathlib import Path
 import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from scripted import (
+    CONNACK,
+    CONNECT,
+    DISCONNECT,
+    PUBACK,
+    PUBLISH,
+    SUBSCRIBE,
+    Connection,
+    ScriptedBroker,
+    packet,
+)
 
 from peer import Peer
 from programs import ROOT, Broker, Equipment, Program, free_port, wait_until
-from scripted import CONNACK, CONNECT, DISCONNECT, PUBACK, PUBLISH, SUBSCRIBE, Connection, ScriptedBroker, packet
 
 QUESTION, ANSWER, STATUS = "EQUIPMENT/VALIDATION", "EQUIPMENT/VALIDATION/RESPONSE", "EQUIPMENT/STATUS/"
 GOOD_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -32,6 +42,7 @@ class Witness(Peer):
 
     def __init__(self, broker: Broker):
         super().__init__(broker, ANSWER, STATUS + "+", account="MQTT")
+        self.qos = 1
         self.client.reconnect_delay_set(1, 1)
 
     @property
@@ -47,7 +58,7 @@ class Witness(Peer):
         sent = Properties(PacketTypes.PUBLISH)
         for name, value in properties.items():
             setattr(sent, name, value)
-        self.client.publish(QUESTION, payload, qos=1, properties=sent)
+        self.client.publish(QUESTION, payload, self.qos, properties=sent)
 
     def answer(self, number: int = 1):
         """The answer with this number once it is there."""
@@ -273,7 +284,7 @@ def test_longer_correlation_data_is_refused_with_a_line(run, broker, witness):
 
 def test_a_response_topic_is_not_followed(run, broker, witness):
     run(broker, online=True)
-    witness.ask(GOOD_ID, ResponseTopic=STATUS + "somebody-else", CorrelationData=b"x")
+    witness.ask(GOOD_ID, ResponseTopic=STATUS + "another", CorrelationData=b"x")
     assert witness.answer().topic == ANSWER
     assert {message.topic for message in witness.messages} == {ANSWER, STATUS + "validator"}
 
@@ -430,6 +441,20 @@ def test_it_stops_while_a_connection_is_being_made(run, tmp_path):
         validator = run(Broker(tmp_path, port=address[1]))
         wait_until(lambda: connections(validator, "02"), "it is connecting")
         assert stops_at_once(validator)
+        for client in clients:
+            client.close()
+
+
+@plain_build
+def test_a_connection_that_cannot_be_made_is_given_up_after_ten_seconds(run, tmp_path):
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as silent:
+        address = silent.getsockname()
+        clients = [socket.socket() for _ in range(4)]
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex(address)
+        validator = run(Broker(tmp_path, port=address[1]))
+        wait_until(lambda: "the broker cannot be reached: no answer" in validator.said(), "it gives up", 14)
         for client in clients:
             client.close()
 
@@ -624,7 +649,11 @@ def online(broker: ScriptedBroker, number: int = 1) -> Connection:
 
 def lines(validator: Program) -> list[str]:
     """Why it was not connected, one line each time."""
-    return [line.partition("trying again: ")[2] for line in validator.said().splitlines() if "trying again" in line]
+    return [
+        line.partition("trying again: ")[2]
+        for line in validator.said().splitlines()
+        if "trying again" in line
+    ]
 
 
 def test_it_introduces_itself(run, scripted):
@@ -689,7 +718,9 @@ def test_it_waits_ten_seconds_for(run, scripted, late, waits_for):
     online(broker)
     connection.close()
     started = time.monotonic()
-    wait_until(lambda: lines(validator)[-1] == "the broker does not answer", f"it has waited for {waits_for}", 20)
+    wait_until(
+        lambda: lines(validator)[-1] == "the broker does not answer", f"it has waited for {waits_for}", 20
+    )
     assert 9.5 < time.monotonic() - started < 14
 
 
@@ -699,7 +730,9 @@ def test_a_broker_that_never_acknowledges_is_left(run, scripted):
     validator = run(broker)
     connection = online(broker)
     ask(connection, ids(50))
-    wait_until(lambda: "the broker does not acknowledge what is published" in validator.said(), "it says so", 20)
+    wait_until(
+        lambda: "the broker does not acknowledge what is published" in validator.said(), "it says so", 20
+    )
     assert answered(connection) == ids(50)[:19]  # `online` is the twentieth
 
 
@@ -712,7 +745,9 @@ def test_it_respects_receive_maximum(run, scripted, limit):
     acknowledged, total = 0, 61
     while acknowledged < total:
         wanted = min(acknowledged + min(limit, 20), total)
-        wait_until(lambda wanted=wanted: len(connection.received(PUBLISH)) >= wanted, f"{wanted} are published")
+        wait_until(
+            lambda wanted=wanted: len(connection.received(PUBLISH)) >= wanted, f"{wanted} are published"
+        )
         assert len(connection.received(PUBLISH)) == wanted
         connection.puback(connection.received(PUBLISH)[acknowledged].id)
         acknowledged += 1
@@ -787,12 +822,18 @@ def test_it_works_with_a_limited_mosquitto_and_with_the_next_one(run, another_br
         (b"SSH-2.0-OpenSSH_9.2p1\r\n", "answers with something that is not MQTT 5"),
         (packet(CONNACK, b"\0\0"), "answers with something that is not MQTT 5"),  # MQTT 3.1.1: accepted
         (packet(CONNACK, b"\0\1"), "answers with something that is not MQTT 5"),  # MQTT 3.1.1: wrong version
-        (packet(CONNACK, b"\0\5"), "answers with something that is not MQTT 5"),  # MQTT 3.1.1: not authorized
+        (
+            packet(CONNACK, b"\0\5"),
+            "answers with something that is not MQTT 5",
+        ),  # MQTT 3.1.1: not authorized
         (packet(CONNACK, b"\0\5\0"), "answers with something that is not MQTT 5"),
         (packet(CONNACK, b"\0\x84\0"), "answers with something that is not MQTT 5"),
         (packet(CONNACK, b"\0\x87\0"), "refuses the connection: Not authorized"),
         (packet(CONNACK, b"\0\x88\0"), "refuses the connection: Server unavailable"),
-        (packet(CONNACK, b"\0\0\0") + packet(DISCONNECT, b"\x8b\0"), "closed the connection: Server shutting down"),
+        (
+            packet(CONNACK, b"\0\0\0") + packet(DISCONNECT, b"\x8b\0"),
+            "closed the connection: Server shutting down",
+        ),
         (packet(CONNACK, b"\0\0\0") + packet(DISCONNECT, b"\0"), "closed the connection"),
         (b"", "closed the connection"),
     ],
@@ -828,7 +869,8 @@ def test_two_with_one_id_say_that_each_needs_its_own(run, broker):
     two = [run(broker, VALIDATOR_ID="twin", name=name) for name in ("one", "other")]
     for validator in two:
         wait_until(
-            lambda validator=validator: "VALIDATOR_ID=twin; each one needs its own" in validator.said(), "it says"
+            lambda validator=validator: "VALIDATOR_ID=twin; each one needs its own" in validator.said(),
+            "it says",
         )
     wait_until(lambda: sum(validator.said().count("is online") for validator in two) >= 4, "they take turns")
 
@@ -851,7 +893,9 @@ def test_nothing_is_carried_into_the_next_connection(run, scripted):
 
 @pytest.mark.parametrize("state", ["connecting", "subscribing", "blocked"])
 def test_it_stops_in_every_state(run, scripted, state):
-    silent = {"connecting": {"connect": nothing}, "subscribing": {"subscribe": nothing}, "blocked": {}}[state]
+    silent = {"connecting": {"connect": nothing}, "subscribing": {"subscribe": nothing}, "blocked": {}}[
+        state
+    ]
     broker = scripted(**silent)
     validator = run(broker, VALIDATOR_VERBOSE="1")
     connection = broker.connection()
@@ -956,7 +1000,9 @@ def test_an_empty_id_means_the_host_name(run, broker):
     a_newcomer_sees("online", broker, name)
 
 
-@pytest.mark.parametrize(("host", "good"), [("desk.example", True), ("desk_7", True), ("a b", False), ("é", False)])
+@pytest.mark.parametrize(
+    ("host", "good"), [("desk.example", True), ("desk_7", True), ("a b", False), ("é", False)]
+)
 def test_a_host_name_must_be_good_for_an_id(build, broker, tmp_path, host, good):
     """In a name space of its own, where the host can be given any name."""
     own = ["unshare", "--user", "--map-root-user", "--uts"]
@@ -965,12 +1011,16 @@ def test_a_host_name_must_be_good_for_an_id(build, broker, tmp_path, host, good)
     script = 'printf %s "$1" > /proc/sys/kernel/hostname && exec "$2"'
     environment = broker.environment_of_clients | {"PATH": os.environ["PATH"], "VALIDATOR_ID": ""}
     with (tmp_path / "log").open("wb") as log:
-        validator = subprocess.Popen([*own, "sh", "-c", script, "sh", host, ROOT / build], env=environment, stderr=log)
+        validator = subprocess.Popen(
+            [*own, "sh", "-c", script, "sh", host, ROOT / build], env=environment, stderr=log
+        )
     if good:
         a_newcomer_sees("online", broker, host.replace(".", "-"))
         validator.terminate()
     assert validator.wait(10) == (0 if good else 2)
-    assert good or (tmp_path / "log").read_text().startswith("validator: VALIDATOR_ID must be set: the host name ")
+    assert good or (tmp_path / "log").read_text().startswith(
+        "validator: VALIDATOR_ID must be set: the host name "
+    )
 
 
 # Over TLS

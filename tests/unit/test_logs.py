@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from kit import logs
-from kit.logs import BURST, Bounded, JsonLines
+from kit.logs import BURST, JsonLines, RateLimit
 
 
 class Log(logging.Logger):
@@ -16,7 +16,7 @@ class Log(logging.Logger):
 
     def __init__(self, formatter=None):
         super().__init__("test")
-        self.stream, self.bounded = io.StringIO(), Bounded()
+        self.stream, self.bounded = io.StringIO(), RateLimit()
         handler = logging.StreamHandler(self.stream)
         handler.setFormatter(formatter)
         handler.addFilter(self.bounded)

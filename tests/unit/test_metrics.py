@@ -6,13 +6,7 @@ import json
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from calls import (
-    new_station,
-    new_transaction,
-    send,
-    service,
-    serving,
-)
+from calls import new_station, new_transaction, send, service, serving
 from mqtt_listener import STATUSES, VERDICTS
 from programs import wait_until
 

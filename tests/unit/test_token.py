@@ -4,12 +4,7 @@ import json
 
 import pytest
 
-from calls import (
-    assert_problem,
-    every_path,
-    new_transaction,
-    send,
-)
+from calls import assert_problem, every_path, new_transaction, send
 
 GUARDED = ("/stations", "/transactions", "/metrics")
 
