@@ -283,7 +283,9 @@ def test_a_waiter_gives_up_when_the_process_stops(bench):
     assert waiting.result(5) is True
 
 
-def test_at_most_half_the_threads_wait(bench):
+def test_at_most_so_many_requests_wait(bench):
+    bench.settings = Settings(database_url=bench.settings.database_url, waits=8)
+    bench.restart()
     (key,) = bench.create()
     waiting = [bench.run(bench.ledger.wait, key, 30) for _ in range(8)]
     wait_until(lambda: waiters(bench) == 8, "eight wait")

@@ -163,7 +163,7 @@ def test_the_example_in_contributing_adds_a_column(database, release):
     page = (ROOT / "docs/CONTRIBUTING.md").read_text()
     example = textwrap.dedent(re.search(r"^ *```python\n(.*?)```", page, re.DOTALL | re.MULTILINE)[1])
     assert release(example).run()[0] == 0
-    assert "city" in columns("station")
+    assert "city" in columns(database, "station")
 
 
 def test_a_migration_that_fails_changes_nothing(database, release):
