@@ -325,7 +325,8 @@ class Listener:
         try:
             if topic == VERDICTS:
                 verdict = decode_verdict(payload)
-                log.debug("%(transaction_id)s is answered: %(status)s", msgspec.structs.asdict(verdict))
+                answered = {"transaction": verdict.transaction_id, "status": verdict.status}
+                log.debug("%(transaction)s is answered: %(status)s", answered)
                 self._hand_over(Job(settle, verdict, lambda _: acknowledge()))
                 return
             self._note(topic.removeprefix(STATUSES), payload.decode("ascii"), retained)

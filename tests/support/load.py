@@ -7,6 +7,7 @@ from collections import Counter
 from itertools import count
 from uuid import uuid4
 
+from kit.writer import UNKNOWN
 from programs import Service
 
 
@@ -26,7 +27,8 @@ class Load:
         keep_alive: bool = True,
     ):
         self.service, self.pause, self.keep_alive = service, pause, keep_alive
-        self.accepted, self.refused, self.broken, self.statuses = [], [], [], Counter()
+        self.accepted, self.refused, self.statuses = [], [], Counter()
+        self.unknown, self.broken = [], []  # these may be stored: a 503 that says so, and no answer
         self._numbers = iter(range(total)) if total else count()
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._threads = [threading.Thread(target=self._post, daemon=True) for _ in range(clients)]
@@ -69,5 +71,5 @@ class Load:
             if answer.status == 201:
                 self.accepted.append(json.loads(body)["id"])
             else:
-                self.refused.append(key)
+                (self.unknown if UNKNOWN in body.decode() else self.refused).append(key)
         connection.close()

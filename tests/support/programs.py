@@ -45,7 +45,7 @@ HELD: deque[socket.socket] = deque(maxlen=200)
 
 
 def free_port() -> int:
-    """A free port on 127.0.0.1 that no other test process will choose, even while nothing listens there."""
+    """A free port on 127.0.0.1 that no other test process will choose, even if nothing listens there."""
     for port in PORTS:
         holder = socket.socket()
         try:
@@ -53,7 +53,7 @@ def free_port() -> int:
         except OSError:
             holder.close()
             continue
-        # Set after bind: a program that sets this too, as servers do, can listen here. The bind above cannot.
+        # After bind: a server, which sets this too, can listen here. The bind above cannot take the port.
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         HELD.append(holder)
         return port + WORKER

@@ -85,11 +85,11 @@ class Replicas:
         )
         accepted = [key for load in self.loads for key in load.accepted]
         refused = {key for load in self.loads for key in load.refused}
-        broken = {key for load in self.loads for key in load.broken}
+        unknown = {key for load in self.loads for key in [*load.unknown, *load.broken]}
         assert len(accepted) == len(set(accepted))
         assert not set(accepted) - stored.keys(), "a transaction is lost"
         assert not refused & set(stored.values()), "a client was told a failure for what is stored"
-        assert {stored[key] for key in stored.keys() - set(accepted)} <= broken, (
+        assert {stored[key] for key in stored.keys() - set(accepted)} <= unknown, (
             "a transaction is stored that no client sent"
         )
         return sum((load.statuses for load in self.loads), Counter())

@@ -114,6 +114,18 @@ def test_several_equipments_share_the_work(running, equipment):
     assert sum(settled(service).values()) == 200
 
 
+def test_equipment_that_ended_with_its_broker_is_not_called_online(service, equipment, broker):
+    machine, started = equipment(), service()
+    known = lambda: started.get("/readyz").json["equipment"]  # noqa: E731
+    wait_until(lambda: known() == {"validator": "online"}, "the equipment is online")
+    broker.kill()
+    machine.kill()
+    wait_until(lambda: not started.ready(), "the service has lost the broker")
+    broker.start()
+    wait_until(started.ready, "the service has the broker again")
+    assert known() == {}
+
+
 def test_a_request_that_waits_is_answered_when_the_service_stops(running, programs):
     service = running()
     (equipment,) = [program for program in programs if program.name == "validator"]

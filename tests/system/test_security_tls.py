@@ -175,7 +175,8 @@ def test_plain_and_tls_do_not_connect_and_no_program_crashes(run, tls_broker, ce
     unready = service.get("/readyz")
     assert unready.status == 503
     assert f"127.0.0.1:{broker.port}" in unready.json["broker"]
-    assert re.search("does not answer|cannot be reached", unready.json["broker"])
+    words = "closes the connection instead of answering CONNECT|does not answer|cannot be reached"
+    assert re.search(words, unready.json["broker"])
     wait_until(
         lambda: f"not connected to 127.0.0.1:{broker.port}" in equipment.said(), "the equipment says it"
     )

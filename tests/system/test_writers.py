@@ -152,10 +152,8 @@ def test_updated_rises_in_the_order_of_commits(database, ledgers):
         """CREATE FUNCTION numbered() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN NEW.number = nextval('commits'); RETURN NEW; END $$""",
     )
-    storage.execute(
-        database,
-        """CREATE TRIGGER numbered BEFORE UPDATE ON "transaction" FOR EACH ROW EXECUTE FUNCTION numbered()""",
-    )
+    each = 'BEFORE UPDATE ON "transaction" FOR EACH ROW EXECUTE FUNCTION numbered()'
+    storage.execute(database, f"CREATE TRIGGER numbered {each}")
 
     def run(writer: Ledger, own: list[UUID]) -> None:
         for key in own:

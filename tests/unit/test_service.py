@@ -38,6 +38,12 @@ def test_a_service_that_was_stopped_takes_nothing_more(tmp_path):
         stopped.ledger.create(1, None)
 
 
+def test_the_folder_of_the_database_is_made(tmp_path):
+    with serving(tmp_path, database_url=f"sqlite:///{tmp_path}/new/folder/energy2go.db") as api:
+        new_station(api)
+    assert (tmp_path / "new/folder/energy2go.db").exists()
+
+
 def test_without_a_service_each_route_that_needs_one_says_how_to_start_it():
     api = TestApp(app.app)
     asked = 0
