@@ -106,12 +106,14 @@ def check(settings: Settings) -> None:
         refuse("VALIDATION_TIMEOUT", f"must be longer than VALIDATION_RETRY, {settings.validation_retry:g}")
     if re.match(POSTGRESQL, settings.database_url):
         try:
-            conninfo_to_dict(settings.database_url)
+            ports = str(conninfo_to_dict(settings.database_url).get("port", ""))
         except psycopg.ProgrammingError as error:
             unknown = re.match(r'invalid URI query parameter: "\w+"', str(error))
             refuse(
                 "DATABASE_URL", f"libpq does not accept it ({unknown[0] if unknown else 'malformed URL'})"
             )
+        if not re.fullmatch("[0-9,]*", ports):
+            refuse("DATABASE_URL", "the port must be a whole number")
     if settings.mqtt_ca_file:
         try:
             ssl.create_default_context(cafile=settings.mqtt_ca_file)

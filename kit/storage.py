@@ -230,7 +230,8 @@ def check_file(database: Database) -> None:
     """Create the file if there is none. If a process left its log behind, check the file first."""
     file = path(database)
     left = os.path.exists(f"{file}-wal") and os.path.getsize(f"{file}-wal") > 0
-    os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
+    if not os.path.isdir(folder := os.path.dirname(file) or "."):
+        raise FileNotFoundError(f"the folder {folder} does not exist")
     with suppress(FileExistsError):
         # Never open a file that exists: closing it would end all locks that this process holds on it.
         open(file, "xb").close()

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from calls import at_once, new_station, new_transaction, send, settle
+from calls import at_once, new_station, new_transaction, send, serving, settle
 from programs import wait_until
 
 
