@@ -16,6 +16,7 @@ setup: packages .venv/run ## install what running needs and build the equipment
 	@$(MAKE) -s -C validator
 
 run: setup ## start broker, equipment and service; Ctrl-C stops them
+	@mkdir -p var
 	@$(WITH_ENV) $(VENV) -m kit.settings
 	@exec $(WITH_ENV) .venv/bin/honcho -e /dev/null start
 

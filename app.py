@@ -62,7 +62,7 @@ class Service:
     def __enter__(self) -> Self:
         self._started.enter_context(self.ledger)
         self._started.enter_context(self.listener)
-        app.use(self, self.settings.api_token)
+        app.use(self, self.settings.api_token, self.settings.threads)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,17 +85,13 @@ class NotReady(Unavailable):
 
     shape = schemas.Unready
 
-    def __init__(self, readiness: Readiness):
-        problems = {"database": readiness.database, "broker": readiness.broker}
-        super().__init__(
-            "; ".join(f"{part}: {problem}" for part, problem in problems.items() if problem != "ok")
-        )
+    def __init__(self, detail: str, readiness: Readiness):
+        super().__init__(detail)
         self.readiness = readiness
 
     def problem(self) -> Problem:
-        return schemas.Unready(
-            **msgspec.structs.asdict(super().problem()), **msgspec.structs.asdict(self.readiness)
-        )
+        fields = msgspec.structs.asdict(super().problem()) | msgspec.structs.asdict(self.readiness)
+        return schemas.Unready(**fields)
 
 
 @app.post("/stations", status=201, sends=("Location",))
@@ -139,7 +135,7 @@ def delete_station(service: Service, id: StationId) -> None:
     service.ledger.change(models.delete_station, id)
 
 
-@app.post("/transactions", status=201, sends=("Location", "Preference-Applied"))
+@app.post("/transactions", status=201, sends=("Location", "Preference-Applied", "Retry-After"))
 def create_transaction(
     service: Service, body: NewTransaction, headers: schemas.TransactionHeaders
 ) -> Transaction:
@@ -163,14 +159,14 @@ def list_transactions(service: Service, query: schemas.TransactionQuery) -> sche
     return schemas.TransactionPage(*page("/transactions", query, found))
 
 
-@app.get("/transactions/<id>", errors=(NotFound,), sends=("Preference-Applied",))
+@app.get("/transactions/<id>", errors=(NotFound,), sends=("Preference-Applied", "Retry-After"))
 def get_transaction(service: Service, id: TransactionId, headers: schemas.WaitHeaders) -> Transaction:
     """Read one transaction; with `Prefer: wait=N`, once it has its verdict."""
     transaction = service.read(models.get_transaction, id)
     return waited(service, id, headers.prefer) or transaction
 
 
-@app.get("/healthz", token=False)
+@app.get("/healthz", token=False, slot=False)
 def healthz(service: Service) -> schemas.Health:
     """Tell whether the service is alive."""
     if not service.ledger.alive:
@@ -179,22 +175,26 @@ def healthz(service: Service) -> schemas.Health:
     return schemas.Health(VERSION)
 
 
-@app.get("/readyz", token=False, errors=(NotReady,))
+@app.get("/readyz", token=False, slot=False, errors=(NotReady,))
 def readyz(service: Service) -> Readiness:
     """Tell whether the whole job can be done: stored, asked and answered."""
     with suppress(*ERRORS):  # `read_problem` says it
         service.store.read(check)
-    database = service.store.problem or service.store.read_problem
-    if not service.ledger.alive:
-        database = "the ledger's thread does not run"
-    equipment = dict(service.listener.equipment)
-    readiness = Readiness(database or "ok", service.listener.problem or "ok", equipment)
-    if readiness.database == readiness.broker == "ok":
-        return readiness
-    raise NotReady(readiness)
+    ledger, listener = service.ledger, service.listener
+    database = (
+        (service.store.problem or service.store.read_problem) if ledger.alive else "the ledger does not run"
+    )
+    equipment: schemas.Equipment = listener.equipment if listener.retains else "unknown"
+    known = equipment != "unknown" and not listener.problem
+    absent = "none is online" if known and "online" not in listener.equipment.values() else ""
+    problems = {"database": database or ledger.stuck, "broker": listener.problem, "equipment": absent}
+    readiness = Readiness(problems["database"] or "ok", problems["broker"] or "ok", equipment)
+    if detail := "; ".join(f"{part}: {problem}" for part, problem in problems.items() if problem):
+        raise NotReady(detail, readiness)
+    return readiness
 
 
-@app.get("/metrics", media_type=metrics.CONTENT_TYPE)
+@app.get("/metrics", slot=False, media_type=metrics.CONTENT_TYPE)
 def read_metrics(service: Service) -> bytes:
     """Read the service's metrics, as Prometheus does."""
     return service.read(lambda _: metrics.text(service.ledger, service.listener))
@@ -246,7 +246,12 @@ def waited(service: Service, transaction_id: UUID, prefer: str) -> Transaction |
     """The transaction after waiting as `Prefer: wait=N` asks (RFC 7240); None without a wait."""
     wanted = re.search(r"(?:^|[,;])\s*wait\s*=\s*(\"?)(\d{1,4000})\1\s*(?:$|[,;])", prefer, re.IGNORECASE)
     seconds = min(int(wanted[2]), LONGEST_WAIT) if wanted else 0
-    if not wanted or not service.ledger.wait(transaction_id, seconds):
+    if not wanted:
+        return None
+    with app.no_slot():
+        waited = service.ledger.wait(transaction_id, seconds)
+    if not waited:
+        response.set_header("Retry-After", "1")  # too many requests wait already
         return None
     transaction = service.read(models.get_transaction, transaction_id)
     response.set_header("Preference-Applied", f"wait={seconds}")

@@ -154,7 +154,7 @@ def create(batch: Batch, drafts: Sequence[Draft]) -> list[Transaction | Refusal]
 
 
 def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
-    """Expire what is late, ask again what is due, and open questions that wait; nothing while disconnected."""
+    """Expire what is late, ask again what is due, open questions that wait; nothing while disconnected."""
     if not batch.publisher.subscribed:
         return [None] * len(items)
     models.hold(batch.database, batch.clock, batch.timeouts, batch.publisher.held(ROUND / SECOND))
@@ -200,7 +200,7 @@ class Ledger(Writer):
         self._next_round = self._next_look = 0
         self._waiting: dict[UUID, list[threading.Event]] = {}
         self._waiting_lock = threading.Lock()
-        self._most_waiting = settings.threads // 2
+        self._most_waiting = settings.waits
 
     # Called by requests
 
@@ -246,6 +246,7 @@ class Ledger(Writer):
         yield from self.sizes.collect()
         yield gauge("energy2go_queue_jobs", "Jobs that wait for the ledger", self.queue.qsize())
         yield gauge("energy2go_waiters", "Requests that wait for a verdict", len(self._waiting))
+        yield gauge("energy2go_wal_bytes", "Size of SQLite's log", self.store.log_size)
         oldest = self.store.read(models.oldest_pending)
         age = max(0, self.clock.wall() - oldest) / SECOND if oldest else 0
         yield gauge("energy2go_oldest_pending_seconds", "Age of the oldest PENDING transaction, or 0", age)
@@ -277,7 +278,7 @@ class Ledger(Writer):
         return Batch(self)
 
     def committed(self, batch: Batch, results: list[tuple[Job, Any]]) -> None:
-        """Publish before requests are answered, so that the equipment can already work on the questions."""
+        """Publish first, so that the equipment can already work on the questions."""
         for event, transaction_id in batch.events:
             log.debug(event, {"transaction": transaction_id})
         self.publisher.publish(batch.questions)

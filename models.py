@@ -301,7 +301,7 @@ def settle(database: Database, verdicts: Sequence[Verdict], now: int, clock: int
 
 
 def hold(database: Database, clock: int, timeouts: Timeouts, transaction_ids: Collection[UUID]) -> None:
-    """Do not ask again what the broker has not taken yet. If it is asked for the first time, start its clock anew."""
+    """Do not ask again what the broker has not taken yet; if it is asked first, start its clock anew."""
     if transaction_ids:
         statement = f"""UPDATE "transaction" SET retry_at = ?,
             expires_at = CASE WHEN attempts = 1 THEN ? ELSE expires_at END

@@ -134,6 +134,12 @@ class Listener:
         return connection is not None and connection.subscribed
 
     @property
+    def retains(self) -> bool:
+        """False if the broker does not keep what the equipment says of itself."""
+        connection = self._connection
+        return connection is None or connection.retains
+
+    @property
     def problem(self) -> str:
         """Why questions cannot be asked; empty if they can."""
         return self._disconnected or self._refused

@@ -42,6 +42,11 @@ IdempotencyKey = Annotated[
         description="the same key and body get the first answer again",
     ),
 ]
+State = Annotated[str, Meta(description="`ok`, or what is wrong with it")]
+Equipment = Annotated[
+    dict[str, str] | Literal["unknown"],
+    Meta(description="what each equipment said last", examples=[{"validator-1": "online"}]),
+]
 Next = Annotated[str | None, Meta(description="the next page; null on the last one")]
 
 
@@ -103,9 +108,9 @@ class TransactionHeaders(WaitHeaders):
 class Unready(Problem, kw_only=True):
     """Why the whole job cannot be done now; the other members are those of Readiness."""
 
-    database: str
-    broker: str
-    equipment: dict[str, str]
+    database: State
+    broker: State
+    equipment: Equipment
 
 
 class Health(Struct):
@@ -114,12 +119,9 @@ class Health(Struct):
 
 
 class Readiness(Struct):
-    database: Annotated[str, Meta(description="`ok`, or what is wrong with it")]
-    broker: Annotated[str, Meta(description="`ok`, or what is wrong with it")]
-    equipment: Annotated[
-        dict[str, str],
-        Meta(description="what each equipment said last", examples=[{"validator-1": "online"}]),
-    ]
+    database: State
+    broker: State
+    equipment: Equipment
 
 
 class Question(Struct, frozen=True):

@@ -4,7 +4,8 @@
 set -eu
 PATH=$PATH:/usr/sbin  # Debian installs mosquitto there
 directory=$1
-listener=${2:-"$MQTT_PORT 127.0.0.1"}
+[ "${MQTT_HOST:-}" = ::1 ] && address=::1 || address=127.0.0.1
+listener=${2:-"$MQTT_PORT $address"}
 here=$(dirname "$0")
 
 for account in MQTT VALIDATOR; do

@@ -3,7 +3,9 @@
 import hmac
 import inspect
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple, get_type_hints
 
@@ -15,6 +17,7 @@ from kit import errors
 from kit.errors import Problem, Refusal, Unavailable, Unprocessable
 
 LARGEST_BODY = 64 * 1024  # bytes
+PATIENCE = 10  # seconds that a request waits for a slot
 JSON = "application/json"
 SECURITY_HEADERS = {
     # Swagger UI draws its icons from data URLs. Everything else comes from here, and nothing is inline.
@@ -33,6 +36,7 @@ class Options(NamedTuple):
     sends: tuple[str, ...] = ()  # names of headers of a successful answer
     media_type: str = JSON
     token: bool = True  # ask for the API token, if there is one
+    slot: bool = True  # it counts as one of the requests that are worked on at once
     page: bool = False  # for people in a browser: neither JSON nor in the document
 
 
@@ -110,9 +114,12 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         self.add_hook("before_request", refuse_path_that_is_not_utf_8)
         self.add_hook("after_request", set_security_headers)
 
-    def use(self, service: Any, token: str = "") -> None:
-        """Hand this service to handlers from now on, or none; `token` is what clients must bear."""
-        self.config.update(running=service, api_token=token)
+    def use(self, service: Any, token: str = "", slots: int = 1) -> None:
+        """Hand this service to handlers from now on, or none.
+
+        `token` is what clients must bear; `slots` is how many requests are worked on at once.
+        """
+        self.config.update(running=service, api_token=token, slots=threading.BoundedSemaphore(slots))
 
     def add_route(self, route: Route) -> None:
         """Read the route's declaration at once, so that a mistake in it is an import error."""
@@ -121,12 +128,35 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
 
         def handle(**path: str) -> Any:
             try:
-                return write(handler(**self.arguments(declared, path)), declared.options)
+                arguments = self.arguments(declared, path)
+                with self.slot() if declared.service and declared.options.slot else nullcontext():
+                    return write(handler(**arguments), declared.options)
             except Refusal as refusal:
                 return answer(refusal.problem(), refusal.headers)
 
         route.callback = handle
         super().add_route(route)
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Hold one of the slots; raises Unavailable if none is free within PATIENCE."""
+        slots = self.config["slots"]
+        if not slots.acquire(timeout=PATIENCE):
+            raise Unavailable("Too many requests are being worked on; nothing was stored.")
+        try:
+            yield
+        finally:
+            slots.release()
+
+    @contextmanager
+    def no_slot(self) -> Iterator[None]:
+        """Give the slot back while a handler only waits."""
+        slots = self.config["slots"]
+        slots.release()
+        try:
+            yield
+        finally:
+            slots.acquire()
 
     def arguments(self, declared: Declaration, path: dict[str, str]) -> dict[str, Any]:
         """What the handler takes, by name; raises the Refusal that says what is wrong with the request."""

@@ -6,36 +6,69 @@ import socket
 import ssl
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn, get_args
 
 import msgspec
-from dotenv import load_dotenv
+import psycopg
+from dotenv import dotenv_values, load_dotenv
 from msgspec import Meta
+from psycopg.conninfo import conninfo_to_dict
 
 ROOT = Path(__file__).parent.parent
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-Port = Annotated[int, Meta(ge=1, le=65535)]
-Seconds = Annotated[float, Meta(ge=0.05, le=86400)]
-ADDRESS = r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):[0-9]{1,5}"
+ADDRESS = r"^(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):[0-9]{1,5}$"
+HOST = r"^([^\s:\[\]/]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$"
+POSTGRESQL = r"^postgres(ql)?://.+"
+SQLITE = r"^sqlite:///(?!:memory:)[^?#]+$"
 SECRETS = ("DATABASE_URL", "MQTT_PASSWORD", "API_TOKEN")  # not to be shown
+# What the equipment and compose read.
+OTHERS = {"USERNAME", "PASSWORD", "ID", "CONFIRM_RATE", "SEED", "DELAY_MS", "VERBOSE"}
+OTHERS = {f"VALIDATOR_{name}" for name in OTHERS} | {"PUBLISH"}
+
+Host = Annotated[
+    str, Meta(pattern=HOST, description="a host name or an IP address, such as 127.0.0.1 or ::1")
+]
+Port = Annotated[int, Meta(ge=1, le=65535, description="a whole number from 1 to 65535")]
+Threads = Annotated[int, Meta(ge=2, le=256, description="a whole number from 2 to 256")]
+Waits = Annotated[int, Meta(ge=0, le=10_000, description="a whole number from 0 to 10000")]
+Retry = Annotated[float, Meta(ge=0.05, le=30, description="a number of seconds from 0.05 to 30, such as 5")]
+Timeout = Annotated[
+    float,
+    Meta(ge=0.05, le=86400, description="a number of seconds, 86400 at most and more than VALIDATION_RETRY"),
+]
+Bind = Annotated[
+    str, Meta(pattern=ADDRESS, description="a host and a port, such as 127.0.0.1:8000 or [::1]:8000")
+]
+Url = Annotated[
+    str,
+    Meta(
+        pattern=f"{SQLITE}|{POSTGRESQL}",
+        description="sqlite:/// and a path (? as %3F, # as %23), or postgresql:// and the rest of its URL",
+    ),
+]
+Level = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR"], Meta(description="DEBUG, INFO, WARNING or ERROR")
+]
+Format = Annotated[Literal["text", "json"], Meta(description="text or json")]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     """What the service reads; `.env` explains each line. An empty variable counts as not set."""
 
-    bind: str = "127.0.0.1:8000"
-    threads: Annotated[int, Meta(ge=2, le=256)] = 16
-    database_url: str = "sqlite:///var/energy2go.db"
-    mqtt_host: str = "127.0.0.1"
+    bind: Bind = "127.0.0.1:8000"
+    threads: Threads = 16
+    waits: Waits = 1000
+    database_url: Url = "sqlite:///var/energy2go.db"
+    mqtt_host: Host = "127.0.0.1"
     mqtt_port: Port = 18830
     mqtt_username: str = ""
     mqtt_password: str = ""
     mqtt_ca_file: str = ""
-    validation_retry: Annotated[float, Meta(ge=0.05, le=30)] = 5
-    validation_timeout: Seconds = 60
+    validation_retry: Retry = 5
+    validation_timeout: Timeout = 60
     api_token: str = ""
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_format: Literal["text", "json"] = "text"
+    log_level: Level = "INFO"
+    log_format: Format = "text"
 
     @property
     def address(self) -> tuple[str, int]:
@@ -44,43 +77,67 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         return host.strip("[]"), int(port)
 
 
+FIELDS = {field.encode_name: field for field in msgspec.structs.fields(Settings)}
+
+
 def load() -> Settings:
     """Read the environment, and `.env` for what it leaves out; raises SystemExit with a sentence."""
     load_dotenv(ROOT / ".env", override=False)
-    known = {field.encode_name for field in msgspec.structs.fields(Settings)}
+    given = {name: value for name, value in os.environ.items() if value and name in FIELDS}
+    for name, value in given.items():
+        if not value.isprintable():  # bytes that are not UTF-8 come as surrogates
+            refuse(name, "must be printable text in UTF-8")
+    for name, letters in (("LOG_LEVEL", str.upper), ("LOG_FORMAT", str.lower)):
+        given |= {name: letters(given[name])} if name in given else {}
     try:
-        settings = msgspec.convert(
-            {k: v for k, v in os.environ.items() if v and k in known}, Settings, strict=False
-        )
+        settings = msgspec.convert(given, Settings, strict=False)
     except msgspec.ValidationError as error:
-        reason, _, path = str(error).partition(" - at `$.")
-        refuse(path.rstrip("`"), reason)
-    if not re.fullmatch(ADDRESS, settings.bind) or not 1 <= settings.address[1] <= 65535:
-        refuse("BIND", "Expected a host and a port, such as 127.0.0.1:8000 or [::1]:8000")
-    if not re.match("sqlite:///(?!:memory:).|postgres(ql)?://.", settings.database_url):
-        refuse(
-            "DATABASE_URL",
-            "Expected sqlite:/// and the path of a file, or postgresql:// and the rest of its URL",
-        )
+        name = str(error).partition(" - at `$.")[2].rstrip("`")
+        refuse(name, f"must be {get_args(FIELDS[name].type)[1].description}")
+    check(settings)
+    return settings
+
+
+def check(settings: Settings) -> None:
+    """What a type does not say; raises SystemExit with a sentence."""
+    if not 1 <= settings.address[1] <= 65535:
+        refuse("BIND", "the port must be from 1 to 65535")
+    if settings.validation_timeout <= settings.validation_retry:
+        refuse("VALIDATION_TIMEOUT", f"must be longer than VALIDATION_RETRY, {settings.validation_retry:g}")
+    if re.match(POSTGRESQL, settings.database_url):
+        try:
+            ports = str(conninfo_to_dict(settings.database_url).get("port", ""))
+        except psycopg.ProgrammingError as error:
+            unknown = re.match(r'invalid URI query parameter: "\w+"', str(error))
+            refuse(
+                "DATABASE_URL", f"libpq does not accept it ({unknown[0] if unknown else 'malformed URL'})"
+            )
+        if not re.fullmatch("[0-9,]*", ports):
+            refuse("DATABASE_URL", "the port must be a whole number")
     if settings.mqtt_ca_file:
         try:
             ssl.create_default_context(cafile=settings.mqtt_ca_file)
         except OSError as error:
-            refuse("MQTT_CA_FILE", f"Expected a file of certificates in PEM ({error.strerror or error})")
-    return settings
+            refuse("MQTT_CA_FILE", f"must name a file of certificates in PEM ({error.strerror or error})")
 
 
 def refuse(name: str, reason: str) -> NoReturn:
     """Raise SystemExit with a sentence about this variable."""
-    value = "" if name in SECRETS else f"={os.environ[name]!r}"
+    value = "" if name in SECRETS else f"={os.environ[name]!r}" if name in os.environ else ""
     raise SystemExit(f"{name}{value}: {reason}. See the line of {name} in .env.") from None
+
+
+def unknown_names() -> list[str]:
+    """Names in `.env` that no program reads; they may be misspelt."""
+    return sorted(dotenv_values(ROOT / ".env", interpolate=False).keys() - FIELDS.keys() - OTHERS)
 
 
 def check_ports(settings: Settings) -> None:
     """Raise SystemExit if a port that `make run` is about to listen on is taken."""
+    broker = "::1" if settings.mqtt_host == "::1" else "127.0.0.1", settings.mqtt_port
     for variable, address, example in (
         ("BIND", settings.address, "BIND=127.0.0.1:8001"),
-        ("MQTT_PORT", ("127.0.0.1", settings.mqtt_port), "MQTT_PORT=18831"),
+        ("MQTT_PORT", broker, "MQTT_PORT=18831"),
     ):
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -20,7 +21,7 @@ T = TypeVar("T")
 # Anything that can be wrong with the database (an exhausted pool is a ValueError), and mistakes of our own.
 ERRORS = (peewee.DatabaseError, peewee.InterfaceError, ValueError)
 MISTAKES = (peewee.DataError, peewee.IntegrityError, peewee.ProgrammingError, peewee.NotSupportedError)
-PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "journal_size_limit": 2**26}
+PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "journal_size_limit": 2**23}
 # A server that vanishes without a word is noticed within eleven seconds (libpq, "Parameter Key Words").
 NETWORK = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 NETWORK |= {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
@@ -57,6 +58,9 @@ class Store:
         self._opened = False
         self._unusable = ""  # why it must not be used until a restart
         self._in_doubt = False  # a COMMIT failed
+        self.writing_since = (
+            0.0  # when the current database transaction began (time.monotonic); 0: there is none
+        )
         self._files: dict[str, tuple[int, int]] = {}  # device and inode of the file and of its log
 
     def read(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs) -> T:
@@ -86,6 +90,7 @@ class Store:
         fsync fails, it may or may not be found again: an error from COMMIT leaves that in doubt.
         """
         committing = False
+        self.writing_since = time.monotonic()
         try:
             with self.database.atomic():
                 lock(self.database)
@@ -99,6 +104,8 @@ class Store:
             self._in_doubt |= committing
             self._let_go()
             raise (InDoubt if committing else NotWritten)(self._sentence(error)) from error
+        finally:
+            self.writing_since = 0.0
         self.problem = self._unusable
 
     def recover(self) -> None:
@@ -120,6 +127,12 @@ class Store:
             self._let_go()
             self._unusable = str(error) if isinstance(error, Unusable) and not self._opened else ""
             self.fail(self._sentence(error))
+
+    @property
+    def log_size(self) -> int:
+        """The size of SQLite's log in bytes. An open reader lets it grow without limit."""
+        log = "" if is_postgresql(self.database) else f"{path(self.database)}-wal"
+        return os.path.getsize(log) if os.path.exists(log) else 0
 
     def close(self) -> None:
         """Close all connections."""
@@ -217,7 +230,8 @@ def check_file(database: Database) -> None:
     """Create the file if there is none. If a process left its log behind, check the file first."""
     file = path(database)
     left = os.path.exists(f"{file}-wal") and os.path.getsize(f"{file}-wal") > 0
-    os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
+    if not os.path.isdir(folder := os.path.dirname(file) or "."):
+        raise FileNotFoundError(f"the folder {folder} does not exist")
     with suppress(FileExistsError):
         # Never open a file that exists: closing it would end all locks that this process holds on it.
         open(file, "xb").close()

@@ -95,6 +95,12 @@ class Writer:
         """True while the thread runs."""
         return self._thread.is_alive()
 
+    @property
+    def stuck(self) -> str:
+        """Says so if a write is taking too long."""
+        since = self.store.writing_since
+        return "a write takes too long" if since and time.monotonic() - since > 5 else ""
+
     def run(self, job: Job) -> Any:
         """Hand over a job and wait for its result; after PATIENCE, withdraw it if it was not taken."""
         if self._stopped:

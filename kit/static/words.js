@@ -34,7 +34,8 @@ export function sumUp(items) {
 
 /** Each part of the service and how it is; of a service that is away nothing is known. */
 export function partsOf(ready) {
-  const { database, broker, equipment } = ready ?? { equipment: {} };
+  const { database, broker } = ready ?? {};
+  const equipment = ready?.equipment === "unknown" ? {} : (ready?.equipment ?? {});
   const part = (id, word, good) => ({ id, word, state: good ? "good" : word === "unknown" ? "unknown" : "bad" });
   const works = (id, says) => part(id, says ? (says === "ok" ? "ok" : "unavailable") : "unknown", says === "ok");
   const names = Object.keys(equipment).sort();
@@ -51,6 +52,6 @@ export function partsOf(ready) {
 export function meaning({ database, broker, equipment }) {
   if (database !== "ok") return `The database cannot be used: ${database}. Nothing is stored until it can.`;
   if (broker !== "ok") return `The broker cannot be used: ${broker}. Transactions are stored and stay PENDING.`;
-  if (Object.values(equipment).includes("online")) return "";
+  if (equipment === "unknown" || Object.values(equipment).includes("online")) return "";
   return "No equipment is online. Transactions stay PENDING, and expire if none answers in time.";
 }

@@ -247,9 +247,10 @@ class HttpServer(Program):
         return self.request("POST", path, body, **headers)
 
     def ready(self) -> bool:
-        """True once a transaction can be settled."""
+        """True once transactions can be stored and asked about, whether or not equipment is online."""
         with contextlib.suppress(OSError):
-            return self.get("/readyz").status == 200
+            answer = self.get("/readyz").json
+            return answer.get("database") == answer.get("broker") == "ok"
         return False
 
 

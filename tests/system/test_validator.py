@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+
+from peer import Peer
+from programs import ROOT, Broker, Equipment, Program, free_port, wait_until
 from scripted import (
     CONNACK,
     CONNECT,
@@ -25,9 +28,6 @@ from scripted import (
     ScriptedBroker,
     packet,
 )
-
-from peer import Peer
-from programs import ROOT, Broker, Equipment, Program, free_port, wait_until
 
 QUESTION, ANSWER, STATUS = "EQUIPMENT/VALIDATION", "EQUIPMENT/VALIDATION/RESPONSE", "EQUIPMENT/STATUS/"
 GOOD_ID = "01890a5d-ac96-774b-bcce-b302099a8057"

@@ -283,7 +283,9 @@ def test_a_waiter_gives_up_when_the_process_stops(bench):
     assert waiting.result(5) is True
 
 
-def test_at_most_half_the_threads_wait(bench):
+def test_at_most_so_many_requests_wait(bench):
+    bench.settings = Settings(database_url=bench.settings.database_url, waits=8)
+    bench.restart()
     (key,) = bench.create()
     waiting = [bench.run(bench.ledger.wait, key, 30) for _ in range(8)]
     wait_until(lambda: waiters(bench) == 8, "eight wait")
@@ -335,8 +337,8 @@ def test_the_thread_writes_what_is_in_the_queue_before_it_stops(bench, settings)
 def test_a_database_that_cannot_be_opened_yet_is_waited_for(tmp_path):
     settings = Settings(database_url=f"sqlite:///{tmp_path}/later/energy2go.db")
     with ledger(settings) as running:
-        wait_until(lambda: "No such file" in running.store.problem, "it says what is wrong")
-        with pytest.raises(Unavailable, match="nothing was stored.*No such file"):
+        wait_until(lambda: "does not exist" in running.store.problem, "it says what is wrong")
+        with pytest.raises(Unavailable, match="nothing was stored.*does not exist"):
             running.change(models.create_station, "Teste")
         (tmp_path / "later").mkdir()
         wait_until(lambda: not running.store.problem, "it is open")

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from calls import at_once, new_station, new_transaction, send, settle
+from calls import at_once, new_station, new_transaction, send, serving, settle
 from programs import wait_until
 
 
@@ -89,7 +89,14 @@ def test_the_answer_is_held_until_the_verdict(api, headers):
         assert answer.json == api.get(answer.headers["Location"]).json
 
 
-def test_half_the_threads_wait_and_the_rest_answer_at_once(api):
+@pytest.fixture
+def few(tmp_path, database_url):
+    with serving(tmp_path, database_url=database_url, waits=8) as api:
+        yield api
+
+
+def test_so_many_requests_wait_and_the_rest_answer_at_once(few):
+    api = few
     new_station(api)
     key = new_transaction(api)["id"]
     path = f"/transactions/{key}"
@@ -103,10 +110,11 @@ def test_half_the_threads_wait_and_the_rest_answer_at_once(api):
 
     with ThreadPoolExecutor() as pool:
         held = pool.submit(at_once, 8, lambda: wait_until(lambda: honoured(30), "a place is free"))
-        wait_until(full, "eight of sixteen wait")
+        wait_until(full, "eight wait")
         answer = send(api, "POST", "/transactions", {"station_id": 1}, Prefer="wait=30")
         assert (answer.status_int, answer.json["status"]) == (201, "PENDING")
         assert "Preference-Applied" not in answer.headers
+        assert answer.headers["Retry-After"] == "1"
         assert not held.done()
         settle(key)
         answers = held.result(20)

@@ -7,6 +7,7 @@ from webtest import TestApp
 
 import app
 from calls import assert_problem, every_path, new_station, new_transaction, send, serving
+from programs import wait_until
 
 PAGES = {"/", "/static/index.html", "/swagger", "/swagger/index.html", "/openapi.json"}
 
@@ -38,10 +39,13 @@ def test_a_service_that_was_stopped_takes_nothing_more(tmp_path):
         stopped.ledger.create(1, None)
 
 
-def test_the_folder_of_the_database_is_made(tmp_path):
-    with serving(tmp_path, database_url=f"sqlite:///{tmp_path}/new/folder/energy2go.db") as api:
-        new_station(api)
-    assert (tmp_path / "new/folder/energy2go.db").exists()
+def test_a_folder_that_does_not_exist_is_named_and_not_made(tmp_path):
+    url = f"sqlite:///{tmp_path}/typo/energy2go.db"
+    with serving(tmp_path, ready=False, database_url=url) as api:
+        wait_until(lambda: "does not exist" in send(api, "GET", "/readyz").json["database"], "it says so", 5)
+        answer = send(api, "POST", "/stations", {"description": "Teste"})
+        assert_problem(answer, 503, "Service Unavailable", f"the folder {tmp_path}/typo does not exist")
+    assert not (tmp_path / "typo").exists()
 
 
 def test_without_a_service_each_route_that_needs_one_says_how_to_start_it():

@@ -34,8 +34,7 @@ def defaults_of_the_equipment() -> dict[str, str]:
     """The variables that the equipment reads, with its defaults."""
     source = "".join(path.read_text() for path in sorted((ROOT / "validator").glob("*.c")))
     found = re.findall(r'\b(?:text|whole|share)\("([A-Z_]+)", (?:NULL|"([^"]*)")', source)
-    # Unset and empty differ for this one.
-    found += re.findall(r'getenv\("(VALIDATOR_ID)"\);\s+if \(value == NULL\)\s+value = "([^"]*)";', source)
+    found += re.findall(r'getenv\("([A-Z_]+)"\);\s+if \(value == NULL\)\s+value = "([^"]*)"', source)
     assert len(found) > 5
     return dict(found)
 
@@ -133,6 +132,16 @@ def test_what_is_not_ours_is_left_alone(environment):
         ("MQTT_PASSWORD", "true", "true"),
         ("MQTT_PASSWORD", " ä$HOME'\"", " ä$HOME'\""),
         ("LOG_LEVEL", "DEBUG", "DEBUG"),
+        ("LOG_LEVEL", "debug", "DEBUG"),
+        ("LOG_FORMAT", "JSON", "json"),
+        ("WAITS", "0", 0),
+        ("MQTT_HOST", "::1", "::1"),
+        ("DATABASE_URL", "sqlite:///a%23b%3Fc.db", "sqlite:///a%23b%3Fc.db"),
+        (
+            "DATABASE_URL",
+            "postgresql://u:p%40@h,i/d?target_session_attrs=any",
+            "postgresql://u:p%40@h,i/d?target_session_attrs=any",
+        ),
         ("LOG_FORMAT", "json", "json"),
     ],
 )
@@ -159,13 +168,18 @@ def test_an_address_is_a_host_and_a_port(bind, address):
         "BIND": "8000 :8000 127.0.0.1 127.0.0.1: 127.0.0.1:x 127.0.0.1:0 "
         "127.0.0.1:65536 ::1:8000 unix:/tmp/x a/b:1",
         "THREADS": "0 1 257 -4 x 1.5 true 16x",
-        "DATABASE_URL": "x sqlite:// sqlite:/// sqlite:///:memory: sqlite:x.db mysql://a/b /var/energy2.db",
+        "DATABASE_URL": "x sqlite:// sqlite:/// sqlite:///:memory: sqlite:x.db mysql://a/b /var/energy2.db "
+        "sqlite:///a#b.db sqlite:///a?z.db sqlite:///a.db?mode=ro sqlite:///a.db?journal_mode=delete "
+        "postgresql://h/d?timeout=3 postgresql://h/d?max_connections=1 postgresql://h/d?stale_timeout=1 postgresql://h:x/d",
         "MQTT_PORT": "0 -1 65536 x 1883.5 1883/tcp",
         "MQTT_CA_FILE": "/nowhere/ca.pem / /dev/null pyproject.toml",
         "VALIDATION_RETRY": "0 0.04 30.1 -1 x nan inf 5s",
-        "VALIDATION_TIMEOUT": "0 86401 -1 x nan inf 1m",
-        "LOG_LEVEL": "info TRACE 20",
-        "LOG_FORMAT": "JSON xml",
+        "VALIDATION_TIMEOUT": "0 5 86401 -1 x nan inf 1m",
+        "WAITS": "-1 10001 x 1.5",
+        "MQTT_HOST": "[::1] mqtt://localhost localhost:1883 a/b",
+        "MQTT_PASSWORD": "a\x07b",
+        "LOG_LEVEL": "TRACE 20",
+        "LOG_FORMAT": "xml",
     }.items(),
 )
 def test_a_bad_value_is_refused_in_a_sentence_that_names_it(environment, name, values):
@@ -174,7 +188,8 @@ def test_a_bad_value_is_refused_in_a_sentence_that_names_it(environment, name, v
         with pytest.raises(SystemExit) as refused:
             settings.load()
         sentence = str(refused.value)
-        assert sentence.startswith(f"{name}: " if name == "DATABASE_URL" else f"{name}={value!r}: "), value
+        shown = "" if name in settings.SECRETS else f"={value!r}"
+        assert sentence.startswith(f"{name}{shown}: "), value
         assert sentence.endswith(f". See the line of {name} in .env.")
         assert "\n" not in sentence
 

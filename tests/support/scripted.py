@@ -67,7 +67,7 @@ class Reader:
         _, size = found.unpack(self.data)
         self.take(size)
         names = [found.getNameFromIdent(ident).replace(" ", "") for ident in found.properties]
-        return {name: getattr(found, name) for name in names}
+        return {name: getattr(found, name) for name in names if hasattr(found, name)}
 
 
 def packed(kind: int, properties: dict) -> bytes:
