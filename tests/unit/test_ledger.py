@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from uuid import uuid4
 
 import pytest
@@ -323,8 +324,16 @@ def test_a_failed_write_refuses_the_requests_and_asks_again_afterwards(bench):
     assert bench.publisher.published == [key]
 
 
-def test_the_thread_writes_what_is_in_the_queue_before_it_stops(bench, settings):
+@contextmanager
+def started(settings: Settings):
+    """A ledger with its thread; afterwards its connections are closed."""
     with ledger(settings) as running:
+        yield running
+    running.store.close()
+
+
+def test_the_thread_writes_what_is_in_the_queue_before_it_stops(bench, settings):
+    with started(settings) as running:
         jobs = [Job(create, Draft(1)) for _ in range(500)]
         for job in jobs:
             running.queue.put(job)
@@ -336,7 +345,7 @@ def test_the_thread_writes_what_is_in_the_queue_before_it_stops(bench, settings)
 
 def test_a_database_that_cannot_be_opened_yet_is_waited_for(tmp_path):
     settings = Settings(database_url=f"sqlite:///{tmp_path}/later/energy2go.db")
-    with ledger(settings) as running:
+    with started(settings) as running:
         wait_until(lambda: "does not exist" in running.store.problem, "it says what is wrong")
         with pytest.raises(Unavailable, match="nothing was stored.*does not exist"):
             running.change(models.create_station, "Teste")
@@ -361,7 +370,7 @@ def test_two_processes_write_to_one_database(bench, settings):
     command = [sys.executable, "-c", SECOND_PROCESS, settings.database_url]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as other:
         assert other.stdout.readline() == "ready\n"
-        with ledger(settings) as running:
+        with started(settings) as running:
             for future in [bench.run(running.create, 1, None) for _ in range(200)]:
                 future.result(30)
             assert other.wait(60) == 0
