@@ -84,7 +84,7 @@ def assert_nothing_listens(port: int) -> None:
     """Otherwise a test would talk to a program of another test run."""
 
     def available() -> bool:
-        # Bind as a server does. A connection instead would wait in the queue of a program that never accepts.
+        # Bind as a server does. A connection would wait in the queue of a program that never accepts.
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
