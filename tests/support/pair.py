@@ -5,7 +5,7 @@ from uuid import UUID
 
 import models
 from kit.settings import Settings
-from kit.storage import Store
+from kit.storage import Store, execute
 from kit.writer import JobQueue
 from ledger import Ledger
 from mqtt_listener import Listener
@@ -46,6 +46,11 @@ class Pair:
 
     def status(self, key: UUID) -> Status:
         return self.store.read(models.get_transaction, key).status
+
+    def count(self, status: str) -> int:
+        """How many transactions have this status."""
+        statement = 'SELECT count(*) FROM "transaction" WHERE status = ?'
+        return self.store.read(execute, statement, status)[0][0]
 
     def settled(self, key: UUID, status: Status = Status.COMPLETED, seconds: float = 15) -> None:
         wait_until(lambda: self.status(key) is status, f"{key} is {status}", seconds)

@@ -3,7 +3,9 @@
 import pytest
 
 from checks import alive
-from programs import Broker, Equipment, Service, wait_until
+from pair import Pair
+from programs import Broker, Equipment, Service, free_port, wait_until
+from scripted import ScriptedBroker
 from trial import Trial
 
 
@@ -79,3 +81,53 @@ def run(tmp_path, programs):
 def trial(tmp_path, programs):
     """A function that makes a trial: `trial(VALIDATION_TIMEOUT="3")`."""
     return lambda **options: Trial(tmp_path, programs, **options)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A function that starts a ledger and a listener in this process: `start(broker.port)`."""
+    started = []
+
+    def start(port: int, **options) -> Pair:
+        started.append(Pair(tmp_path, port, **options))
+        return started[-1]
+
+    yield start
+    for pair in started:
+        pair.stop()
+
+
+@pytest.fixture
+def scripted(request):
+    """A function that starts a scripted broker, which is closed after the test."""
+
+    def start(**reactions) -> ScriptedBroker:
+        broker = ScriptedBroker(**{"port": free_port()} | reactions)
+        broker.__enter__()
+        request.addfinalizer(lambda: broker.__exit__())
+        return broker
+
+    return start
+
+
+@pytest.fixture
+def mend(tmp_path, programs):
+    """A function that puts a good broker and equipment in place of a scripted broker: all must settle.
+
+    It checks that the listener says nothing within 6 s, and that nothing is stuck or lost.
+    """
+
+    def start(broker: ScriptedBroker, pair: Pair, expired: int = 0) -> None:
+        broker.close()
+        real = Broker(tmp_path, broker.port)
+        programs.extend([real.start(), Equipment(tmp_path, real, VALIDATOR_CONFIRM_RATE="1").start()])
+        online = {"validator": "online"}
+        wait_until(lambda: not pair.listener.problem, "the listener is ready again", 6)
+        wait_until(lambda: pair.listener.equipment == online, "the equipment is online", 6)
+        pair.create()
+        wait_until(lambda: pair.count("PENDING") == 0, "everything is settled", 20)
+        assert pair.count("EXPIRED") <= expired
+        assert pair.listener.alive
+        assert pair.ledger.alive
+
+    return start

@@ -18,20 +18,6 @@ from schemas import Status
 
 
 @pytest.fixture
-def start(tmp_path):
-    """A function that starts a pair: `start(broker.port)`."""
-    started = []
-
-    def start(port: int, **options) -> Pair:
-        started.append(Pair(tmp_path, port, **options))
-        return started[-1]
-
-    yield start
-    for pair in started:
-        pair.stop()
-
-
-@pytest.fixture
 def pair(start, broker):
     pair = start(broker.port)
     pair.ready()
