@@ -7,7 +7,7 @@ import models
 from kit.settings import Settings
 from kit.storage import Store, execute
 from kit.writer import JobQueue
-from ledger import Ledger
+from ledger import Creation, Draft, Ledger, create
 from mqtt_listener import Listener
 from programs import ACCOUNTS, MIGRATIONS, wait_until
 from schemas import Status
@@ -32,6 +32,10 @@ class Pair:
 
     def create(self) -> UUID:
         return self.ledger.create(1, None).id
+
+    def create_later(self) -> None:
+        """Hand in a transaction, and do not wait until it is stored."""
+        self.ledger.queue.put(Creation(create, Draft(1)))
 
     @property
     def asked(self) -> int:

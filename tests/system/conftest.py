@@ -1,5 +1,8 @@
 """The broker, the equipment and the service, ended after each test."""
 
+import os
+import shutil
+
 import pytest
 
 from checks import alive
@@ -129,5 +132,34 @@ def mend(tmp_path, programs):
         assert pair.count("EXPIRED") <= expired
         assert pair.listener.alive
         assert pair.ledger.alive
+
+    return start
+
+
+@pytest.fixture
+def service_with(tmp_path, programs):
+    """A function that starts the real service with a scripted broker: `service_with(broker)`."""
+
+    def start(broker: ScriptedBroker, **options) -> Service:
+        programs.append(Service(tmp_path, broker, **options).start())
+        return programs[-1]
+
+    return start
+
+
+@pytest.fixture
+def running_with(tmp_path, programs):
+    """A function that starts a Mosquitto with this line, the equipment and the service, and no passwords."""
+
+    def start(line: str) -> tuple[Broker, Service]:
+        broker = Broker(tmp_path)
+        lines = [f"listener {broker.port} 127.0.0.1", "allow_anonymous true", "log_dest stderr", "user root"]
+        (tmp_path / "limited.conf").write_text("\n".join([*lines, line]) + "\n")
+        mosquitto = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
+        broker.command = [mosquitto, "-c", str(tmp_path / "limited.conf")]
+        programs.append(broker.start())
+        programs.append(Equipment(tmp_path, broker).start())
+        programs.append(Service(tmp_path, broker).start())
+        return broker, programs[-1]
 
     return start
