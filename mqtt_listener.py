@@ -146,7 +146,7 @@ class Listener:
     @property
     def problem(self) -> str:
         """Why questions cannot be asked; empty if they can."""
-        return self._disconnected or self._refused
+        return "; ".join(filter(None, {self._disconnected: 1, self._refused: 1}))
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
