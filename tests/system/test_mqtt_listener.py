@@ -11,7 +11,6 @@ from uuid import UUID
 import pytest
 
 from mqtt_listener import QUESTIONS, STATUSES, VERDICTS, Listener
-from pair import Pair
 from peer import Peer
 from programs import Broker, free_port, wait_until
 from schemas import Status
