@@ -41,7 +41,7 @@ WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw19").removeprefix("gw"))
 
 
 # Sockets that keep ports for this process. One test uses far fewer.
-HELD: deque[socket.socket] = deque(maxlen=200)
+HELD: deque[socket.socket] = deque()
 
 
 def free_port() -> int:
@@ -56,6 +56,8 @@ def free_port() -> int:
         # After bind: a server, which sets this too, can listen here. The bind above cannot take the port.
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         HELD.append(holder)
+        if len(HELD) > 200:
+            HELD.popleft().close()
         return port + WORKER
     return 0
 
@@ -319,7 +321,9 @@ class Postgres(Program):
         ]
         subprocess.run(initdb, check=True, capture_output=True, cwd="/")
         self.port = port or free_port()
-        self.holder = HELD[-1]  # keeps the port as long as this object lives, which is a whole run
+        self.holder = (
+            None if port else HELD.pop()
+        )  # keeps the port as long as this object lives, which is a whole run
         options = ["-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=200"]
         # Without this, it syncs thousands of files one by one after a crash.
         options += ["-c", "recovery_init_sync_method=syncfs"]
