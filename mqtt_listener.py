@@ -290,7 +290,7 @@ class Listener:
         self.equipment.clear()  # the next broker sends all that it retains
         strange = code == "Protocol error" or self._client._in_packet["command"]  # all or part of a packet
         if self._stopping:
-            self._say("stopped")
+            self._disconnected = "the service is stopping"
         elif self._reason:
             self._say(self._reason)
         elif connection and connection.subscribed:
