@@ -49,8 +49,10 @@ def test_a_suback_that_does_not_grant_is_a_refusal(run, scripted, codes):
     broker = scripted(subscribe=lambda connection, packet: connection.suback(packet.id, codes))
     validator = run(broker)
     broker.connection(2)
-    reason = "Not authorized" if codes else "no reason code"
-    assert lines(validator) == [f"the broker refuses the subscription: {reason}"]
+    refuses = "the broker refuses the subscription: "
+    # libmosquitto 2.0.11 refuses a SUBACK without a code itself.
+    empty = (f"{refuses}no reason code", "the broker sent something that libmosquitto does not accept")
+    assert lines(validator)[0].startswith(empty if not codes else f"{refuses}Not authorized")
     assert broker.connection().received(PUBLISH) == []
 
 
@@ -159,6 +161,7 @@ def test_it_works_with_a_limited_mosquitto_and_with_the_next_one(run, another_br
     for count in (1, 2):
         wait_until(lambda count=count: validator.said().count("is online") == count, "it is online")
         with Witness(broker) as witness:
+            witness.qos = 0 if line == "max_qos 0" and count == 1 else 1
             assert len(witness.verdicts(ids(100))) == 100
             if count == 2:
                 witness.sees("online")
