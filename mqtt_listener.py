@@ -20,7 +20,7 @@ from typing import Any, Self
 from uuid import UUID
 
 import msgspec
-from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.client import Client, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -79,8 +79,8 @@ class Listener:
         self.session = 0  # how often it was subscribed
         self._put = put
         self._broker = f"{settings.mqtt_host}:{settings.mqtt_port}"
-        self._disconnected = f"not connected to {self._broker} yet"  # why nothing is subscribed
-        self._logged = ""  # the last of these sentences that was logged
+        # Why nothing is subscribed, and the last such sentence that was logged.
+        self._disconnected = self._logged = f"not connected to {self._broker} yet"
         self._reason = ""  # why this connection is about to end, if we know
         self._refused = ""  # why the broker takes no questions; outlives a connection, until it takes one
         self._connection: Connection | None = None
@@ -108,9 +108,7 @@ class Listener:
         )
         client.on_connect = guard(lambda _, __, flags, code, limits: self._on_connect(code, limits))
         client.on_subscribe = guard(lambda _, __, mid, codes, properties: self._on_subscribe(codes))
-        client.on_disconnect = guard(
-            lambda _, __, flags, code, ___: self._on_disconnect(flags.is_disconnect_packet_from_server, code)
-        )
+        client.on_disconnect = guard(lambda _, __, flags, code, ___: self._on_disconnect(flags, code))
         client.on_publish = guard(lambda _, __, mid, code, properties: self._on_publish(code))
         client.on_message = guard(lambda _, __, message: self._on_message(message))
         client.connect_async(settings.mqtt_host, settings.mqtt_port, KEEPALIVE)
@@ -122,8 +120,7 @@ class Listener:
     def __exit__(self, *_: object) -> None:
         """Disconnect, and wait at most a second for that to be sent."""
         self._stopping = True  # from here on the end of the thread is no accident
-        sent = self._client.disconnect() == MQTTErrorCode.MQTT_ERR_SUCCESS
-        if sent and self._thread:
+        if self._client.disconnect() == MQTTErrorCode.MQTT_ERR_SUCCESS and self._thread:
             self._thread.join(1)
 
     @property
@@ -172,16 +169,14 @@ class Listener:
         connection = self._connection
         if connection is None:
             return []
-        before = time.monotonic() - seconds
-        held = [*connection.sent.copy(), *connection.waiting.copy()]
-        return [question.transaction_id for since, (question, _) in held if since < before]
+        held, now = [*connection.sent.copy(), *connection.waiting.copy()], time.monotonic()
+        return [question.transaction_id for since, (question, _) in held if since < now - seconds]
 
     def watch(self) -> None:
         """Hang up if the broker has not answered for PATIENCE seconds."""
-        connection = self._connection
+        connection, now = self._connection, time.monotonic()
         if connection is None:
             return
-        now = time.monotonic()
         if not connection.subscribed and now - connection.began > PATIENCE:
             self._lose(f"{self._broker} does not answer SUBSCRIBE")
         elif connection.sent and now - connection.last_puback > PATIENCE:
@@ -282,12 +277,13 @@ class Listener:
             self._say("")
             self._hand_over(Job(ask_again, self.session))
 
-    def _on_disconnect(self, told: bool, code: ReasonCode) -> None:
+    def _on_disconnect(self, flags: DisconnectFlags, code: ReasonCode) -> None:
         if self._ended:  # paho says it twice when PINGRESP does not come; the second time explains less
             return
         self._ended = True
         connection, self._connection = self._connection, None
         self.equipment.clear()  # the next broker sends all that it retains
+        told = flags.is_disconnect_packet_from_server
         strange = code == "Protocol error" or self._client._in_packet["command"]  # all or part of a packet
         if self._stopping:
             self._disconnected = "the service is stopping"
@@ -344,10 +340,11 @@ class Listener:
         """Note whether this equipment is there."""
         if status not in ("online", "offline"):
             raise ValueError("neither online nor offline")
-        if equipment in self.equipment or len(self.equipment) < EQUIPMENT:
+        first = equipment not in self.equipment and len(self.equipment) < EQUIPMENT
+        if first or equipment in self.equipment:
             self.equipment[equipment] = status
         # A retained message was published before we subscribed, and SUBACK has asked everything again.
         if not retained:
-            log.info("%s is %s", equipment, status)
+            log.log(logging.INFO if first else logging.WARNING, "equipment %.80r is %s", equipment, status)
         if status == "online" and not retained:
             self._hand_over(Job(ask_again, 0))

@@ -1,8 +1,10 @@
 """Anything a broker may say: each way to be disconnected has its own sentence, which ends with its cause."""
 
+import gc
 import socket
 import subprocess
 import time
+import warnings
 
 import pytest
 
@@ -289,7 +291,10 @@ def test_tls_meets_something_that_never_speaks(start, tmp_path):
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "/dev/null"]
     authority = str(tmp_path / "ca.pem")
     subprocess.run([*command, "-subj", "/CN=ca", "-out", authority], check=True, capture_output=True)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with socket.create_server(("127.0.0.1", 0)) as silent, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # paho leaves its socket to the garbage collector
         pair = start(silent.getsockname()[1], mqtt_ca_file=authority)
         pair.says("cannot be reached", "timed out", seconds=8)
         assert pair.listener.alive
+        pair.stop()
+        gc.collect()

@@ -44,7 +44,7 @@ def test_under_flapping_equipment_everything_expires(start, scripted, mend, seco
         assert time.monotonic() - began > 4
         asked = [packet.payload for packet in connection.published(QUESTION)]
         assert max(asked.count(payload) for payload in asked) <= 8  # once a second at most
-    assert "twin is online" in caplog.text
+    assert "'twin' is online" in caplog.text
     mend(broker, pair, expired=len(keys))
 
 
@@ -61,8 +61,8 @@ def test_two_programs_with_one_id_expire_what_they_do_not_answer(service, broker
         return len(running.get("/transactions?status=EXPIRED").json["items"]) == len(keys)
 
     wait_until(expired, "all expire", 12)
-    wait_until(lambda: running.said().count("twin is online") >= 3, "the log shows it", 15)
-    wait_until(lambda: running.said().count("twin is offline") >= 2, "the log shows it", 15)
+    wait_until(lambda: running.said().count("'twin' is online") >= 3, "the log shows it", 15)
+    wait_until(lambda: running.said().count("'twin' is offline") >= 2, "the log shows it", 15)
     assert len(running.said().splitlines()) < 100
 
 
