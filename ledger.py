@@ -52,6 +52,7 @@ class Publisher(Protocol):
     """What the ledger needs of the listener."""
 
     unreadable: int  # messages that were ignored
+    session: int  # how often it was subscribed
 
     @property
     def alive(self) -> bool: ...  # False once its thread has died
@@ -81,7 +82,7 @@ class Batch:
             ledger.timeouts,
             ledger.publisher,
         )
-        self.room = ledger.room
+        self.room, self.session = ledger.room, ledger.session
         # Taken under the lock that orders commits, so `updated` rises with every commit of every process.
         self.now = max(ledger.clock.wall(), models.newest_update(self.database) + 1)
         self.clock = ledger.clock.steady()
@@ -131,11 +132,12 @@ def change(batch: Batch, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ..
     return results
 
 
-def ask_again(batch: Batch, restarts: Sequence[bool]) -> list[None]:
-    """Ask everything PENDING again, as questions on the way may be lost. True starts the deadlines anew."""
-    models.ask_again(batch.database, batch.clock, any(restarts))
+def ask_again(batch: Batch, sessions: Sequence[int]) -> list[None]:
+    """Ask everything PENDING again, since some may be lost. A new session starts the deadlines anew."""
+    models.ask_again(batch.database, batch.clock, any(sessions))
+    batch.session = max(batch.session, *sessions)
     batch.room = 0  # count anew
-    return [None] * len(restarts)
+    return [None] * len(sessions)
 
 
 def create(batch: Batch, drafts: Sequence[Draft]) -> list[Transaction | Refusal]:
@@ -155,7 +157,8 @@ def create(batch: Batch, drafts: Sequence[Draft]) -> list[Transaction | Refusal]
 
 def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
     """Expire what is late, ask again what is due, open questions that wait; nothing while disconnected."""
-    if not batch.publisher.subscribed:
+    # Until `ask_again` has started them anew, the deadlines are those of an earlier connection.
+    if not batch.publisher.subscribed or batch.session < batch.publisher.session:
         return [None] * len(items)
     models.hold(batch.database, batch.clock, batch.timeouts, batch.publisher.held(ROUND / SECOND))
     expired = models.expire(batch.database, batch.now, batch.clock)
@@ -196,7 +199,7 @@ class Ledger(Writer):
         )
         self.sizes = Histogram("energy2go_batch_jobs", "Jobs in a batch", registry=None, buckets=BATCH_SIZES)
         self.room = 0  # questions that may be opened; never more than models.room() says
-        self._lost = True  # questions may have been lost on the way: ask again
+        self.session = 0  # the listener's, once everything was asked again in it; 0: some may be lost
         self._next_round = self._next_look = 0
         self._waiting: dict[UUID, list[threading.Event]] = {}
         self._waiting_lock = threading.Lock()
@@ -270,9 +273,9 @@ class Ledger(Writer):
         self._next_round = clock + min(ROUND, self.timeouts.retry // 2)
         if self.store.problem:
             return []
-        lost = self._lost and self.publisher.subscribed
-        self._lost = self._lost and not lost
-        return [*([Job(ask_again, True)] if lost else []), Job(look_after, None)]
+        session = self.publisher.session
+        lost = self.publisher.subscribed and self.session < session
+        return [*([Job(ask_again, session)] if lost else []), Job(look_after, None)]
 
     def begin(self) -> Batch:
         return Batch(self)
@@ -283,7 +286,7 @@ class Ledger(Writer):
             log.debug(event, {"transaction": transaction_id})
         self.publisher.publish(batch.questions)
         self._wake(batch.changed)
-        self.room = batch.room
+        self.room, self.session = batch.room, batch.session
         self._next_round = 0 if batch.more else self._next_round
         self.counts.update(batch.counts)
         for delay in batch.delays:
@@ -292,7 +295,7 @@ class Ledger(Writer):
             self.sizes.observe(size)
 
     def failed(self) -> None:
-        self._lost, self.room = True, 0
+        self.session = self.room = 0
 
     def dying(self) -> None:
         self._wake(list(self._waiting))

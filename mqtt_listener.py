@@ -20,7 +20,7 @@ from typing import Any, Self
 from uuid import UUID
 
 import msgspec
-from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.client import Client, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -76,9 +76,11 @@ class Listener:
     def __init__(self, settings: Settings, put: Callable[[Job], None]):
         self.equipment: dict[str, str] = {}
         self.unreadable = 0  # messages that were ignored
+        self.session = 0  # how often it was subscribed
         self._put = put
         self._broker = f"{settings.mqtt_host}:{settings.mqtt_port}"
-        self._disconnected = f"not connected to {self._broker} yet"  # why there is no connection
+        # Why nothing is subscribed, and the last such sentence that was logged.
+        self._disconnected = self._logged = f"not connected to {self._broker} yet"
         self._reason = ""  # why this connection is about to end, if we know
         self._refused = ""  # why the broker takes no questions; outlives a connection, until it takes one
         self._connection: Connection | None = None
@@ -97,7 +99,7 @@ class Listener:
         if settings.mqtt_ca_file:
             client.tls_set(ca_certs=settings.mqtt_ca_file)
         client.max_inflight_messages_set(0)  # no limit of paho's: ours follows the broker's
-        client.reconnect_delay_set(1, 2)
+        client.reconnect_delay_set(0.1, 2)  # type: ignore[arg-type]  # until it is connected first
         guard = self._guarded
         client.on_pre_connect = guard(lambda *_: self._on_pre_connect())
         client.on_socket_open = guard(lambda _, __, sock: self._on_socket_open(sock))
@@ -106,7 +108,7 @@ class Listener:
         )
         client.on_connect = guard(lambda _, __, flags, code, limits: self._on_connect(code, limits))
         client.on_subscribe = guard(lambda _, __, mid, codes, properties: self._on_subscribe(codes))
-        client.on_disconnect = guard(lambda _, __, flags, code, properties: self._on_disconnect(code))
+        client.on_disconnect = guard(lambda _, __, flags, code, ___: self._on_disconnect(flags, code))
         client.on_publish = guard(lambda _, __, mid, code, properties: self._on_publish(code))
         client.on_message = guard(lambda _, __, message: self._on_message(message))
         client.connect_async(settings.mqtt_host, settings.mqtt_port, KEEPALIVE)
@@ -118,8 +120,7 @@ class Listener:
     def __exit__(self, *_: object) -> None:
         """Disconnect, and wait at most a second for that to be sent."""
         self._stopping = True  # from here on the end of the thread is no accident
-        sent = self._client.disconnect() == MQTTErrorCode.MQTT_ERR_SUCCESS
-        if sent and self._thread:
+        if self._client.disconnect() == MQTTErrorCode.MQTT_ERR_SUCCESS and self._thread:
             self._thread.join(1)
 
     @property
@@ -142,7 +143,7 @@ class Listener:
     @property
     def problem(self) -> str:
         """Why questions cannot be asked; empty if they can."""
-        return self._disconnected or self._refused
+        return "; ".join(filter(None, {self._disconnected: 1, self._refused: 1}))
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
@@ -168,16 +169,14 @@ class Listener:
         connection = self._connection
         if connection is None:
             return []
-        before = time.monotonic() - seconds
-        held = [*connection.sent.copy(), *connection.waiting.copy()]
-        return [question.transaction_id for since, (question, _) in held if since < before]
+        held, now = [*connection.sent.copy(), *connection.waiting.copy()], time.monotonic()
+        return [question.transaction_id for since, (question, _) in held if since < now - seconds]
 
     def watch(self) -> None:
         """Hang up if the broker has not answered for PATIENCE seconds."""
-        connection = self._connection
+        connection, now = self._connection, time.monotonic()
         if connection is None:
             return
-        now = time.monotonic()
         if not connection.subscribed and now - connection.began > PATIENCE:
             self._lose(f"{self._broker} does not answer SUBSCRIBE")
         elif connection.sent and now - connection.last_puback > PATIENCE:
@@ -199,9 +198,8 @@ class Listener:
             if not connection.sent:
                 connection.last_puback = time.monotonic()
             connection.sent.append((since, (question, backoff)))
-            info = self._client.publish(
-                QUESTIONS, msgspec.json.encode(question), connection.qos, properties=properties
-            )
+            payload = msgspec.json.encode(question)
+            info = self._client.publish(QUESTIONS, payload, connection.qos, properties=properties)
             if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
                 log.warning("a question could not be published; it will be asked again: %s", info.rc.name)
                 return  # the connection is gone, and this window with it
@@ -214,19 +212,20 @@ class Listener:
             job.finish(None)
 
     def _lose(self, reason: str) -> None:
-        """Hang up for this reason; paho connects again after its usual delay."""
+        """Hang up for this reason. paho notices, calls `on_disconnect`, and connects again after a while."""
         self._reason = reason
-        self._hang_up()
+        sock: Any = self._client.socket()
+        with suppress(OSError):  # it is broken already
+            if sock:
+                sock.shutdown(socket.SHUT_RDWR)
 
     def _say(self, sentence: str) -> None:
         """Note how the connection is; empty: questions can be asked. Log it if it is news."""
-        if sentence != self._disconnected:
-            self._disconnected = sentence
-            log.log(
-                logging.WARNING if sentence else logging.INFO,
-                "%s",
-                sentence or f"subscribed at {self._broker}",
-            )
+        self._disconnected = sentence
+        if sentence != self._logged:
+            self._logged = sentence
+            level = logging.WARNING if sentence else logging.INFO
+            log.log(level, "%s", sentence or f"subscribed at {self._broker}")
 
     def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
         """A callback whose exceptions cost one reconnect. One that escapes would end paho's thread."""
@@ -234,24 +233,20 @@ class Listener:
         def call(*arguments: Any) -> None:
             try:
                 callback(*arguments)
-            except Exception:
+            except Exception as error:
                 log.exception("an MQTT callback failed; connecting anew")
-                self._hang_up()
+                self._connection = None
+                self._disconnected = f"a packet from {self._broker} cannot be handled: {error!r}"
+                self._lose(self._disconnected)
 
         return call
-
-    def _hang_up(self) -> None:
-        """Break the connection. paho notices, calls `on_disconnect`, and connects again after a while."""
-        sock: Any = self._client.socket()
-        with suppress(OSError):  # it is broken already
-            if sock:
-                sock.shutdown(socket.SHUT_RDWR)
 
     # Callbacks, in paho's thread
 
     def _on_pre_connect(self) -> None:
         self._thread = threading.current_thread()
         self._connection, self._reason, self._ended = None, "", False
+        self._client._keepalive = KEEPALIVE  # the last broker may have chosen another
 
     def _on_socket_open(self, sock: Any) -> None:
         # Without this, Nagle's algorithm and delayed ACKs add 40 ms to a hop.
@@ -259,31 +254,37 @@ class Listener:
 
     def _on_connect(self, code: ReasonCode, limits: Any) -> None:
         self._client.drop_out_messages()  # paho would send again what was not acknowledged
-        self.equipment.clear()  # the broker sends all that it retains
+        # Server Keep Alive may be an hour, or 0 for never: then we would not notice a frozen broker.
+        self._client._keepalive = min(self._client._keepalive or KEEPALIVE, KEEPALIVE)
+        room = getattr(limits, "MaximumPacketSize", PACKET)
         if code.is_failure:
             self._reason = f"{self._broker} refuses the connection: {code}"
-        elif getattr(limits, "MaximumPacketSize", PACKET) < PACKET:
-            self._lose(
-                f"{self._broker} takes {limits.MaximumPacketSize} bytes; a question needs up to {PACKET}"
-            )
+        elif room < PACKET:
+            self._lose(f"{self._broker} takes {room} bytes; a question needs up to {PACKET}")
         else:
             self._connection = Connection(limits)
+            self._client.reconnect_delay_set(1, 2)
+            self._disconnected = f"{self._broker} has not answered SUBSCRIBE yet"
             self._client.subscribe(SUBSCRIPTIONS)
 
     def _on_subscribe(self, codes: list[ReasonCode]) -> None:
         refusals = [code for code in codes if code.is_failure]
         if refusals:
             self._lose(f"{self._broker} refuses the subscription: {refusals[0]}")
-        elif self._connection:
+        elif self._connection and not self._connection.subscribed:
+            self.session += 1
             self._connection.subscribed = True
             self._say("")
-            self._hand_over(Job(ask_again, True))
+            self._hand_over(Job(ask_again, self.session))
 
-    def _on_disconnect(self, code: ReasonCode) -> None:
+    def _on_disconnect(self, flags: DisconnectFlags, code: ReasonCode) -> None:
         if self._ended:  # paho says it twice when PINGRESP does not come; the second time explains less
             return
         self._ended = True
         connection, self._connection = self._connection, None
+        self.equipment.clear()  # the next broker sends all that it retains
+        told = flags.is_disconnect_packet_from_server
+        strange = code == "Protocol error" or self._client._in_packet["command"]  # all or part of a packet
         if self._stopping:
             self._disconnected = "the service is stopping"
         elif self._reason:
@@ -292,10 +293,10 @@ class Listener:
             self._say(f"the connection to {self._broker} was lost: {code}")
         elif connection:
             self._say(f"{self._broker} closes the connection instead of answering SUBSCRIBE: {code}")
-        elif code == "Keep alive timeout":
-            self._say(f"{self._broker} accepts connections but does not answer")
-        elif code == "Protocol error":
+        elif strange and not told:
             self._say(f"{self._broker} answers with something that is not MQTT 5")
+        elif code == "Keep alive timeout" and not told:
+            self._say(f"{self._broker} accepts connections but does not answer")
         else:
             self._say(f"{self._broker} closes the connection instead of answering CONNECT: {code}")
 
@@ -339,8 +340,11 @@ class Listener:
         """Note whether this equipment is there."""
         if status not in ("online", "offline"):
             raise ValueError("neither online nor offline")
-        if equipment in self.equipment or len(self.equipment) < EQUIPMENT:
+        first = equipment not in self.equipment and len(self.equipment) < EQUIPMENT
+        if first or equipment in self.equipment:
             self.equipment[equipment] = status
         # A retained message was published before we subscribed, and SUBACK has asked everything again.
+        if not retained:
+            log.log(logging.INFO if first else logging.WARNING, "equipment %.80r is %s", equipment, status)
         if status == "online" and not retained:
-            self._hand_over(Job(ask_again, False))
+            self._hand_over(Job(ask_again, 0))

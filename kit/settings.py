@@ -17,7 +17,8 @@ from psycopg.conninfo import conninfo_to_dict
 ROOT = Path(__file__).parent.parent
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 ADDRESS = r"^(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):[0-9]{1,5}$"
-HOST = r"^([^\s:\[\]/]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$"
+# A label of a name has 1 to 63 characters; Python raises UnicodeError for others, not OSError.
+HOST = r"^([^\s:\[\]/.]{1,63}(\.[^\s:\[\]/.]{1,63})*\.?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$"
 POSTGRESQL = r"^postgres(ql)?://.+"
 SQLITE = r"^sqlite:///(?!:memory:)[^?#]+$"
 SECRETS = ("DATABASE_URL", "MQTT_PASSWORD", "API_TOKEN")  # not to be shown

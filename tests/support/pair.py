@@ -5,9 +5,9 @@ from uuid import UUID
 
 import models
 from kit.settings import Settings
-from kit.storage import Store
+from kit.storage import Store, execute
 from kit.writer import JobQueue
-from ledger import Ledger
+from ledger import Creation, Draft, Ledger, create
 from mqtt_listener import Listener
 from programs import ACCOUNTS, MIGRATIONS, wait_until
 from schemas import Status
@@ -33,6 +33,10 @@ class Pair:
     def create(self) -> UUID:
         return self.ledger.create(1, None).id
 
+    def create_later(self) -> None:
+        """Hand in a transaction, and do not wait until it is stored."""
+        self.ledger.queue.put(Creation(create, Draft(1)))
+
     @property
     def asked(self) -> int:
         """How many questions were published."""
@@ -46,6 +50,11 @@ class Pair:
 
     def status(self, key: UUID) -> Status:
         return self.store.read(models.get_transaction, key).status
+
+    def count(self, status: str) -> int:
+        """How many transactions have this status."""
+        statement = 'SELECT count(*) FROM "transaction" WHERE status = ?'
+        return self.store.read(execute, statement, status)[0][0]
 
     def settled(self, key: UUID, status: Status = Status.COMPLETED, seconds: float = 15) -> None:
         wait_until(lambda: self.status(key) is status, f"{key} is {status}", seconds)

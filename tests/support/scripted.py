@@ -1,6 +1,7 @@
-"""A scripted broker: speaks real MQTT 5 on a real socket, and does to its clients what a test tells it to do."""
+"""A scripted broker: speaks real MQTT 5 on a real socket, and does to its clients what a test tells it."""
 
 import contextlib
+import json
 import socket
 import struct
 import threading
@@ -12,17 +13,9 @@ from paho.mqtt.properties import Properties
 
 from programs import ACCOUNTS, wait_until
 
-CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, PINGREQ, PINGRESP, DISCONNECT = (
-    1,
-    2,
-    3,
-    4,
-    8,
-    9,
-    12,
-    13,
-    14,
-)
+CONNECT, CONNACK, PUBLISH, PUBACK = 1, 2, 3, 4
+SUBSCRIBE, SUBACK, PINGREQ, PINGRESP, DISCONNECT = 8, 9, 12, 13, 14
+QUESTION, ANSWER, STATUS = "EQUIPMENT/VALIDATION", "EQUIPMENT/VALIDATION/RESPONSE", "EQUIPMENT/STATUS/"
 
 
 @dataclass
@@ -190,12 +183,68 @@ class Connection:
         return data
 
 
-class ScriptedBroker:
-    """Answers as a broker should, except where a test gives its own reaction: a function of connection and packet.
+# Reactions
 
-    `ScriptedBroker(connect=lambda connection, packet: connection.connack(ReceiveMaximum=1))`; a reaction that does
-    nothing leaves the packet without an answer. `accept` is called with the connection before anything is read.
-    An exception in a reaction fails the test at the end of the `with`.
+
+def nothing(connection: Connection, packet: Packet) -> None:
+    """Leave the packet without an answer."""
+
+
+def hang_up(connection: Connection, packet: Packet) -> None:
+    """Close the connection instead of answering."""
+    connection.close()
+
+
+def connack(reason: int = 0, **properties) -> Callable:
+    """Answer CONNECT with this reason and these properties."""
+    return lambda connection, packet: connection.connack(reason, **properties)
+
+
+def suback(*codes: int) -> Callable:
+    """Answer SUBSCRIBE with these codes, however many topics it has."""
+    return lambda connection, packet: connection.suback(packet.id, list(codes))
+
+
+def puback(reason: int) -> Callable:
+    """Answer PUBLISH with this reason."""
+    return lambda connection, packet: connection.puback(packet.id, reason)
+
+
+def sends(data: bytes) -> Callable:
+    """Answer with these bytes."""
+    return lambda connection, packet: connection.send(data)
+
+
+def both(*reactions: Callable) -> Callable:
+    """Do one after the other."""
+    return lambda connection, packet: [reaction(connection, packet) for reaction in reactions]
+
+
+def in_turn(*reactions: Callable) -> Callable:
+    """Do another one each time, and in the end always the last one."""
+    left = list(reactions)
+    return lambda connection, packet: (left.pop(0) if len(left) > 1 else left[0])(connection, packet)
+
+
+def confirm(connection: Connection, packet: Packet) -> None:
+    """Answer a question as the equipment would: confirm it."""
+    verdict = {"transaction_id": json.loads(packet.payload)["transaction_id"], "status": "COMPLETED"}
+    connection.publish(ANSWER, json.dumps(verdict).encode())
+
+
+def take_and_confirm(connection: Connection, packet: Packet) -> None:
+    """Take a question as the broker does, and answer it as the equipment would."""
+    if packet.qos:
+        connection.puback(packet.id)
+    confirm(connection, packet)
+
+
+class ScriptedBroker:
+    """Answers as a broker should, except where a test gives its own reaction.
+
+    A reaction is a function of connection and packet: `ScriptedBroker(connect=connack(ReceiveMaximum=1))`.
+    One that does nothing leaves the packet without an answer. `accept` is called with the connection before
+    anything is read. An exception in a reaction fails the test at the end of the `with`.
     """
 
     def __init__(

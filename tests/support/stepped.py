@@ -35,6 +35,7 @@ class Publisher:
     alive = True
     subscribed = False
     unreadable = 0
+    session = 1
 
     def __init__(self):
         self.published, self.holds = [], []

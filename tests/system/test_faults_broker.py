@@ -8,7 +8,26 @@ import signal
 import socket
 import threading
 
+import pytest
+
+from peer import Peer
 from programs import Broker, Service, wait_until
+from scripted import (
+    CONNACK,
+    QUESTION,
+    STATUS,
+    Connection,
+    Packet,
+    ScriptedBroker,
+    connack,
+    hang_up,
+    nothing,
+    packet,
+    puback,
+    sends,
+    suback,
+    take_and_confirm,
+)
 from trial import FULL, resident
 
 SOME = 10 if FULL else 2
@@ -122,7 +141,95 @@ def test_the_broker_refuses_the_right_to_publish(trial, table):
     assert set(run.told()) == {201}
 
 
+SAYS = {
+    "SUBACK refuses": ({"subscribe": suback(0x87)}, "refuses the subscription"),
+    "SUBSCRIBE is never answered": ({"subscribe": nothing}, "does not answer SUBSCRIBE"),
+    "connection closed on SUBSCRIBE": ({"subscribe": hang_up}, "instead of answering SUBSCRIBE"),
+    "connection closed after CONNACK": (
+        {"connect": connack(), "subscribe": hang_up},
+        "instead of answering",
+    ),
+    "CONNACK of MQTT 3.1.1": ({"connect": sends(packet(CONNACK, b"\0\5"))}, "not MQTT 5"),
+    "an HTTP server answers": ({"connect": sends(b"HTTP/1.1 400 Bad Request\r\n\r\n")}, "not MQTT 5"),
+    "PUBACK: quota exceeded": ({"publish": puback(0x97)}, "refuses what is published"),
+    "nothing is acknowledged": ({"publish": nothing}, "does not acknowledge what is published"),
+}
+
+
+@pytest.mark.parametrize("fault", SAYS)
+def test_a_broker_that_says_something_else(trial, table, fault):
+    run = trial(VALIDATION_TIMEOUT="3").start()
+    reactions, sentence = SAYS[fault]
+    for _ in range(3 if FULL else 1):
+        run.note()
+        run.broker.stop()
+        with ScriptedBroker(port=run.broker.port, **reactions):
+            wait_until(lambda: sentence in unready(run.service), "readyz says it", 15)
+            run.more()
+            pause(4)  # longer than the timeout
+        run.broker.start()
+        run.ready()
+    run.finish(fault, table)
+    assert set(run.told()) == {201}
+
+
+WORKS = {
+    "SUBACK with no code": {"subscribe": suback()},
+    "SUBACK with one code": {"subscribe": suback(1)},
+    "SUBACK with three codes": {"subscribe": suback(1, 1, 1)},
+    "CONNACK: Receive Maximum 1": {"connect": connack(ReceiveMaximum=1)},
+    "CONNACK: Receive Maximum 10": {"connect": connack(ReceiveMaximum=10)},
+    "CONNACK: Maximum QoS 0": {"connect": connack(MaximumQoS=0)},
+    "CONNACK: no retain": {"connect": connack(RetainAvailable=0)},
+}
+
+
+def either(connection: Connection, sent: Packet) -> None:
+    """Confirm a question, and take what the equipment publishes."""
+    if sent.topic == QUESTION:
+        take_and_confirm(connection, sent)
+    elif sent.qos:
+        connection.puback(sent.id)
+
+
+@pytest.mark.parametrize("limit", WORKS)
+def test_a_broker_that_works_in_another_way(trial, table, limit):
+    """The service settles everything with it, too; it plays the equipment itself."""
+    run = trial().start()
+    for _ in range(3 if FULL else 1):
+        run.note()
+        run.broker.stop()
+        with ScriptedBroker(port=run.broker.port, **{"publish": either} | WORKS[limit]):
+            wait_until(run.service.ready, "the service is ready", 15)
+            run.more()
+            wait_until(lambda: run.status("PENDING") < 10, "everything is settled", 15)
+        run.broker.start()
+        run.ready()
+    run.finish(limit, table)
+    assert set(run.told()) == {201}
+
+
 # The equipment
+
+
+def test_equipment_flaps(trial, table):
+    """`online` every 0.3 s: what is not answered expires, and late verdicts settle it."""
+    run = trial(VALIDATION_TIMEOUT="3").start()
+    run.note()
+    run.equipment.send(signal.SIGSTOP)
+    with Peer(run.broker) as peer:
+
+        def flap() -> bool:
+            pause(0.3)
+            peer.publish(f"{STATUS}validator", "online", retain=True)
+            return run.status("EXPIRED") > 50
+
+        wait_until(flap, "unanswered questions expire", 10)
+    run.equipment.send(signal.SIGCONT)
+    run.load.stop()
+    wait_until(lambda: run.status("EXPIRED") + run.status("PENDING") == 0, "late verdicts settle them", 35)
+    run.finish("equipment says `online` every 0.3 s", table)
+    assert set(run.told()) == {201}
 
 
 def test_the_equipment_is_killed(trial, table):
@@ -138,7 +245,7 @@ def test_the_equipment_is_killed(trial, table):
 
 
 def test_the_late_verdicts_of_a_frozen_equipment_settle_what_had_expired(trial, table):
-    run = trial(VALIDATION_TIMEOUT="2", VALIDATION_RETRY="1.9").start()
+    run = trial(VALIDATION_TIMEOUT="4", VALIDATION_RETRY="3").start()
     run.note()
     run.load.stop()
     wait_until(lambda: run.status("PENDING") == 0, "all are settled")

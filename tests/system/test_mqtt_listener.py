@@ -11,24 +11,9 @@ from uuid import UUID
 import pytest
 
 from mqtt_listener import QUESTIONS, STATUSES, VERDICTS, Listener
-from pair import Pair
 from peer import Peer
 from programs import Broker, free_port, wait_until
 from schemas import Status
-
-
-@pytest.fixture
-def start(tmp_path):
-    """A function that starts a pair: `start(broker.port)`."""
-    started = []
-
-    def start(port: int, **options) -> Pair:
-        started.append(Pair(tmp_path, port, **options))
-        return started[-1]
-
-    yield start
-    for pair in started:
-        pair.stop()
 
 
 @pytest.fixture

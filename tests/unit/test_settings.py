@@ -176,7 +176,7 @@ def test_an_address_is_a_host_and_a_port(bind, address):
         "VALIDATION_RETRY": "0 0.04 30.1 -1 x nan inf 5s",
         "VALIDATION_TIMEOUT": "0 5 86401 -1 x nan inf 1m",
         "WAITS": "-1 10001 x 1.5",
-        "MQTT_HOST": "[::1] mqtt://localhost localhost:1883 a/b",
+        "MQTT_HOST": f"[::1] mqtt://localhost localhost:1883 a/b a..b .a {'a' * 64}",
         "MQTT_PASSWORD": "a\x07b",
         "LOG_LEVEL": "TRACE 20",
         "LOG_FORMAT": "xml",

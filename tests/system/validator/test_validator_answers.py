@@ -1,0 +1,210 @@
+"""The real equipment: what it is built from, what it answers, and what it refuses."""
+
+import json
+import os
+import subprocess
+import time
+
+import pytest
+
+from programs import ROOT, wait_until
+from scripted import ANSWER, STATUS
+from witness import GOOD_ID, a_newcomer_sees, end, ids, ignored, make
+
+
+def test_its_rules_hold():
+    assert ", 0 failed" in make("test")
+
+
+def test_the_analyzer_finds_nothing():
+    assert make("lint") == ""
+
+
+def test_it_confirms_the_share_it_was_told(run, broker, witness):
+    run(broker, online=True, VALIDATOR_CONFIRM_RATE="0.6")
+    verdicts = witness.verdicts(ids(2000))
+    assert len(verdicts) == 2000
+    assert set(verdicts.values()) == {"COMPLETED", "ERROR"}
+    assert 0.57 < list(verdicts.values()).count("COMPLETED") / 2000 < 0.63
+
+
+@pytest.mark.parametrize(("rate", "status"), [("0", "ERROR"), ("1", "COMPLETED"), ("1.0", "COMPLETED")])
+def test_a_rate_may_be_all_or_nothing(run, broker, witness, rate, status):
+    run(broker, online=True, VALIDATOR_CONFIRM_RATE=rate)
+    assert set(witness.verdicts(ids(200)).values()) == {status}
+
+
+def test_asked_again_it_answers_the_same(run, broker, witness):
+    first = run(broker, online=True)
+    verdicts = witness.verdicts(ids(100))
+    assert witness.verdicts(ids(100)) == verdicts
+    end(first)
+    run(broker, name="another", online=True)
+    assert witness.verdicts(ids(100)) == verdicts
+
+
+def test_another_seed_gives_other_verdicts(run, broker, witness):
+    first = run(broker, online=True)
+    verdicts = witness.verdicts(ids(100))
+    end(first)
+    run(broker, name="another", online=True, VALIDATOR_SEED="2")
+    assert witness.verdicts(ids(100)) != verdicts
+
+
+def test_an_answer_is_json_about_the_id_in_lower_case(run, broker, witness):
+    run(broker, online=True, VALIDATOR_CONFIRM_RATE="1")
+    witness.ask({"transaction_id": GOOD_ID.upper(), "station_id": 2147483647, "extra": [1, {"é": None}]})
+    answer = witness.answer()
+    assert json.loads(answer.payload) == {"transaction_id": GOOD_ID, "status": "COMPLETED"}
+    assert answer.properties.ContentType == "application/json"
+    assert answer.qos == 1
+    assert not answer.retain
+
+
+@pytest.mark.parametrize("sent", [GOOD_ID.encode(), b"", b"\0", bytes(range(256)), b"\xff" * 1024])
+def test_correlation_data_comes_back_as_it_was(run, broker, witness, sent):
+    run(broker, online=True)
+    witness.ask(GOOD_ID, CorrelationData=sent)
+    assert witness.answer().properties.CorrelationData == sent
+
+
+def test_a_question_without_correlation_data_gets_an_answer_without_it(run, broker, witness):
+    run(broker, online=True)
+    witness.ask(GOOD_ID)
+    assert not hasattr(witness.answer().properties, "CorrelationData")
+
+
+def test_longer_correlation_data_is_refused_with_a_line(run, broker, witness):
+    validator = run(broker, online=True)
+    witness.ask(ids(1)[0], CorrelationData=b"x" * 1025)
+    witness.ask(GOOD_ID, CorrelationData=b"x")
+    assert json.loads(witness.answer().payload)["transaction_id"] == GOOD_ID
+    assert "ignored, the correlation data is longer than 1024 bytes: {" in validator.said()
+
+
+def test_a_response_topic_is_not_followed(run, broker, witness):
+    run(broker, online=True)
+    witness.ask(GOOD_ID, ResponseTopic=STATUS + "another", CorrelationData=b"x")
+    assert witness.answer().topic == ANSWER
+    assert {message.topic for message in witness.messages} == {ANSWER, STATUS + "validator"}
+
+
+def test_a_burst_is_answered_to_the_last_question(run, broker, witness):
+    run(broker, online=True)
+    assert witness.verdicts(ids(1000)).keys() == set(ids(1000))
+
+
+def test_two_share_the_work_and_answer_once(run, broker, witness):
+    two = [run(broker, name=name, online=True, VALIDATOR_VERBOSE="1") for name in ("left", "right")]
+    assert witness.verdicts(ids(200)).keys() == set(ids(200))
+    assert len(witness.answers) == 200
+    shares = [len(validator.output.read_text().splitlines()) for validator in two]
+    assert sum(shares) == 200
+    assert min(shares) > 0
+    for name in ("left", "right"):
+        a_newcomer_sees("online", broker, name)
+
+
+def test_it_goes_on_receiving_while_answers_wait(run, broker, witness):
+    validator = run(broker, online=True, VALIDATOR_DELAY_MS="1500", VALIDATOR_VERBOSE="1")
+    asked_at = time.monotonic()
+    for transaction in ids(50):
+        witness.ask(transaction)
+    wait_until(lambda: len(validator.output.read_text().splitlines()) == 50, "50 questions are received")
+    assert witness.answers == []
+    witness.answer()
+    assert time.monotonic() - asked_at >= 1.5
+    witness.answer(50)
+    assert [json.loads(answer.payload)["transaction_id"] for answer in witness.answers] == ids(50)
+
+
+def test_one_line_per_question_tells_id_station_and_verdict(run, broker, witness):
+    validator = run(broker, online=True, VALIDATOR_VERBOSE="1", VALIDATOR_CONFIRM_RATE="0")
+    witness.ask({"transaction_id": GOOD_ID, "station_id": 17})
+    witness.answer()
+    assert validator.output.read_text() == f"{GOOD_ID} station 17 ERROR\n"
+
+
+GARBAGE = {
+    "the question is too long": [b"x" * 1025, b"[" * 60000, b'{"transaction_id": "' + b"a" * 2000],
+    "the question is not UTF-8": [b"\xff\xfe", b"\x80", b'{"transaction_id": "\xc3"}', b"\xed\xa0\x80"],
+    "the question is not JSON": [
+        b"",
+        b"{",
+        b"transaction 7",
+        b"{}{}",
+        b"[" * 1024,
+        b"\x1b[2J",
+        b'{"a": "\\u0000"}',
+    ],
+    "the question is not a JSON object": [b"null", b"[]", b"17", b'"text"', b"[" * 300 + b"]" * 300],
+    "transaction_id is missing": [b"{}", b'{"station_id": 1}'],
+    "transaction_id is not a string": [b'{"transaction_id": 7, "station_id": 1}'],
+    "transaction_id is not a UUID": [
+        b'{"transaction_id": "7", "station_id": 1}',
+        b'{"transaction_id": "%s%n"}',
+    ],
+    "station_id is missing": [json.dumps({"transaction_id": GOOD_ID}).encode()],
+    "station_id is not a whole number from 1 to 2147483647": [
+        json.dumps({"transaction_id": GOOD_ID, "station_id": station}).encode()
+        for station in (0, -1, 1.0, 1.5, 2**31, 1e300, "1", True, None, [1])
+    ],
+}
+
+
+@pytest.mark.parametrize("sentence", GARBAGE)
+def test_garbage_gets_a_line_and_the_next_question_an_answer(run, broker, witness, sentence):
+    validator = run(broker, online=True)
+    for payload in GARBAGE[sentence]:
+        witness.ask(payload)
+    witness.ask(GOOD_ID)
+    assert json.loads(witness.answer().payload)["transaction_id"] == GOOD_ID
+    assert validator.said().count(f"ignored, {sentence}: ") == len(GARBAGE[sentence])
+
+
+def test_an_excerpt_is_short_and_harmless(run, broker, witness):
+    validator = run(broker, online=True)
+    rude = b"\x1b[2J\nvalidator: is online \xf0\x9f\x94\x8b \x7f"
+    witness.ask(rude + b"a" * 900)
+    witness.ask(GOOD_ID)
+    witness.answer()
+    tame = r"\x1B[2J\x0Avalidator: is online \xF0\x9F\x94\x8B \x7F" + "a" * (64 - len(rude)) + " ..."
+    assert validator.said().splitlines()[-1] == f"validator: ignored, the question is not JSON: {tame}"
+
+
+def test_a_flood_of_garbage_is_counted_rather_than_told(run, broker, witness):
+    validator = run(broker, online=True)
+    for _ in range(2000):
+        witness.ask(b"garbage")
+    witness.ask(GOOD_ID)
+    witness.answer()
+    wait_until(lambda: ignored(validator) == 2000, "every one is told or counted")
+    assert len(validator.said().splitlines()) < 1000
+
+
+def test_more_answers_than_can_wait_are_not_taken(run, broker, witness):
+    validator = run(broker, online=True, VALIDATOR_DELAY_MS="3600000")
+    for transaction in ids(16384 + 30):
+        witness.ask(transaction)
+    wait_until(lambda: ignored(validator) == 30, "the last 30 are ignored", 60)
+    assert "ignored, too many answers are waiting: {" in validator.said()
+    assert witness.answers == []
+
+
+def test_the_end_of_its_reader_is_not_its_own(build, broker, witness, programs):
+    """Neither a pipe that is closed nor one that is full stops it."""
+    for close in (True, False):
+        name = f"closed-{close}"
+        environment = broker.environment_of_clients | {"VALIDATOR_ID": name, "VALIDATOR_VERBOSE": "1"}
+        reader, writer = os.pipe()
+        validator = subprocess.Popen([ROOT / build], env=environment, stdout=writer, stderr=writer)
+        programs.append(validator)
+        os.close(writer)
+        witness.sees("online", name)
+        if close:
+            os.close(reader)
+        assert len(witness.verdicts(ids(1500))) == 1500
+        validator.terminate()
+        assert validator.wait(1) == 0
+        if not close:
+            os.close(reader)

@@ -1,0 +1,86 @@
+"""The real equipment: which values it takes, and which it refuses in a sentence."""
+
+import os
+import socket
+import subprocess
+
+import pytest
+
+from programs import ROOT, Broker, wait_until
+from witness import a_newcomer_sees
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        *(
+            ("MQTT_PORT", value)
+            for value in ("0", "65536", "-1", "+1", "1883x", " 1883", "0x75", "mqtt", "1" * 30)
+        ),
+        *(
+            ("VALIDATOR_CONFIRM_RATE", value)
+            for value in ("0.6x", "nan", "inf", "-1", "-0", "2", "1.01", "60%", "0,6")
+        ),
+        *(("VALIDATOR_CONFIRM_RATE", value) for value in (".", " 0.6", "0.6 ", "1e-1", "0x1p-1", "0.6.1")),
+        *(("VALIDATOR_SEED", value) for value in ("-1", "1.5", "seed", "18446744073709551616", " 1", "1 ")),
+        *(("VALIDATOR_DELAY_MS", value) for value in ("-1", "1s", "3600001", "0.5")),
+        *(("VALIDATOR_VERBOSE", value) for value in ("2", "yes", "true", "-1")),
+        *(("VALIDATOR_ID", value) for value in ("a" * 65, "a/b", "+", "#", "a b", "é", "a\n", "a.b")),
+        *(("MQTT_HOST", value) for value in ("mqtt://127.0.0.1", "[::1]", "127.0.0.1:1883", "a b", "a/b")),
+        *(("MQTT_CA_FILE", value) for value in ("/nowhere/ca.pem", "validator/nothing")),
+        ("VALIDATOR_USERNAME", "x" * 65536),
+        ("VALIDATOR_PASSWORD", "x" * 65536),
+    ],
+)
+def test_a_bad_value_stops_it_with_a_sentence(run, tmp_path, variable, value):
+    validator = run(Broker(tmp_path), ends=2, **{variable: value})
+    assert validator.process.wait(5) == 2
+    assert validator.said().startswith(f"validator: {variable} must ")
+    assert validator.said().count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("VALIDATOR_CONFIRM_RATE", "0.000"),
+        ("VALIDATOR_SEED", "18446744073709551615"),
+        ("VALIDATOR_DELAY_MS", "3600000"),
+        ("VALIDATOR_ID", "A-z_0" * 12),
+        *((variable, "") for variable in ("VALIDATOR_CONFIRM_RATE", "VALIDATOR_SEED", "VALIDATOR_DELAY_MS")),
+        *((variable, "") for variable in ("VALIDATOR_VERBOSE", "MQTT_CA_FILE", "MQTT_HOST")),
+        ("MQTT_HOST", "localhost"),
+    ],
+)
+def test_a_good_value_or_none_is_taken(run, broker, variable, value):
+    validator = run(broker, **{variable: value})
+    wait_until(lambda: "is online" in validator.said(), "it is online")
+
+
+def test_an_empty_id_means_the_host_name(run, broker):
+    validator = run(broker, VALIDATOR_ID="")
+    name = socket.gethostname().replace(".", "-")
+    wait_until(lambda: f"{name} is online" in validator.said(), "it is online")
+    a_newcomer_sees("online", broker, name)
+
+
+@pytest.mark.parametrize(
+    ("host", "good"), [("desk.example", True), ("desk_7", True), ("a b", False), ("é", False)]
+)
+def test_a_host_name_must_be_good_for_an_id(build, broker, tmp_path, host, good):
+    """In a name space of its own, where the host can be given any name."""
+    own = ["unshare", "--user", "--map-root-user", "--uts"]
+    if subprocess.run([*own, "true"], check=False, capture_output=True).returncode != 0:
+        pytest.skip("this machine does not allow name spaces")
+    script = 'printf %s "$1" > /proc/sys/kernel/hostname && exec "$2"'
+    environment = broker.environment_of_clients | {"PATH": os.environ["PATH"], "VALIDATOR_ID": ""}
+    with (tmp_path / "log").open("wb") as log:
+        validator = subprocess.Popen(
+            [*own, "sh", "-c", script, "sh", host, ROOT / build], env=environment, stderr=log
+        )
+    if good:
+        a_newcomer_sees("online", broker, host.replace(".", "-"))
+        validator.terminate()
+    assert validator.wait(10) == (0 if good else 2)
+    assert good or (tmp_path / "log").read_text().startswith(
+        "validator: VALIDATOR_ID must be set: the host name "
+    )
