@@ -144,11 +144,11 @@ class Store:
             log.error("the database cannot be written: %s", problem)
         self.problem = problem
 
-    def _sentence(self, error: Exception) -> str:
-        if getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF in (
-            11,
-            26,
-        ):  # CORRUPT, NOTADB
+    def _sentence(self, error: BaseException) -> str:
+        # If SQLite rolled back by itself, peewee's rollback fails. The first error says why.
+        while error.__context__:
+            error = error.__context__
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (11, 26):  # CORRUPT, NOTADB
             self._unusable = f"the file is damaged: {error}"
             self.fail(self._unusable)
         return self._unusable or str(error).partition("\n")[0]  # PostgreSQL goes on about the statement
