@@ -186,8 +186,8 @@ class Ledger(Writer):
         clock: Clock | None = None,
         stopping: Callable[[], bool] = lambda: False,
     ):
-        self.clock, self.publisher, self.stopping = clock or Clock(), publisher, stopping
-        super().__init__(store, queue, ORDER, lambda: self.clock.steady() / SECOND)
+        self.clock, self.publisher = clock or Clock(), publisher
+        super().__init__(store, queue, ORDER, lambda: self.clock.steady() / SECOND, stopping)
         retry, timeout = settings.validation_retry, settings.validation_timeout
         self.timeouts = Timeouts(round(retry * SECOND), round(timeout * SECOND))
         self.counts: Counter[str] = Counter()  # since the start: statuses, verdicts by kind, questions

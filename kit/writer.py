@@ -66,14 +66,20 @@ class Writer:
     """Runs the jobs of a queue while it is entered as a context manager.
 
     `order` are the batch functions in the order in which a batch runs them: each gets all items of its kind
-    and returns a result for each. `clock` is in seconds and never jumps. A subclass adds what belongs to a
-    batch.
+    and returns a result for each. `clock` is in seconds and never jumps. `stopping` tells whether the process
+    is about to stop. A subclass adds what belongs to a batch.
     """
 
     def __init__(
-        self, store: Store, queue: JobQueue, order: Sequence[Callable[..., Any]], clock: Callable[[], float]
+        self,
+        store: Store,
+        queue: JobQueue,
+        order: Sequence[Callable[..., Any]],
+        clock: Callable[[], float],
+        stopping: Callable[[], bool],
     ):
-        self.store, self.queue, self.order, self._clock = store, queue, order, clock
+        self.store, self.queue, self.order = store, queue, order
+        self._clock, self.stopping = clock, stopping
         self._next_recovery = self._held_since = 0.0
         self._held: list[Job] = []  # repeatable jobs whose COMMIT is in doubt
         self._stopped = False
@@ -219,7 +225,7 @@ class Writer:
         """Tell jobs what is known. Hold those in doubt that can be repeated."""
         self.store.fail(str(error))
         self._next_recovery = self._clock() + 1
-        self._held_since = self._held_since if self._held else self._clock()
+        self._held_since = self._held_since or self._clock()
         for job in jobs:
             job.in_doubt |= isinstance(error, InDoubt)
             if job.in_doubt and job.repeatable:
@@ -232,13 +238,15 @@ class Writer:
         """See whether the database can be written again; if so, run what is in doubt a second time."""
         self.store.recover()
         self._next_recovery = self._clock() + 1
-        held = self._held
-        if held and not self.store.problem:
-            self._held = []
-            self._write(held)
-        elif held and self._clock() - self._held_since >= PATIENCE:
-            self._held = []
+        held, self._held = self._held, []
+        late = self._clock() - self._held_since >= PATIENCE
+        if late or (self.store.problem and self.stopping()):
             finish(held, UNKNOWN)
+        elif self.store.problem:
+            self._held = held
+        elif held:
+            self._write(held)
+        self._held_since = self._held_since if self._held else 0.0
 
 
 def finish(jobs: list[Job], detail: str) -> None:
