@@ -27,6 +27,7 @@ NETWORK = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 NETWORK |= {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 WRITERS = 20260328  # advisory lock id that serialises the writers of one PostgreSQL database
 OPENING = "it is not open yet"
+DAMAGED = "the file is damaged, as when a backup is copied over a file but its -wal is left"
 
 
 class Unusable(Exception):
@@ -65,6 +66,8 @@ class Store:
 
     def read(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs) -> T:
         """Call `function(database, …)`, which only reads; once more if the connection was broken."""
+        if not self._opened:  # closing a connection would write an unchecked log into the file
+            raise peewee.OperationalError(self.problem)
 
         def once() -> T:
             with self.database.connection_context():
@@ -149,7 +152,7 @@ class Store:
         while error.__context__:
             error = error.__context__
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in (11, 26):  # CORRUPT, NOTADB
-            self._unusable = f"the file is damaged: {error}"
+            self._unusable = f"{DAMAGED} ({error})"
             self.fail(self._unusable)
         return self._unusable or str(error).partition("\n")[0]  # PostgreSQL goes on about the statement
 
@@ -235,8 +238,12 @@ def check_file(database: Database) -> None:
     with suppress(FileExistsError):
         # Never open a file that exists: closing it would end all locks that this process holds on it.
         open(file, "xb").close()
-    if left and execute(database, "PRAGMA quick_check(1)") != [("ok",)]:
-        raise Unusable("the file is damaged, as when a backup is copied over a file but its -wal is left")
+    if left:
+        # mode=ro: closing it does not write the log into the file.
+        reader = peewee.SqliteDatabase(database.database.replace("mode=rw", "mode=ro"), uri=True)
+        with reader.connection_context():
+            if execute(reader, "PRAGMA quick_check(1)") != [("ok",)]:
+                raise Unusable(DAMAGED)
 
 
 def checkpoint(database: Database) -> None:
