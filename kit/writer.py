@@ -13,7 +13,7 @@ from queue import Empty, Full, SimpleQueue
 from typing import Any, Self
 
 from kit.errors import Unavailable
-from kit.storage import OPENING, InDoubt, NotWritten, Store, is_postgresql
+from kit.storage import LONGEST_WRITE, OPENING, InDoubt, NotWritten, Store, is_postgresql
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ class Writer:
     """Runs the jobs of a queue while it is entered as a context manager.
 
     `order` are the batch functions in the order in which a batch runs them: each gets all items of its kind
-    and returns a result for each. `clock` is in seconds and never jumps. `stopping` tells whether the process
-    is about to stop. A subclass adds what belongs to a batch.
+    and returns a result for each. `clock` is in seconds and never jumps. `stopping` tells whether the
+    process is about to stop. A subclass adds what belongs to a batch.
     """
 
     def __init__(
@@ -105,14 +105,14 @@ class Writer:
     def stuck(self) -> str:
         """Says so if a write is taking too long."""
         since = self.store.writing_since
-        return "a write takes too long" if since and time.monotonic() - since > 5 else ""
+        return "a write takes too long" if since and time.monotonic() - since > LONGEST_WRITE else ""
 
     def run(self, job: Job) -> Any:
         """Hand over a job and wait for its result; after PATIENCE, withdraw it if it was not taken."""
         if self._stopped:
             raise Unavailable("The service is stopping; nothing was stored.")
-        if self.store.problem and self.store.problem != OPENING:
-            raise Unavailable(NOT_WRITTEN.format(self.store.problem))
+        if problem := self.store.problem.replace(OPENING, "") or self.stuck:
+            raise Unavailable(NOT_WRITTEN.format(problem))
         try:
             self.queue.put(job)
         except Full:
@@ -202,7 +202,7 @@ class Writer:
 
     def _commit(self, jobs: list[Job], again: bool = True) -> None:
         """Run these jobs in one database transaction, and hand over their results after its commit."""
-        results: list[tuple[Job, Any]] = []
+        results, began = list[tuple[Job, Any]](), time.monotonic()
         try:
             with self.store.transaction():
                 batch = self.begin()
@@ -210,10 +210,10 @@ class Writer:
                     if group := [job for job in jobs if job.function is function]:
                         results += zip(group, function(batch, [job.item for job in group]), strict=True)
         except (NotWritten, InDoubt) as error:
-            if again and isinstance(error, NotWritten) and is_postgresql(self.store.database):
-                self._commit(
-                    jobs, again=False
-                )  # a deadlock, or a connection that was lost while it was idle
+            quick = time.monotonic() - began < LONGEST_WRITE
+            if again and quick and isinstance(error, NotWritten) and is_postgresql(self.store.database):
+                # A deadlock, or a connection that was lost while it was idle.
+                self._commit(jobs, again=False)
             else:
                 self._fail(jobs, error)
             return

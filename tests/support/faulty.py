@@ -84,7 +84,7 @@ def recovers(service: Service, seconds: float = 6) -> float:
 
 
 def refused_at_once(service: Service, *words: str, within: float = 1) -> str:
-    """Check that a POST gets a 503 at once which says that nothing was stored, and why; returns the detail."""
+    """Check that a POST is refused at once, with these words, as not stored; returns the detail."""
     began = time.monotonic()
     answer = service.post("/transactions", {"station_id": 1})
     assert time.monotonic() - began < within

@@ -1,18 +1,18 @@
 """Commits that fail while the disk does: what is answered, what is stored, and what /readyz says."""
 
 import contextlib
-import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import pytest
 
-from faulty import FaultyTrial, database_says, recovers, refused_at_once, says
+from faulty import Faults, FaultyTrial, database_says, recovers, refused_at_once, says
 from kit.writer import UNKNOWN
-from programs import wait_until
-
+from programs import ROOT, wait_until
 
 REASONS = ("disk I/O error", "database or disk is full")
 
@@ -170,3 +170,38 @@ def test_another_process_that_reads_the_log_is_named(trial):
         assert (answer.status, answer.json["detail"]) == (503, UNKNOWN)
     assert recovers(run.service) < 6
     assert run.service.post("/transactions", {"station_id": 1}).status == 201
+
+
+STORE = """
+import sys
+from pathlib import Path
+import models
+from kit.storage import InDoubt, NotWritten, Store
+from programs import MIGRATIONS
+
+def write(name):
+    try:
+        with store.transaction():
+            models.create_station(store.database, name)
+        return "written"
+    except (InDoubt, NotWritten) as error:
+        return type(error).__name__
+
+store, fault = Store(sys.argv[1], 3, MIGRATIONS, models.TABLES), Path(sys.argv[2])
+store.recover()
+fault.touch()
+print(write("first"))
+fault.unlink()
+print(write("second"))
+store.recover()
+print(write("third"))
+"""
+
+
+def test_between_a_failed_commit_and_the_checkpoint_nothing_is_written(tmp_path):
+    faults = Faults(tmp_path)
+    environment = faults.environment | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests/support"}
+    url = f"sqlite:///{tmp_path}/energy2go.db"
+    command = [sys.executable, "-c", STORE, url, str(faults.folder / "sync-wal")]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=True)
+    assert ended.stdout.split() == ["InDoubt", "NotWritten", "written"]
