@@ -196,6 +196,7 @@ class Ledger(Writer):
         )
         self.sizes = Histogram("energy2go_batch_jobs", "Jobs in a batch", registry=None, buckets=BATCH_SIZES)
         self.room = 0  # questions that may be opened; never more than models.room() says
+        self._compared = False  # the clock with the newest transaction
         self._lost = True  # questions may have been lost on the way: ask again
         self._next_round = self._next_look = 0
         self._waiting: dict[UUID, list[threading.Event]] = {}
@@ -275,7 +276,12 @@ class Ledger(Writer):
         return [*([Job(ask_again, True)] if lost else []), Job(look_after, None)]
 
     def begin(self) -> Batch:
-        return Batch(self)
+        batch = Batch(self)
+        ahead = (batch.now - self.clock.wall()) // SECOND
+        if not self._compared and ahead > 60:
+            log.warning("the newest transaction is %d s ahead of the clock, so times stand still", ahead)
+        self._compared = True
+        return batch
 
     def committed(self, batch: Batch, results: list[tuple[Job, Any]]) -> None:
         """Publish first, so that the equipment can already work on the questions."""
