@@ -165,9 +165,14 @@ class Store:
 
     def _let_go(self) -> None:
         """Close the connections, as they may be broken. SQLite removes its log with the last one."""
-        with suppress(Unusable):
+        try:
             self._check_files()
             self._files = {name: noted for name, noted in self._files.items() if not name.endswith("-wal")}
+        except Unusable:
+            # This connection still has a log that was removed: save what is only there. A new one has not.
+            if not self.database.is_closed():
+                with suppress(*ERRORS):
+                    execute(self.database, "PRAGMA wal_checkpoint(FULL)")
         drop(self.database)
 
     def _note_files(self) -> None:

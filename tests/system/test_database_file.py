@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
@@ -155,3 +156,24 @@ def test_an_open_reader_lets_the_log_grow_and_it_shrinks_afterwards(started, fol
     load.stop()
     assert set(load.statuses) == {201}
     assert (folder / f"{NAME}-wal").stat().st_size <= 8 * 2**20
+
+
+def test_a_log_that_is_removed_takes_nothing_with_it(started, folder):
+    load, done = Load(started, clients=8).start(), threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            started.get("/transactions?limit=200")
+
+    readers = [threading.Thread(target=read) for _ in range(6)]
+    for reader in readers:
+        reader.start()
+    wait_until(lambda: len(load.accepted) > 200, "some are accepted")
+    remove_the_log(folder)
+    says(started, "was removed or replaced", "damaged")
+    done.set()
+    load.stop()
+    for reader in readers:
+        reader.join()
+    started.crash()
+    assert digits(load.accepted) <= stored(folder)
