@@ -52,14 +52,17 @@ def test_the_disk_fails(trial, table, fault):
 
 
 def test_the_log_cannot_be_synced_for_longer_than_a_request_waits(trial, table):
-    run = trial().start(clients=8, pause=0.01)
+    run = trial(VALIDATION_RETRY="30").start(clients=8, pause=0.01)
     for _ in range(3 if FULL else 1):
         run.note()
+        run.equipment.kill()
+        wait_until(lambda: run.online() is None, "only requests write now")
         before = len(run.load.unknown)
         with run.faults.during("sync-wal"):
             unknown = lambda: len(run.load.unknown) > before  # noqa: E731, B023
             wait_until(unknown, "someone is told that the outcome is unknown", 20)
         recovers(run.service, 3)
+        run.equipment.start()
         run.more()
     run.finish("fdatasync of the log fails for 10 s", table)
     for key in run.load.unknown:
@@ -120,8 +123,8 @@ def test_the_files_are_moved_away_and_back(trial, table):
 @pytest.mark.parametrize("way", ["removed", "replaced by a backup"])
 def test_the_files_are_gone(trial, table, way):
     run = trial().start()
-    accepted = lost = 0
-    for _ in range(3 if FULL else 1):
+    count, lost = 3 if FULL else 1, 0
+    for _ in range(count):
         copy = backup(run.folder)
         remove(run.folder)
         if way == "removed":
@@ -138,11 +141,9 @@ def test_the_files_are_gone(trial, table, way):
         run.ready()
         run.service.post("/stations", {"description": "Teste"})
         run.more()
-        accepted = len(run.load.accepted)
     run.load.stop()
-    table.append(
-        (f"database files {way}: accepted before the restart", run.injections + 1, accepted, lost, 0, 0)
-    )
+    accepted = len(run.load.accepted)
+    table.append((f"database files {way}, then a restart", count, accepted, lost, 0, 0))
     assert not lost
     found = {row[0] for row in run.query('SELECT id FROM "transaction"')}
     assert {key.replace("-", "") for key in run.load.accepted[-30:]} <= found
