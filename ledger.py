@@ -189,8 +189,8 @@ class Ledger(Writer):
         clock: Clock | None = None,
         stopping: Callable[[], bool] = lambda: False,
     ):
-        self.clock, self.publisher, self.stopping = clock or Clock(), publisher, stopping
-        super().__init__(store, queue, ORDER, lambda: self.clock.steady() / SECOND)
+        self.clock, self.publisher = clock or Clock(), publisher
+        super().__init__(store, queue, ORDER, lambda: self.clock.steady() / SECOND, stopping)
         retry, timeout = settings.validation_retry, settings.validation_timeout
         self.timeouts = Timeouts(round(retry * SECOND), round(timeout * SECOND))
         self.counts: Counter[str] = Counter()  # since the start: statuses, verdicts by kind, questions
@@ -200,6 +200,7 @@ class Ledger(Writer):
         self.sizes = Histogram("energy2go_batch_jobs", "Jobs in a batch", registry=None, buckets=BATCH_SIZES)
         self.room = 0  # questions that may be opened; never more than models.room() says
         self.session = 0  # the listener's, once everything was asked again in it; 0: some may be lost
+        self._compared = False  # the clock with the newest transaction
         self._next_round = self._next_look = 0
         self._waiting: dict[UUID, list[threading.Event]] = {}
         self._waiting_lock = threading.Lock()
@@ -278,7 +279,12 @@ class Ledger(Writer):
         return [*([Job(ask_again, session)] if lost else []), Job(look_after, None)]
 
     def begin(self) -> Batch:
-        return Batch(self)
+        batch = Batch(self)
+        ahead = (batch.now - self.clock.wall()) // SECOND
+        if not self._compared and ahead > 60:
+            log.warning("the newest transaction is %d s ahead of the clock, so times stand still", ahead)
+        self._compared = True
+        return batch
 
     def committed(self, batch: Batch, results: list[tuple[Job, Any]]) -> None:
         """Publish first, so that the equipment can already work on the questions."""

@@ -220,8 +220,8 @@ def create_transactions(
             draft.id, draft.created = uuid7(now, counter), now
     stations = _stations(database, {draft.station_id for draft in drafts})
     valid = [draft for draft in drafts if draft.station_id in stations]
-    _insert(database, valid[:room], (1, clock, clock + timeouts.retry, clock + timeouts.timeout))
-    _insert(database, valid[room:], (0, None, clock, None))
+    _insert(database, now, valid[:room], (1, clock, clock + timeouts.retry, clock + timeouts.timeout))
+    _insert(database, now, valid[room:], (0, None, clock, None))
     keys = _keys(database, {draft.idempotency_key for draft in valid} - {None})
 
     def answer(draft: Draft) -> Transaction | Refusal:
@@ -231,6 +231,8 @@ def create_transactions(
         row_id, station_id, created = stored
         if station_id != draft.station_id:
             return Unprocessable(f"Idempotency-Key: was used before, for station {station_id}.")
+        if row_id == draft.id and created < now:  # written again: `updated` is now, or it was stored before
+            return get_transaction(database, row_id)
         return Transaction(row_id, stations[station_id], Status.PENDING, moment(created), moment(created))
 
     answers = [answer(draft) for draft in drafts]
@@ -245,10 +247,10 @@ def _stations(database: Database, station_ids: Collection[int]) -> dict[int, Sta
     return {row[0]: Station(*row) for row in execute(database, statement, *station_ids)}
 
 
-def _insert(database: Database, drafts: Sequence[Draft], asked: tuple[int | None, ...]) -> None:
+def _insert(database: Database, now: int, drafts: Sequence[Draft], asked: tuple[int | None, ...]) -> None:
     """Store these as PENDING; `asked` is their attempts, asked_at, retry_at and expires_at."""
     if drafts:
-        rows = [(d.id.hex, d.station_id, d.idempotency_key, d.created, d.created, *asked) for d in drafts]
+        rows = [(d.id.hex, d.station_id, d.idempotency_key, d.created, now, *asked) for d in drafts]
         statement = f"""INSERT INTO "transaction" (id, station_id, idempotency_key, created, updated,
             attempts, asked_at, retry_at, expires_at, status)
             VALUES {", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?, 'PENDING')"] * len(rows))}

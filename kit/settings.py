@@ -7,6 +7,7 @@ import ssl
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn, get_args
+from urllib.parse import unquote
 
 import msgspec
 import psycopg
@@ -105,6 +106,13 @@ def check(settings: Settings) -> None:
         refuse("BIND", "the port must be from 1 to 65535")
     if settings.validation_timeout <= settings.validation_retry:
         refuse("VALIDATION_TIMEOUT", f"must be longer than VALIDATION_RETRY, {settings.validation_retry:g}")
+    if settings.database_url.startswith("sqlite"):
+        try:
+            printable = unquote(settings.database_url, errors="strict").isprintable()
+        except UnicodeDecodeError:
+            printable = False
+        if not printable:
+            refuse("DATABASE_URL", "must be printable text in UTF-8, also where it is written with %")
     if re.match(POSTGRESQL, settings.database_url):
         try:
             ports = str(conninfo_to_dict(settings.database_url).get("port", ""))

@@ -21,12 +21,16 @@ T = TypeVar("T")
 # Anything that can be wrong with the database (an exhausted pool is a ValueError), and mistakes of our own.
 ERRORS = (peewee.DatabaseError, peewee.InterfaceError, ValueError)
 MISTAKES = (peewee.DataError, peewee.IntegrityError, peewee.ProgrammingError, peewee.NotSupportedError)
+# Not a mistake: someone has revoked a right or changed the schema (PostgreSQL, "Error Codes").
+ALTERED = ("42501", "42P01", "42703")
 PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "journal_size_limit": 2**23}
 # A server that vanishes without a word is noticed within eleven seconds (libpq, "Parameter Key Words").
 NETWORK = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 NETWORK |= {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 WRITERS = 20260328  # advisory lock id that serialises the writers of one PostgreSQL database
+LONGEST_WRITE = 5.0  # seconds; SQLite waits as long for a lock
 OPENING = "it is not open yet"
+DAMAGED = "the file is damaged, as when a backup is copied over a file but its -wal is left"
 
 
 class Unusable(Exception):
@@ -65,6 +69,8 @@ class Store:
 
     def read(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs) -> T:
         """Call `function(database, …)`, which only reads; once more if the connection was broken."""
+        if not self._opened:  # closing a connection would write an unchecked log into the file
+            raise peewee.OperationalError(self.problem)
 
         def once() -> T:
             with self.database.connection_context():
@@ -89,6 +95,8 @@ class Store:
         In WAL mode SQLite writes a transaction to the log before the fsync that makes it durable. If that
         fsync fails, it may or may not be found again: an error from COMMIT leaves that in doubt.
         """
+        if self._in_doubt:  # until `recover` has emptied the log
+            raise NotWritten(self.problem)
         committing = False
         self.writing_since = time.monotonic()
         try:
@@ -98,9 +106,10 @@ class Store:
                 self._check_files()
                 committing = True
             self._check_files()
-        except MISTAKES:
-            raise
         except FAULTS as error:
+            state = getattr(getattr(error, "orig", None), "sqlstate", None)
+            if isinstance(error, MISTAKES) and state not in ALTERED:
+                raise
             self._in_doubt |= committing
             self._let_go()
             raise (InDoubt if committing else NotWritten)(self._sentence(error)) from error
@@ -131,8 +140,9 @@ class Store:
     @property
     def log_size(self) -> int:
         """The size of SQLite's log in bytes. An open reader lets it grow without limit."""
-        log = "" if is_postgresql(self.database) else f"{path(self.database)}-wal"
-        return os.path.getsize(log) if os.path.exists(log) else 0
+        with suppress(OSError):
+            return 0 if is_postgresql(self.database) else os.path.getsize(f"{path(self.database)}-wal")
+        return 0
 
     def close(self) -> None:
         """Close all connections."""
@@ -144,20 +154,25 @@ class Store:
             log.error("the database cannot be written: %s", problem)
         self.problem = problem
 
-    def _sentence(self, error: Exception) -> str:
-        if getattr(getattr(error, "orig", None), "sqlite_errorcode", 0) & 0xFF in (
-            11,
-            26,
-        ):  # CORRUPT, NOTADB
-            self._unusable = f"the file is damaged: {error}"
+    def _sentence(self, error: BaseException) -> str:
+        # If SQLite rolled back by itself, peewee's rollback fails. The first error says why.
+        while error.__context__:
+            error = error.__context__
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (11, 26):  # CORRUPT, NOTADB
+            self._unusable = f"{DAMAGED} ({error})"
             self.fail(self._unusable)
         return self._unusable or str(error).partition("\n")[0]  # PostgreSQL goes on about the statement
 
     def _let_go(self) -> None:
         """Close the connections, as they may be broken. SQLite removes its log with the last one."""
-        with suppress(Unusable):
+        try:
             self._check_files()
             self._files = {name: noted for name, noted in self._files.items() if not name.endswith("-wal")}
+        except Unusable:
+            # This connection still has a log that was removed: save what is only there. A new one has not.
+            if not self.database.is_closed():
+                with suppress(*ERRORS):
+                    execute(self.database, "PRAGMA wal_checkpoint(FULL)")
         drop(self.database)
 
     def _note_files(self) -> None:
@@ -182,7 +197,7 @@ def connect(url: str, connections: int) -> Any:
         # mode=rw: a connection never creates the file, so none can stand in for one that was removed.
         # IMMEDIATE: a transaction that reads first and writes later would fail if another process writes.
         options: dict[str, Any] = {"pragmas": PRAGMAS, "lock_type": "IMMEDIATE", "check_same_thread": False}
-        uri = f"file:{quote(file)}?mode=rw"
+        uri = f"file://{quote(os.path.abspath(file))}?mode=rw"
         return PooledSqliteDatabase(uri, uri=True, max_connections=connections, **options)
     options = {name: value for name, value in NETWORK.items() if f"{name}=" not in url}
     url = "postgresql" + url.removeprefix("postgresql").removeprefix("postgres")
@@ -196,7 +211,7 @@ def is_postgresql(database: Database) -> bool:
 
 def path(database: Any) -> str:
     """The path of a SQLite database's file."""
-    return unquote(database.database.removeprefix("file:").removesuffix("?mode=rw"))
+    return unquote(database.database.removeprefix("file://").removesuffix("?mode=rw"))
 
 
 def identity(name: str) -> tuple[int, int]:
@@ -235,8 +250,14 @@ def check_file(database: Database) -> None:
     with suppress(FileExistsError):
         # Never open a file that exists: closing it would end all locks that this process holds on it.
         open(file, "xb").close()
-    if left and execute(database, "PRAGMA quick_check(1)") != [("ok",)]:
-        raise Unusable("the file is damaged, as when a backup is copied over a file but its -wal is left")
+    if not os.path.isfile(file) or not os.access(file, os.R_OK | os.W_OK):
+        raise PermissionError(f"{file} is not a file that can be read and written")
+    if left:
+        # mode=ro: closing it does not write the log into the file.
+        reader = peewee.SqliteDatabase(database.database.replace("mode=rw", "mode=ro"), uri=True)
+        with reader.connection_context():
+            if execute(reader, "PRAGMA quick_check(1)") != [("ok",)]:
+                raise Unusable(DAMAGED)
 
 
 def checkpoint(database: Database) -> None:
@@ -263,7 +284,8 @@ def probe(database: Database) -> None:
 def lock(database: Database) -> None:
     """Make every other writer wait until this database transaction ends. (SQLite: BEGIN IMMEDIATE does.)"""
     if is_postgresql(database):
-        execute(database, "SELECT pg_advisory_xact_lock(?)", WRITERS)
+        wait = f"SELECT set_config('lock_timeout', '{LONGEST_WRITE}s', true), pg_advisory_xact_lock(?)"
+        execute(database, wait, WRITERS)
 
 
 def drop(database: Any) -> None:

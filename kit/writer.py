@@ -13,7 +13,7 @@ from queue import Empty, Full, SimpleQueue
 from typing import Any, Self
 
 from kit.errors import Unavailable
-from kit.storage import OPENING, InDoubt, NotWritten, Store, is_postgresql
+from kit.storage import LONGEST_WRITE, OPENING, InDoubt, NotWritten, Store, is_postgresql
 
 log = logging.getLogger(__name__)
 
@@ -66,14 +66,20 @@ class Writer:
     """Runs the jobs of a queue while it is entered as a context manager.
 
     `order` are the batch functions in the order in which a batch runs them: each gets all items of its kind
-    and returns a result for each. `clock` is in seconds and never jumps. A subclass adds what belongs to a
-    batch.
+    and returns a result for each. `clock` is in seconds and never jumps. `stopping` tells whether the
+    process is about to stop. A subclass adds what belongs to a batch.
     """
 
     def __init__(
-        self, store: Store, queue: JobQueue, order: Sequence[Callable[..., Any]], clock: Callable[[], float]
+        self,
+        store: Store,
+        queue: JobQueue,
+        order: Sequence[Callable[..., Any]],
+        clock: Callable[[], float],
+        stopping: Callable[[], bool],
     ):
-        self.store, self.queue, self.order, self._clock = store, queue, order, clock
+        self.store, self.queue, self.order = store, queue, order
+        self._clock, self.stopping = clock, stopping
         self._next_recovery = self._held_since = 0.0
         self._held: list[Job] = []  # repeatable jobs whose COMMIT is in doubt
         self._stopped = False
@@ -99,14 +105,14 @@ class Writer:
     def stuck(self) -> str:
         """Says so if a write is taking too long."""
         since = self.store.writing_since
-        return "a write takes too long" if since and time.monotonic() - since > 5 else ""
+        return "a write takes too long" if since and time.monotonic() - since > LONGEST_WRITE else ""
 
     def run(self, job: Job) -> Any:
         """Hand over a job and wait for its result; after PATIENCE, withdraw it if it was not taken."""
         if self._stopped:
             raise Unavailable("The service is stopping; nothing was stored.")
-        if self.store.problem and self.store.problem != OPENING:
-            raise Unavailable(NOT_WRITTEN.format(self.store.problem))
+        if problem := self.store.problem.replace(OPENING, "") or self.stuck:
+            raise Unavailable(NOT_WRITTEN.format(problem))
         try:
             self.queue.put(job)
         except Full:
@@ -196,7 +202,7 @@ class Writer:
 
     def _commit(self, jobs: list[Job], again: bool = True) -> None:
         """Run these jobs in one database transaction, and hand over their results after its commit."""
-        results: list[tuple[Job, Any]] = []
+        results, began = list[tuple[Job, Any]](), time.monotonic()
         try:
             with self.store.transaction():
                 batch = self.begin()
@@ -204,10 +210,10 @@ class Writer:
                     if group := [job for job in jobs if job.function is function]:
                         results += zip(group, function(batch, [job.item for job in group]), strict=True)
         except (NotWritten, InDoubt) as error:
-            if again and isinstance(error, NotWritten) and is_postgresql(self.store.database):
-                self._commit(
-                    jobs, again=False
-                )  # a deadlock, or a connection that was lost while it was idle
+            quick = time.monotonic() - began < LONGEST_WRITE
+            if again and quick and isinstance(error, NotWritten) and is_postgresql(self.store.database):
+                # A deadlock, or a connection that was lost while it was idle.
+                self._commit(jobs, again=False)
             else:
                 self._fail(jobs, error)
             return
@@ -219,7 +225,7 @@ class Writer:
         """Tell jobs what is known. Hold those in doubt that can be repeated."""
         self.store.fail(str(error))
         self._next_recovery = self._clock() + 1
-        self._held_since = self._held_since if self._held else self._clock()
+        self._held_since = self._held_since or self._clock()
         for job in jobs:
             job.in_doubt |= isinstance(error, InDoubt)
             if job.in_doubt and job.repeatable:
@@ -232,13 +238,15 @@ class Writer:
         """See whether the database can be written again; if so, run what is in doubt a second time."""
         self.store.recover()
         self._next_recovery = self._clock() + 1
-        held = self._held
-        if held and not self.store.problem:
-            self._held = []
-            self._write(held)
-        elif held and self._clock() - self._held_since >= PATIENCE:
-            self._held = []
+        held, self._held = self._held, []
+        late = self._clock() - self._held_since >= PATIENCE
+        if late or (self.store.problem and self.stopping()):
             finish(held, UNKNOWN)
+        elif self.store.problem:
+            self._held = held
+        elif held:
+            self._write(held)
+        self._held_since = self._held_since if self._held else 0.0
 
 
 def finish(jobs: list[Job], detail: str) -> None:

@@ -235,6 +235,11 @@ class HttpServer(Program):
         assert self.running, self.said()
         return self
 
+    def crash(self) -> None:
+        """Kill it and its children, and wait until the port is free."""
+        super().crash()
+        wait_until(lambda: not listening(self.port), "nothing listens")
+
     def request(self, method: str, path: str, body=None, timeout: float = 40, **headers) -> Answer:
         """Send a request; raises OSError without an answer. `body` is bytes or becomes JSON."""
         if body is not None:

@@ -341,6 +341,7 @@ def test_the_thread_writes_what_is_in_the_queue_before_it_stops(bench, settings)
     assert {job.result.status for job in jobs} == {Status.PENDING}
     with pytest.raises(Unavailable, match="stopping"):
         running.create(1, None)
+    running.store.close()
 
 
 def test_a_database_that_cannot_be_opened_yet_is_waited_for(tmp_path):
@@ -374,4 +375,5 @@ def test_two_processes_write_to_one_database(bench, settings):
             for future in [bench.run(running.create, 1, None) for _ in range(200)]:
                 future.result(30)
             assert other.wait(60) == 0
+        running.store.close()
     assert len(bench.list()) == 400

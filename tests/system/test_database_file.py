@@ -1,0 +1,179 @@
+"""The database's file is removed, replaced, moved, damaged or locked under the running service."""
+
+import contextlib
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from faulty import database_says, recovers, refused_at_once, says
+from files import NAME, backup, digits, query, remove, stored
+from load import Load
+from programs import Service, wait_until
+
+
+def move_a_backup_there(folder: Path) -> None:
+    backup(folder).rename(folder / NAME)
+
+
+def remove_and_copy(folder: Path) -> None:
+    copy = backup(folder)
+    remove(folder)
+    copy.rename(folder / NAME)
+
+
+def make_a_folder_there(folder: Path) -> None:
+    remove(folder)
+    (folder / NAME).mkdir()
+
+
+def remove_the_log(folder: Path) -> None:
+    (folder / f"{NAME}-wal").unlink()
+
+
+GONE = [remove, move_a_backup_there, remove_and_copy, make_a_folder_there, remove_the_log]
+
+
+@pytest.mark.parametrize("harm", GONE)
+@pytest.mark.parametrize("busy", [True, False], ids=["under load", "without traffic"])
+def test_a_file_that_is_removed_or_replaced_takes_no_transaction(started, folder, harm, busy):
+    load = Load(started, clients=8 if busy else 1).start()
+    wait_until(lambda: len(load.accepted) > 50, "some are accepted")
+    if not busy:
+        load.stop()
+    harm(folder)
+    before = len(load.accepted)
+    says(started, "was removed or replaced while the service runs")
+    refused_at_once(started, "was removed or replaced")
+    for _ in range(20):  # readers do not heal it
+        started.get("/transactions")
+    assert "was removed or replaced" in database_says(started)
+    load.stop()
+    assert started.stop() == 0
+    if harm is remove_the_log:
+        assert digits(load.accepted) <= stored(folder)
+    if (folder / NAME).is_dir():
+        (folder / NAME).rmdir()
+    started.start()
+    recovers(started, 15)
+    # What it accepted on the way is in no file; it answered none of that with 201 after it had noticed.
+    assert len(load.accepted) - before < 60
+    assert started.post("/stations", {"description": "Teste"}).status == 201
+    accepted = started.post("/transactions", {"station_id": 1}).json["id"]
+    assert digits([accepted]) <= stored(folder)
+
+
+def move(folder: Path, names: str = f"{NAME}*"):
+    """Move files away; returns a function that moves them back."""
+    away = folder.with_name("away")
+    away.mkdir()
+    for file in folder.glob(names):
+        file.rename(away / file.name)
+
+    def back() -> None:
+        for file in away.iterdir():
+            file.rename(folder / file.name)
+
+    return back
+
+
+def rename(folder: Path):
+    """Rename the folder; returns a function that names it as before."""
+    away = folder.with_name("away")
+    folder.rename(away)
+    return lambda: away.rename(folder)
+
+
+@pytest.mark.parametrize("readers", [True, False])
+@pytest.mark.parametrize(
+    "leave", [move, lambda folder: move(folder, NAME), rename], ids=["all", "file", "folder"]
+)
+def test_a_file_that_comes_back_is_used_again(started, folder, leave, readers):
+    load = Load(started, clients=8).start()
+    wait_until(lambda: len(load.accepted) > 50, "some are accepted")
+    back = leave(folder)
+    says(started, "was removed or replaced")
+    if readers:
+        for _ in range(20):
+            started.get("/transactions")
+    refused_at_once(started, "was removed or replaced")
+    back()
+    recovers(started)
+    goal = len(load.accepted) + 50
+    wait_until(lambda: len(load.accepted) > goal, "more are accepted")
+    load.stop()
+    found = stored(folder)
+    assert digits(load.accepted) <= found
+    assert not set(load.refused) & {
+        key for (key,) in query(folder / NAME, 'SELECT idempotency_key FROM "transaction"')
+    }
+
+
+def test_a_lock_that_another_process_holds_is_waited_for_and_then_named(started, folder):
+    with contextlib.closing(sqlite3.connect(folder / NAME, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        answer = started.post("/transactions", {"station_id": 1})
+        assert answer.status == 503
+        assert "nothing was stored: database is locked" in answer.json["detail"]
+        assert time.monotonic() - began < 6
+        says(started, "database is locked", seconds=1)
+        for _ in range(5):
+            refused_at_once(started, "database is locked")
+        wait_until(lambda: time.monotonic() - began > 12, "some more attempts have failed")
+        refused_at_once(started, "database is locked")
+        other.execute("ROLLBACK")
+    assert recovers(started) < 3
+    assert started.post("/transactions", {"station_id": 1}).status == 201
+    assert len(stored(folder)) == 1
+
+
+def test_without_traffic_a_lock_is_named_too(started, folder):
+    with contextlib.closing(sqlite3.connect(folder / NAME, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        says(started, "database is locked", "takes too long")
+        other.execute("ROLLBACK")
+    recovers(started)
+
+
+def wal_bytes(service: Service) -> float:
+    for line in service.get("/metrics").body.decode().splitlines():
+        if line.startswith("energy2go_wal_bytes "):
+            return float(line.split()[1])
+    raise AssertionError("no such metric")
+
+
+def test_an_open_reader_lets_the_log_grow_and_it_shrinks_afterwards(started, folder):
+    load = Load(started, clients=16).start()
+    with contextlib.closing(sqlite3.connect(folder / NAME, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM station").fetchall()
+        wait_until(lambda: wal_bytes(started) > 12 * 2**20, "the gauge shows it", 60)
+        assert (folder / f"{NAME}-wal").stat().st_size > 12 * 2**20
+    wait_until(lambda: wal_bytes(started) <= 8 * 2**20, "it shrinks")
+    load.stop()
+    assert set(load.statuses) == {201}
+    assert (folder / f"{NAME}-wal").stat().st_size <= 8 * 2**20
+
+
+def test_a_log_that_is_removed_takes_nothing_with_it(started, folder):
+    load, done = Load(started, clients=8).start(), threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            started.get("/transactions?limit=200")
+
+    readers = [threading.Thread(target=read) for _ in range(6)]
+    for reader in readers:
+        reader.start()
+    wait_until(lambda: len(load.accepted) > 200, "some are accepted")
+    remove_the_log(folder)
+    says(started, "was removed or replaced", "damaged")
+    done.set()
+    load.stop()
+    for reader in readers:
+        reader.join()
+    started.crash()
+    assert digits(load.accepted) <= stored(folder)

@@ -1,0 +1,179 @@
+"""Faults of the disk, of the file and of the machine's clock under load: no answer lies, nothing is lost.
+
+`make test` injects each fault once or twice, `make test-faults` as often as its table shows.
+"""
+
+import contextlib
+import itertools
+import sqlite3
+import time
+
+import psycopg
+import pytest
+
+from faulty import FaultyTrial, recovers, refused_at_once, says
+from files import NAME, backup, remove
+from programs import wait_until
+from replicas import Replicas
+from trial import FULL
+
+SOME = 10 if FULL else 2
+
+
+@pytest.fixture
+def trial(tmp_path, programs):
+    return lambda **options: FaultyTrial(tmp_path, programs, **options)
+
+
+DISK = {
+    "sync-wal": "fdatasync of the log fails (EIO)",
+    "sync-db": "fdatasync of the file fails (EIO)",
+    "full": "a write fails (ENOSPC)",
+}
+
+
+@pytest.mark.parametrize("fault", DISK)
+def test_the_disk_fails(trial, table, fault):
+    run = trial().start(clients=8, pause=0.01)
+    for _ in range(SOME):
+        run.note()
+        with run.faults.during(fault):
+            if fault == "sync-db":  # the log takes everything meanwhile
+                run.more(100)
+            else:
+                says(run.service, "disk")
+                refused_at_once(run.service, "disk")
+        recovers(run.service, 3)
+        run.more()
+    run.finish(DISK[fault], table)
+    assert not run.load.unknown
+    assert not run.load.broken
+    assert set(run.told()) == ({201} if fault == "sync-db" else {201, 503})
+
+
+def test_the_log_cannot_be_synced_for_longer_than_a_request_waits(trial, table):
+    run = trial(VALIDATION_RETRY="30").start(clients=8, pause=0.01)
+    for _ in range(3 if FULL else 1):
+        run.note()
+        run.equipment.kill()
+        wait_until(lambda: run.online() is None, "only requests write now")
+        before = len(run.load.unknown)
+        with run.faults.during("sync-wal"):
+            unknown = lambda: len(run.load.unknown) > before  # noqa: E731, B023
+            wait_until(unknown, "someone is told that the outcome is unknown", 20)
+        recovers(run.service, 3)
+        run.equipment.start()
+        run.more()
+    run.finish("fdatasync of the log fails for 10 s", table)
+    for key in run.load.unknown:
+        first, again = (
+            run.service.post("/transactions", {"station_id": 1}, Idempotency_Key=key) for _ in range(2)
+        )
+        assert first.json["id"] == again.json["id"]
+
+
+@pytest.mark.parametrize("kill", ["killed (SIGKILL)", "stopped (SIGTERM)"])
+def test_the_service_ends_while_commits_are_in_doubt(trial, table, kill):
+    run = trial().start(clients=8, pause=0.01)
+    for _ in range(SOME):
+        run.note()
+        run.faults.begin("sync-wal")
+        says(run.service, "disk")
+        run.service.crash() if "KILL" in kill else run.service.stop()
+        run.faults.end("sync-wal")
+        run.service.start()
+        run.ready()
+        run.more()
+    run.finish(f"service {kill} while commits are in doubt", table)
+
+
+def test_another_process_holds_the_lock(trial, table):
+    run = trial().start()
+    for _ in range(3 if FULL else 1):
+        run.note()
+        with contextlib.closing(sqlite3.connect(run.folder / NAME, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            says(run.service, "database is locked", "takes too long")
+            wait_until(lambda: run.told()[503] > 8, "requests are refused")
+            other.execute("ROLLBACK")
+        recovers(run.service, 3)
+        run.more()
+    run.finish("another process holds the write lock", table)
+    assert set(run.told()) == {201, 503}
+
+
+def test_the_files_are_moved_away_and_back(trial, table):
+    run = trial().start()
+    away = run.folder / "away"
+    away.mkdir()
+    for _ in range(SOME):
+        run.note()
+        for file in run.folder.glob(f"{NAME}*"):
+            file.rename(away / file.name)
+        says(run.service, "was removed or replaced")
+        refused_at_once(run.service, "was removed or replaced")
+        for file in away.iterdir():
+            file.rename(run.folder / file.name)
+        recovers(run.service)
+        run.more()
+    run.finish("database files moved away and back", table)
+    assert set(run.told()) == {201, 503}
+
+
+@pytest.mark.parametrize("way", ["removed", "replaced by a backup"])
+def test_the_files_are_gone(trial, table, way):
+    run = trial().start()
+    count, lost = 3 if FULL else 1, 0
+    for _ in range(count):
+        copy = backup(run.folder)
+        remove(run.folder)
+        if way == "removed":
+            copy.unlink()
+        else:
+            copy.rename(run.folder / NAME)
+        says(run.service, "was removed or replaced")
+        before = len(run.load.accepted)
+        wait_until(lambda: run.told()[503] > 20, "requests are refused")
+        lost += len(run.load.accepted) - before
+        run.service.stop()
+        run.service.start()
+        recovers(run.service, 15)
+        run.ready()
+        run.service.post("/stations", {"description": "Teste"})
+        run.more()
+    run.load.stop()
+    accepted = len(run.load.accepted)
+    table.append((f"database files {way}, then a restart", count, accepted, lost, 0, 0))
+    assert not lost
+    found = {row[0] for row in run.query('SELECT id FROM "transaction"')}
+    assert {key.replace("-", "") for key in run.load.accepted[-30:]} <= found
+
+
+def test_the_clock_of_the_machine_steps(trial, table):
+    run = trial().start(clients=1, pause=0)
+    steps = (3600, -3600, 0, -time.time(), 86400, 0)
+    for step in itertools.islice(itertools.cycle(steps), 18 if FULL else 6):
+        run.note()
+        run.faults.set_clock(step)
+        run.more()
+    assert run.load.accepted == sorted(run.load.accepted)
+    run.finish("clock of the machine steps, up to 1970", table)
+    assert not run.query('SELECT 1 FROM "transaction" WHERE updated < created')
+    assert set(run.told()) == {201}
+
+
+def test_postgresql_cuts_the_connections(tmp_path, programs, postgres, table):
+    run = Replicas(tmp_path, programs, postgres, 1).start()
+    run.load(clients=8, pause=0)
+    count = 200 if FULL else 20
+    cut = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{run.database}'"
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as other:
+        for _ in range(count):
+            run.more(3)
+            other.execute(cut)
+    run.more()
+    began = time.monotonic()
+    told = run.finish()
+    took = time.monotonic() - began
+    table.append(("PostgreSQL cuts all connections", count, len(run.loads[0].accepted), 0, 0, took))
+    assert set(told) <= {201, 503}

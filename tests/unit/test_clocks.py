@@ -1,0 +1,144 @@
+"""The wall clock steps, differs between processes, or starts in 1970: order and times stay right."""
+
+import logging
+
+import pytest
+
+import models
+from kit.settings import Settings
+from kit.storage import execute
+from kit.writer import Job
+from ledger import Draft, create
+from models import SECOND
+from programs import wait_until
+from schemas import Status
+from stepped import Bench, Clock, Publisher, ledger
+
+HOUR = 3600 * SECOND
+
+
+@pytest.fixture
+def bench(database_url):
+    bench = Bench(Settings(database_url=database_url))
+    yield bench
+    bench.close()
+
+
+def rows(bench) -> list[tuple]:
+    """Created and updated of each transaction, in the order of ids."""
+    return execute(bench.database, 'SELECT created, updated FROM "transaction" ORDER BY id')
+
+
+def ids(bench) -> list:
+    """All ids, oldest first, as clients see them."""
+    return [transaction.id for transaction in bench.list()][::-1]
+
+
+def in_order(bench, keys: list) -> None:
+    """Check that ids, `created` and `updated` follow the order of commits."""
+    assert ids(bench) == keys
+    found = rows(bench)
+    created, updated = [row[0] for row in found], [row[1] for row in found]
+    assert created == sorted(created)
+    assert len(set(updated)) == len(updated)
+    assert all(row[1] >= row[0] for row in found)
+
+
+@pytest.mark.parametrize("restart", [True, False])
+@pytest.mark.parametrize("steps", [[3600, -3600], [-3600, 3600], [7200, -86400, 86400, -1]])
+def test_newest_first_stays_the_order_of_commits(bench, steps, restart):
+    keys = bench.create()
+    for step in steps:
+        bench.clock.wall_now += step * SECOND
+        if restart:
+            bench.clock.now += step * SECOND
+            bench.restart()
+        keys += bench.create()
+        bench.answer(keys[-1])
+        bench.step()
+        keys += bench.create()
+    in_order(bench, keys)
+    assert bench.status(keys[1]) is Status.COMPLETED
+
+
+def test_a_machine_that_starts_in_1970_and_then_learns_the_time(bench):
+    bench.clock.now = bench.clock.wall_now = 5 * SECOND
+    bench.restart()
+    keys = bench.create()
+    assert models.get_transaction(bench.database, keys[0]).created.year == 1970
+    bench.clock.wall_now = 1_800_000_000 * SECOND
+    keys += bench.create()
+    assert models.get_transaction(bench.database, keys[1]).created.year == 2027
+    bench.answer(keys[0])
+    bench.step()
+    in_order(bench, keys)
+    assert min(delays(bench)) >= 0
+
+
+def delays(bench) -> list[float]:
+    (metric,) = bench.ledger.delays.collect()
+    return [sample.value for sample in metric.samples]
+
+
+def gauges(bench) -> dict[str, float]:
+    return {one.name: one.samples[0].value for one in bench.ledger.collect() if one.type == "gauge"}
+
+
+@pytest.mark.parametrize("step", [-3600, 3600])
+def test_no_metric_is_negative_or_an_hour_off(bench, step):
+    (key, _) = bench.create(2)
+    bench.clock.wall_now += step * SECOND
+    bench.answer(key)
+    bench.step(2)
+    assert min(delays(bench)) >= 0
+    assert 2 in delays(bench)  # their sum
+    assert 0 <= gauges(bench)["energy2go_oldest_pending_seconds"] <= 3602
+
+
+def test_two_processes_with_different_clocks_commit_in_one_order(bench):
+    clock = Clock()
+    clock.wall_now -= HOUR
+    other = ledger(bench.settings, Publisher(), clock)
+    other.step(0)
+    keys = []
+    for _ in range(5):
+        keys += bench.create()
+        job = Job(create, Draft(1))
+        other.queue.put(job)
+        other.step(0)
+        keys.append(job.result.id)
+        clock.advance(0.001)
+    other.store.close()
+    in_order(bench, keys)
+
+
+def test_a_row_that_is_written_again_is_updated_when_it_is_committed(bench):
+    first, poisoned, last = (bench.put(Job(create, Draft(one))) for one in (1, object(), 1))
+    bench.step()
+    assert isinstance(poisoned.result, Exception)
+    found = [job.result for job in (first, last)]
+    assert [models.get_transaction(bench.database, one.id) for one in found] == found
+    in_order(bench, [one.id for one in found])
+
+
+@pytest.mark.parametrize(("hours", "warned"), [(1, 1), (0.01, 0), (-1, 0)])
+def test_rows_ahead_of_the_clock_are_named_once_at_the_start(bench, caplog, hours, warned):
+    bench.create()
+    bench.clock.wall_now -= int(hours * HOUR)
+    with caplog.at_level(logging.WARNING):
+        bench.restart()
+        bench.create()
+        bench.create()
+    said = [record.getMessage() for record in caplog.records if "ahead of the clock" in record.getMessage()]
+    assert len(said) == warned
+
+
+def test_a_clock_that_steps_while_threads_write(bench):
+    with ledger(bench.settings, Publisher(), bench.clock) as running:
+        wait_until(lambda: not running.store.problem, "it is open")
+        keys = []
+        for number in range(50):
+            bench.clock.wall_now += (-1) ** number * HOUR
+            keys.append(running.create(1, None).id)
+    running.store.close()
+    in_order(bench, keys)
