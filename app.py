@@ -250,9 +250,7 @@ def waited(service: Service, transaction_id: UUID, prefer: str) -> Transaction |
     seconds = min(int(wanted[2]), LONGEST_WAIT) if wanted else 0
     if not wanted:
         return None
-    with app.no_slot():
-        waited = service.ledger.wait(transaction_id, seconds)
-    if not waited:
+    if not service.ledger.wait(transaction_id, seconds, app.no_slot):
         response.set_header("Retry-After", "1")  # too many requests wait already
         return None
     transaction = service.read(models.get_transaction, transaction_id)
