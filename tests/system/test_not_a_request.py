@@ -67,7 +67,7 @@ MALFORMED = {
     "a length in a trailer": CHUNKED + b"14\r\n" + BODY + b"\r\n0\r\nContent-Length: 3\r\n\r\n" + NEXT,
     "trailers that are too long": CHUNKED + b"14\r\n" + BODY + b"\r\n0\r\nX: " + b"a" * 300_000,
 }
-# What gunicorn refuses before our code sees it: its own HTML.
+# What gunicorn refuses before a route sees it.
 REFUSED_BY_GUNICORN = {
     "a length beside chunks": POST
     + b"Content-Length: 20\r\nTransfer-Encoding: chunked\r\n\r\n14\r\n"
@@ -88,6 +88,13 @@ REFUSED_BY_GUNICORN = {
     "a blank before a colon": POST + b"X-Y : z\r\n" + FULL,
     "a folded header": POST + b"X-Y: z\r\n a\r\n" + FULL,
     "a header without a colon": POST + b"X-Y\r\n" + FULL,
+    "a path that is not ASCII": POST.replace(b"/stations", b"/stations/\xd9\xa1") + FULL,
+    "a method of two letters": POST.replace(b"POST", b"AB") + FULL,
+    "a method of 40 letters": POST.replace(b"POST", b"A" * 40) + FULL,
+    "a long path": POST.replace(b"/stations", b"/" + b"a" * 40_000) + FULL,
+    "a long header": POST + b"X: %s\r\n" % (b"a" * 40_000) + FULL,
+    "many headers": POST + b"X: y\r\n" * 200 + FULL,
+    "a header with a control character": POST + b"X: \x01\r\n" + FULL,
     "half a head": POST,
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 50,
@@ -153,10 +160,17 @@ def test_a_malformed_chunk_is_refused_and_so_is_what_follows(service, case):
 
 @pytest.mark.parametrize("case", REFUSED_BY_GUNICORN)
 def test_what_gunicorn_refuses_reaches_no_route(service, case):
-    answer = talk(service.port, REFUSED_BY_GUNICORN[case])
-    assert answer[:10] in (b"HTTP/1.1 4", b"HTTP/1.1 5", b""), answer
-    assert b"Internal Server Error" not in answer
+    if answer := talk(service.port, REFUSED_BY_GUNICORN[case]):
+        assert_problem(answer, int(answer[9:12]), "This is not HTTP as we take it: ")
     reset(service.port, REFUSED_BY_GUNICORN[case])
+
+
+@pytest.mark.parametrize("rest", [b"zz\r\n", b"5\r\nab", b"1\r\nabc\r\n"])
+def test_an_answer_is_not_followed_by_another_if_the_body_was_malformed(service, rest):
+    data = b"GET /stations/1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + rest + NEXT
+    answer = talk(service.port, data)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
 
 
 @pytest.mark.parametrize("case", ENCODED)
