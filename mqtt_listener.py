@@ -285,7 +285,7 @@ class Listener:
         self._ended = True
         connection, self._connection = self._connection, None
         if self._stopping:
-            self._say("stopped")
+            self._disconnected = "the service is stopping"
         elif self._reason:
             self._say(self._reason)
         elif connection and connection.subscribed:

@@ -22,6 +22,9 @@ class NoListener:
     def publish(self, questions):
         pass
 
+    def held(self, seconds):
+        return []
+
     def watch(self):
         pass
 
@@ -31,7 +34,7 @@ class Hollow(Ledger):
 
     def _write(self, jobs):
         time.sleep(COMMIT)
-        for counter, job in enumerate(jobs):
+        for counter, job in enumerate(job for job in jobs if job.item):
             key = models.uuid7(self.clock.wall(), counter)
             job.finish(Transaction(key, Station(job.item.station_id, "Teste"), Status.PENDING, NOW, NOW))
 

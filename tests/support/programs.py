@@ -79,7 +79,7 @@ def listening(port: int) -> bool:
 
 def assert_nothing_listens(port: int) -> None:
     """Otherwise a test would talk to a program of another test run."""
-    assert not listening(port), f"something else listens on {port}"
+    wait_until(lambda: not listening(port), f"nothing else listens on {port}", 2)
 
 
 class Program:

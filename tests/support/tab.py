@@ -32,8 +32,10 @@ class Tab:
         self.page = self.context.new_page()
 
     def _on_console(self, message):
-        # Chromium reports every failed request. Some tests make requests fail.
-        expected = self._trouble and message.text.startswith("Failed to load resource")
+        # Chromium reports every failed request. Some tests make requests fail, and /readyz answers 503 until
+        # equipment is online.
+        unready = message.location.get("url", "").endswith("/readyz")
+        expected = (self._trouble or unready) and message.text.startswith("Failed to load resource")
         if message.type in ("error", "warning") and not expected:
             self.complaints.append(f"{message.text} ({message.location})")
 

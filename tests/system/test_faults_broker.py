@@ -138,7 +138,7 @@ def test_the_equipment_is_killed(trial, table):
 
 
 def test_the_late_verdicts_of_a_frozen_equipment_settle_what_had_expired(trial, table):
-    run = trial(VALIDATION_TIMEOUT="2", VALIDATION_RETRY="30").start()
+    run = trial(VALIDATION_TIMEOUT="2", VALIDATION_RETRY="1.9").start()
     run.note()
     run.equipment.send(signal.SIGSTOP)
     wait_until(lambda: run.status("EXPIRED") > 50, "some have expired")

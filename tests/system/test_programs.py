@@ -29,7 +29,7 @@ def test_the_port_of_a_broker_that_was_killed_is_not_given_away(broker):
 def test_a_program_does_not_start_on_a_port_where_something_else_listens(tmp_path, service, broker):
     with socket.create_server(("127.0.0.1", 0)) as foreign:
         port = foreign.getsockname()[1]
-        with pytest.raises(AssertionError, match=f"something else listens on {port}"):
+        with pytest.raises(AssertionError, match=f"nothing else listens on {port}"):
             Broker(tmp_path, port).start()
-        with pytest.raises(AssertionError, match=f"something else listens on {port}"):
+        with pytest.raises(AssertionError, match=f"nothing else listens on {port}"):
             service(port=port)

@@ -110,7 +110,7 @@ def test_a_wrong_certificate_is_refused_in_words_until_the_right_one_is_there(
     ca = {"MQTT_CA_FILE": str(certificates / "ours.pem")}
     broker = tls_broker(wrong).start()
     equipment = run(Equipment, broker, **ca)
-    service = run(Service, broker, VALIDATION_TIMEOUT="1", **ca)
+    service = run(Service, broker, VALIDATION_RETRY="0.5", VALIDATION_TIMEOUT="1", **ca)
     wait_until(lambda: words in service.get("/readyz").json["broker"], "the service says why")
     wait_until(
         lambda: re.search("certificate verif|verification failed", equipment.said()),

@@ -27,7 +27,10 @@ def run_settings(**environment) -> subprocess.CompletedProcess:
 def test_a_program_with_a_bad_value_ends_with_one_sentence(command):
     ended = run(sys.executable, *command, THREADS="many")
     assert ended.returncode == 1
-    assert ended.stderr == "THREADS='many': Expected `int`, got `str`. See the line of THREADS in .env.\n"
+    assert (
+        ended.stderr
+        == "THREADS='many': must be a whole number from 2 to 256. See the line of THREADS in .env.\n"
+    )
     assert ended.stdout == ""
 
 
