@@ -79,6 +79,14 @@ def test_every_variable_in_env_is_explained():
             assert explained, line
 
 
+def test_compose_passes_on_every_variable_except_the_containers_own():
+    services = re.split(r"^  (\w+):$", (ROOT / "docker-compose.yml").read_text(), flags=re.MULTILINE)
+    for name, variables in (("service", FIELDS.keys()), ("equipment", defaults_of_the_equipment().keys())):
+        text = services[services.index(name) + 1]
+        passed_on = set(re.findall(r"^      ([A-Z_]+):$", text, re.MULTILINE))
+        assert passed_on == variables - {"BIND", "MQTT_HOST", "MQTT_PORT", "VALIDATOR_ID"}
+
+
 def test_the_values_in_env_are_the_defaults(environment):
     assert settings.load() == Settings(
         mqtt_username=ENV["MQTT_USERNAME"], mqtt_password=ENV["MQTT_PASSWORD"]
