@@ -3,21 +3,18 @@
 import contextlib
 import json
 import re
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from checks import alive
+from idle import CROWDS, KEPT, WAIT, Crowd, everybody
 from kit.worker import ENOUGH, Room, processes, room
 from programs import Service, wait_until
-from raw import POST, answer, connect
+from raw import answer
 from trial import children, resident
 
 PROMPTLY = 5  # seconds
-KEPT = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-WAIT = b'POST /transactions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n%s\r\n{"station_id": 1}'
-WAIT %= b"Prefer: wait=20\r\nContent-Length: 17\r\n"
 
 
 @pytest.fixture
@@ -35,48 +32,14 @@ def limited(tmp_path, programs, broker):
 
 
 @pytest.fixture
-def many():
-    """A function that opens connections, sends the same over each, and keeps them until the test ends."""
+def many(programs):
+    """A function that opens many connections to a service, which stay open until the test ends."""
     with contextlib.ExitStack() as ends:
 
-        def open_many(service: Service, count: int, data: bytes = b"", answered: bool = False) -> list:
-            opened = []
-            for _ in range(count):
-                opened.append(ends.enter_context(connect(service.port)))
-                if data:
-                    opened[-1].sendall(data)
-                if answered:
-                    assert answer(opened[-1]).startswith(b"HTTP/1.1 200 ")
-            return opened
+        def open_many(service: Service, *arguments) -> list:
+            return ends.enter_context(Crowd(service)).open(*arguments)
 
         yield open_many
-
-
-def idle(opened: Callable, service: Service) -> None:
-    opened(service, 1000, KEPT, answered=True)
-
-
-def silent(opened: Callable, service: Service) -> None:
-    opened(service, 1000)
-
-
-def half_a_head(opened: Callable, service: Service) -> None:
-    opened(service, 200, POST)
-
-
-def not_closed(opened: Callable, service: Service) -> None:
-    """The server closes its side after each of these, and the client does not."""
-    opened(service, 300, KEPT.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), answered=True)
-
-
-def refused(opened: Callable, service: Service) -> None:
-    for connection in opened(service, 300, b"nonsense\r\n\r\n"):
-        assert answer(connection).startswith(b"HTTP/1.1 400 ")
-
-
-def all_of_them(opened: Callable, service: Service) -> None:
-    for some in (half_a_head, silent, idle, not_closed, refused):
-        some(opened, service)
 
 
 def assert_answers(service: Service, worker: int) -> None:
@@ -90,20 +53,22 @@ def assert_answers(service: Service, worker: int) -> None:
 
 
 @pytest.mark.parametrize("descriptors", [1024, 20_000])
-@pytest.mark.parametrize("clients", [idle, silent, half_a_head, not_closed, refused, all_of_them])
-def test_clients_that_do_nothing_lock_nobody_out(limited, many, descriptors, clients):
+@pytest.mark.parametrize("crowd", CROWDS)
+def test_clients_that_do_nothing_lock_nobody_out(limited, descriptors, crowd):
     service = limited(descriptors)
     (worker,) = children(service.pid)
-    clients(many, service)
-    assert_answers(service, worker)
+    with Crowd(service) as opened:
+        crowd(opened)
+        assert_answers(service, worker)
 
 
 def test_a_connection_that_stays_open_is_still_good_while_many_do_nothing(limited, many):
     service = limited(20_000)
-    (kept,) = many(service, 1, KEPT, answered=True)
-    all_of_them(many, service)
-    kept.sendall(KEPT)
-    assert answer(kept).startswith(b"HTTP/1.1 200 ")
+    (kept,) = many(service, 1, KEPT, b"200 ")
+    with Crowd(service) as opened:
+        everybody(opened)
+        kept.sendall(KEPT)
+        assert answer(kept).startswith(b"HTTP/1.1 200 ")
 
 
 def test_with_few_descriptors_it_says_that_fewer_can_wait(limited, many, equipment):
