@@ -36,30 +36,35 @@ class Crowd:
 
 
 def idle(crowd: Crowd) -> None:
-    """Ask once, and keep the connection."""
+    """1,000 clients ask once and keep their connection"""
     crowd.open(1000, KEPT, b"200 ")
 
 
 def silent(crowd: Crowd) -> None:
+    """1,000 clients connect and send nothing"""
     crowd.open(1000)
 
 
 def half_a_head(crowd: Crowd) -> None:
+    """200 clients send half a head"""
     crowd.open(200, POST)
 
 
 def not_closed(crowd: Crowd) -> None:
-    """Ask once. The server closes its side, and the client does not."""
+    """300 clients do not close their side"""
     crowd.open(300, KEPT.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), b"200 ")
 
 
 def refused(crowd: Crowd) -> None:
+    """300 clients send nonsense and stay"""
     crowd.open(300, b"nonsense\r\n\r\n", b"400 ")
 
 
 def everybody(crowd: Crowd) -> None:
+    """2,800 clients of all these kinds"""
     for some in (half_a_head, silent, idle, not_closed, refused):
         some(crowd)
 
 
+# What a trial's row says is the docstring.
 CROWDS: list[Callable[[Crowd], None]] = [idle, silent, half_a_head, not_closed, refused, everybody]

@@ -127,7 +127,7 @@ def test_many_clients_do_nothing(trial, table, descriptors, crowd):
         with Crowd(run.service) as opened:
             crowd(opened)
             run.more(seconds=5)
-    run.finish(f"many clients do nothing ({crowd.__name__}), {descriptors} descriptors", table)
+    run.finish(f"{crowd.__doc__}; {descriptors} descriptors", table)
     assert set(run.told()) == {201}
     assert run.worker == worker, "the worker died"
 
