@@ -22,7 +22,7 @@ import models
 import schemas
 from kit import metrics, openapi
 from kit.api import Api
-from kit.errors import Conflict, NotFound, Problem, Unavailable
+from kit.errors import BadRequest, Conflict, NotFound, Problem, Unavailable
 from kit.settings import ROOT, VERSION, Settings
 from kit.storage import ERRORS, Store, check
 from kit.writer import JobQueue
@@ -143,6 +143,8 @@ def create_transaction(
 
     With an `Idempotency-Key` it is safe to send this again: the same key and body get the first answer.
     """
+    if "," in (headers.idempotency_key or ""):
+        raise BadRequest("Idempotency-Key: must be sent once, and have no comma.")
     transaction = service.ledger.create(body.station_id, headers.idempotency_key)
     response.set_header("Location", f"/transactions/{transaction.id}")
     try:
@@ -248,9 +250,7 @@ def waited(service: Service, transaction_id: UUID, prefer: str) -> Transaction |
     seconds = min(int(wanted[2]), LONGEST_WAIT) if wanted else 0
     if not wanted:
         return None
-    with app.no_slot():
-        waited = service.ledger.wait(transaction_id, seconds)
-    if not waited:
+    if not service.ledger.wait(transaction_id, seconds, app.no_slot):
         response.set_header("Retry-After", "1")  # too many requests wait already
         return None
     transaction = service.read(models.get_transaction, transaction_id)

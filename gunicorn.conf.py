@@ -3,45 +3,23 @@
 import contextlib
 import logging
 import os
-import resource
 import threading
-from pathlib import Path
 from typing import Any
 
 import msgspec
 from bottle import request
 
-from kit import logs
+from kit import logs, worker
 from kit.settings import load, unknown_names
 
 settings = load()
 
 
-def files() -> int:
-    """How many descriptors this process may have, after raising its soft limit to the hard one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY:
-        hard = 65_536
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
-
-
-def processes() -> int:
-    """How many threads the control group of this process may have."""
-    with contextlib.suppress(OSError, ValueError):
-        return int(Path("/sys/fs/cgroup/pids.max").read_text())
-    return 65_536
-
-
-# A new connection costs two descriptors for up to five seconds, one of the database three. Half of the
-# connections may be idle. Beyond these limits gunicorn's worker would die: it catches neither EMFILE nor a
-# thread that does not start.
-wanted = settings.threads + settings.waits + 64
-worker_connections = (files() - 3 * (settings.threads + 4) - 64) // 2
-threads = min(wanted, worker_connections // 2, processes() - 64)
-settings = msgspec.structs.replace(settings, waits=max(0, settings.waits - (wanted - threads)))
+room = worker.room(settings.threads, settings.waits, worker.files(), worker.processes())
+wanted, settings = settings.waits, msgspec.structs.replace(settings, waits=room.waits)
+worker_connections, threads = room.connections, room.threads
 bind = settings.bind
-worker_class = "gthread"
+worker_class = worker.Worker
 workers = 1
 keepalive = 30  # seconds
 graceful_timeout = 3  # seconds; honcho kills after 5
@@ -65,9 +43,9 @@ def when_ready(server: Any) -> None:
     host, port = settings.address
     if host not in ("localhost", "::1") and not host.startswith("127.") and not settings.api_token:
         server.log.warning("BIND=%s is open to other machines, and no API_TOKEN is set", settings.bind)
-    if threads < wanted:
+    if room.waits < wanted:
         server.log.warning(
-            "the limits of descriptors and processes leave room for WAITS=%d only", settings.waits
+            "the limits of descriptors and processes leave room for WAITS=%d only", room.waits
         )
     for name in unknown_names():
         server.log.warning(".env names %s, which no program reads", name)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from uuid import UUID
 
@@ -26,6 +27,7 @@ from models import SECOND, Asked, Draft, Settled, Timeouts
 from schemas import Status, Transaction, Verdict
 
 log = logging.getLogger(__name__)
+Idle = Callable[[], AbstractContextManager[None]]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -218,8 +220,11 @@ class Ledger(Writer):
         result: T = self.run(Job(change, (function, values)))
         return result
 
-    def wait(self, transaction_id: UUID, seconds: float) -> bool:
-        """Wait at most `seconds` until a transaction is not PENDING; False if too many wait already."""
+    def wait(self, transaction_id: UUID, seconds: float, idle: Idle = nullcontext) -> bool:
+        """Wait at most `seconds`, in the context `idle`, until a transaction is not PENDING.
+
+        False if too many requests wait already.
+        """
         event = threading.Event()
         with self._waiting_lock:
             if sum(map(len, self._waiting.values())) >= self._most_waiting:
@@ -228,7 +233,8 @@ class Ledger(Writer):
         try:
             # The verdict may have been stored before this request was listed.
             if self.store.read(models.statuses, [transaction_id]).get(transaction_id) is Status.PENDING:
-                event.wait(seconds)
+                with idle():
+                    event.wait(seconds)
         finally:
             with self._waiting_lock:
                 self._waiting[transaction_id].remove(event)

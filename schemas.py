@@ -24,7 +24,8 @@ TransactionId = Annotated[
     UUID, Meta(description="UUIDv7", examples=["019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"])
 ]
 NO_NUL = r"^[^\u0000]*$"  # the one character that PostgreSQL cannot store in a text
-Description = Annotated[str, Meta(min_length=1, max_length=255, pattern=NO_NUL, examples=["Teste"])]
+NOT_BLANK = r"^\s*[^\s\u0000][^\u0000]*$"
+Description = Annotated[str, Meta(min_length=1, max_length=255, pattern=NOT_BLANK, examples=["Teste"])]
 Limit = Annotated[int, Meta(ge=1, le=200, description="items on a page", examples=[20])]
 Prefer = Annotated[
     str,
@@ -39,7 +40,7 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=NO_NUL,
-        description="the same key and body get the first answer again",
+        description="the same key and body get the first answer again; it has no comma",
     ),
 ]
 State = Annotated[str, Meta(description="`ok`, or what is wrong with it")]

@@ -170,13 +170,15 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         for name, text in path.items():
             given[name] = convert(text, declared.path[name], name)
         if declared.query:
-            given["query"] = convert(dict(request.query), declared.query, "query")
+            given["query"] = convert(query(), declared.query, "query")
         if declared.headers:
             texts = {name: header(name) for name in header_names(declared.headers)}
             sent = {name: text for name, text in texts.items() if text is not None}
             given["headers"] = convert(sent, declared.headers, "headers")
         if declared.body:
             given["body"] = read_body(declared.body)
+        elif request.method not in ("GET", "HEAD"):
+            receive()  # a request that was cut off must not change anything
         return given
 
 
@@ -187,6 +189,14 @@ def header(name: str) -> str | None:
     """A header of the request, one character per byte. (Bottle's own fails where that is not UTF-8.)"""
     raw: str | None = request.headers.raw(name)
     return raw
+
+
+def query() -> dict[str, str]:
+    """The parameters of the query; raises Unprocessable if one is given twice."""
+    for name in request.query:
+        if len(request.query.getall(name)) > 1:
+            raise Unprocessable(f"query.{name}: must be given only once.")
+    return dict(request.query)
 
 
 @cache
@@ -214,23 +224,30 @@ def read_body(struct: type[msgspec.Struct]) -> Any:
     """The request's JSON body; raises BadRequest, ContentTooLarge, UnsupportedMediaType or Unprocessable."""
     if request.content_type.partition(";")[0].strip().lower() != JSON:
         raise errors.UnsupportedMediaType(f"Content-Type: must be {JSON}.")
-    if header("Content-Encoding"):
+    if header("Content-Encoding") is not None:
         raise errors.UnsupportedMediaType("Content-Encoding: must not be used.")
+    if (header("Transfer-Encoding") or "chunked").lower() != "chunked":
+        raise errors.UnsupportedMediaType("Transfer-Encoding: must be chunked or not be used.")
+    try:
+        return msgspec.json.decode(receive(), type=struct)
+    except msgspec.ValidationError as error:
+        raise Unprocessable(named(error, "body")) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.BadRequest(f"body: is not JSON: {error}") from None
+
+
+def receive() -> bytes:
+    """The request's body, complete; raises BadRequest or ContentTooLarge."""
     try:
         # Read straight from the server, which has decoded chunks already. Bottle would decode them again.
-        body = request.environ["wsgi.input"].read(LARGEST_BODY + 1)
+        body: bytes = request.environ["wsgi.input"].read(LARGEST_BODY + 1)
     except (ParseException, OSError):  # a chunk is malformed, or the client has gone
         raise errors.BadRequest("body: ended early, or has a malformed chunk.") from None
     if len(body) < min(request.content_length, LARGEST_BODY + 1):
         raise errors.BadRequest("body: is shorter than Content-Length says.")
     if len(body) > LARGEST_BODY:
         raise errors.ContentTooLarge(f"body: must not be longer than {LARGEST_BODY} bytes.")
-    try:
-        return msgspec.json.decode(body, type=struct)
-    except msgspec.ValidationError as error:
-        raise Unprocessable(named(error, "body")) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.BadRequest(f"body: is not JSON: {error}") from None
+    return body
 
 
 def named(error: msgspec.ValidationError, place: str) -> str:

@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 INTERNAL = "The service failed; its log says why."
 TITLES = {
     413: "Content Too Large",
+    414: "URI Too Long",
     422: "Unprocessable Content",
 }  # RFC 9110; Python 3.11 has the older names
 

@@ -94,14 +94,22 @@ def load() -> Settings:
     try:
         settings = msgspec.convert(given, Settings, strict=False)
     except msgspec.ValidationError as error:
-        name = str(error).partition(" - at `$.")[2].rstrip("`")
-        refuse(name, f"must be {get_args(FIELDS[name].type)[1].description}")
+        refuse(str(error).partition(" - at `$.")[2].rstrip("`"))
+    for name, text in given.items():
+        value = getattr(settings, FIELDS[name].name)
+        if isinstance(value, int) and str(value) != text:  # msgspec takes 1.0 and 1e1, too
+            refuse(name)
     check(settings)
     return settings
 
 
 def check(settings: Settings) -> None:
     """What a type does not say; raises SystemExit with a sentence."""
+    for name, host in (("BIND", settings.address[0]), ("MQTT_HOST", settings.mqtt_host)):
+        try:
+            socket.inet_pton(socket.AF_INET6, host if ":" in host else "::")
+        except OSError:
+            refuse(name)
     if not 1 <= settings.address[1] <= 65535:
         refuse("BIND", "the port must be from 1 to 65535")
     if settings.validation_timeout <= settings.validation_retry:
@@ -130,15 +138,17 @@ def check(settings: Settings) -> None:
             refuse("MQTT_CA_FILE", f"must name a file of certificates in PEM ({error.strerror or error})")
 
 
-def refuse(name: str, reason: str) -> NoReturn:
-    """Raise SystemExit with a sentence about this variable."""
+def refuse(name: str, reason: str = "") -> NoReturn:
+    """Raise SystemExit with a sentence about this variable; without a reason, it lists the right values."""
+    reason = reason or f"must be {get_args(FIELDS[name].type)[1].description}"
     value = "" if name in SECRETS else f"={os.environ[name]!r}" if name in os.environ else ""
     raise SystemExit(f"{name}{value}: {reason}. See the line of {name} in .env.") from None
 
 
 def unknown_names() -> list[str]:
     """Names in `.env` that no program reads; they may be misspelt."""
-    return sorted(dotenv_values(ROOT / ".env", interpolate=False).keys() - FIELDS.keys() - OTHERS)
+    names = dotenv_values(ROOT / ".env", interpolate=False).keys() - FIELDS.keys() - OTHERS
+    return sorted(name for name in names if not name.startswith(("COMPOSE_", "DOCKER_")))
 
 
 def check_ports(settings: Settings) -> None:

@@ -23,6 +23,7 @@ ERRORS = (peewee.DatabaseError, peewee.InterfaceError, ValueError)
 MISTAKES = (peewee.DataError, peewee.IntegrityError, peewee.ProgrammingError, peewee.NotSupportedError)
 # Not a mistake: someone has revoked a right or changed the schema (PostgreSQL, "Error Codes").
 ALTERED = ("42501", "42P01", "42703")
+PATIENCE = 5  # seconds that a thread waits for a connection of the pool
 PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "journal_size_limit": 2**23}
 # A server that vanishes without a word is noticed within eleven seconds (libpq, "Parameter Key Words").
 NETWORK = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
@@ -198,10 +199,11 @@ def connect(url: str, connections: int) -> Any:
         # IMMEDIATE: a transaction that reads first and writes later would fail if another process writes.
         options: dict[str, Any] = {"pragmas": PRAGMAS, "lock_type": "IMMEDIATE", "check_same_thread": False}
         uri = f"file://{quote(os.path.abspath(file))}?mode=rw"
-        return PooledSqliteDatabase(uri, uri=True, max_connections=connections, **options)
+        return PooledSqliteDatabase(uri, uri=True, max_connections=connections, timeout=PATIENCE, **options)
     options = {name: value for name, value in NETWORK.items() if f"{name}=" not in url}
     url = "postgresql" + url.removeprefix("postgresql").removeprefix("postgres")
-    return PooledPostgresqlDatabase(url, prefer_psycopg3=True, max_connections=connections, **options)
+    options |= {"max_connections": connections, "timeout": PATIENCE}
+    return PooledPostgresqlDatabase(url, prefer_psycopg3=True, **options)
 
 
 def is_postgresql(database: Database) -> bool:

@@ -41,6 +41,9 @@ REFUSED = {
     "an empty description": ("POST", "/stations", {"description": ""}, 422, "body.description"),
     "an empty description in PUT": ("PUT", "/stations/1", {"description": ""}, 422, "body.description"),
     "an empty description in PATCH": ("PATCH", "/stations/1", {"description": ""}, 422, "body.description"),
+    "a blank": ("POST", "/stations", {"description": " "}, 422, "body.description"),
+    "blanks in PUT": ("PUT", "/stations/1", {"description": "\t \n"}, 422, "body.description"),
+    "blanks in PATCH": ("PATCH", "/stations/1", {"description": "\u00a0\u3000"}, 422, "body.description"),
     "256 characters": ("POST", "/stations", {"description": "a" * 256}, 422, "body.description"),
     "256 emoji": ("PATCH", "/stations/1", {"description": "🔋" * 256}, 422, "body.description"),
     "a NUL": ("POST", "/stations", {"description": "a\0b"}, 422, "body.description"),
@@ -122,6 +125,7 @@ REFUSED = {
     "after null": ("GET", "/transactions?after=null", None, 422, "query.after"),
     "after a transaction": ("GET", f"/stations?after={UNKNOWN}", None, 422, "query.after"),
     "after station 0": ("GET", "/stations?after=0", None, 422, "query.after"),
+    "a parameter twice": ("GET", "/stations?limit=x&limit=1", None, 422, "query.limit"),
     # Too long
     "a byte beyond 64 KiB": ("POST", "/stations", b" " * (64 * KIB + 1), 413, "65536"),
     "a megabyte": ("POST", "/transactions", b" " * 1024 * KIB, 413, "65536"),

@@ -90,6 +90,13 @@ locked_up() {
 
 lacks() { variables=$(compose exec -T "$1" env) && ! echo "$variables" | grep -q "^$2="; }
 
+# says REGEX: the service's log has such a line.
+says() { compose logs service 2>&1 | grep -Eq "$1"; }
+
+silent_about() { ! says "$1"; }
+
+online() { gets 200 '"equipment":\{("[^"]+":"online",?){'"$1"'}\}' GET /readyz; }
+
 ended_well() { [ "$(docker inspect -f '{{.State.ExitCode}}' $(compose ps -aq) | xargs)" = "0 0 0" ]; }
 
 trap take_down EXIT
@@ -108,6 +115,12 @@ check "the equipment does not know the service's password" lacks equipment MQTT_
 check "the service does not know the equipment's password" lacks service VALIDATOR_PASSWORD
 check "the service's image has no .env and no tests" compose exec -T service sh -c '! ls -A | grep -E "env|test"'
 walk "at first"
+
+check "there is room for every request that may wait" silent_about "leave room"
+check "two more containers of the equipment start" quietly compose up -d --scale equipment=3 --no-recreate
+check "each has its own name" within 30 online 3
+walk "with three"
+check "one is left" quietly compose up -d --scale equipment=1 --no-recreate
 
 check "the broker is killed" quietly compose kill broker
 check "without it, the service says what is wrong" within 10 gets 503 '"detail":"broker: ' GET /readyz

@@ -18,11 +18,13 @@ from urllib.parse import quote
 
 import pytest
 
+from idle import CROWDS, WAIT, Crowd
 from ledger import Clock
 from load import Load
 from models import SECOND
 from pair import Pair
 from programs import ROOT, wait_until
+from raw import BODY, POST, answer, reset
 from trial import FULL, Trial, children, resident
 
 SOME = 10 if FULL else 2
@@ -108,6 +110,54 @@ def test_a_thread_dies(trial, table, way):
     run.finish(f"a thread dies: {way}", table)
     assert set(run.told()) <= {201, 503}
     assert "the process ends" in run.service.said()
+
+
+# The machine's limits
+
+
+@pytest.mark.parametrize("descriptors", [1024, 20_000])
+@pytest.mark.parametrize("crowd", CROWDS)
+def test_many_clients_do_nothing(trial, table, descriptors, crowd):
+    run = trial()
+    run.service.command[:0] = ["prlimit", f"--nofile={descriptors}:{descriptors}"]
+    run.start()
+    worker = run.worker
+    for _ in range(3 if FULL else 1):
+        run.note()
+        with Crowd(run.service) as opened:
+            crowd(opened)
+            run.more(seconds=5)
+    run.finish(f"{crowd.__doc__}; {descriptors} descriptors", table)
+    assert set(run.told()) == {201}
+    assert run.worker == worker, "the worker died"
+
+
+def test_clients_reset_their_connections_while_they_send(trial, table):
+    run = trial().start()
+    whole = POST + b"Content-Length: 20\r\n\r\n" + BODY
+    for _ in range(SOME):
+        run.note()
+        for length in range(0, len(whole), 5):
+            reset(run.service.port, whole[:length])
+        run.more()
+    run.finish("clients reset their connections while they send", table)
+    assert set(run.told()) == {201}
+    assert run.query("SELECT count(*) FROM station") == [(1,)]
+    assert "Traceback" not in run.service.said()
+
+
+def test_more_wait_than_may(trial, table):
+    run = trial(WAITS="50")
+    run.equipment.environment["VALIDATOR_DELAY_MS"] = "1000"
+    run.start()
+    for _ in range(3 if FULL else 1):
+        run.note()
+        with Crowd(run.service) as opened:
+            for connection in opened.open(500, WAIT):
+                assert answer(connection).startswith(b"HTTP/1.1 201 ")
+        run.more()
+    run.finish("500 requests want to wait, 50 may", table)
+    assert set(run.told()) == {201}
 
 
 # The clock

@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
+import raw
 from load import Load
 from programs import Nginx, listening, wait_until
 
@@ -197,6 +198,52 @@ def test_what_the_proxy_answers_itself_is_a_problem_too(nginx, service):
         assert answer.headers["Content-Type"] == "application/problem+json"
         assert answer.json["status"] == answer.status
         assert answer.json.keys() == {"title", "status", "detail", "type"}
+
+
+HOST = b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+GET = b"GET /stations" + HOST
+NOT_HTTP = {
+    "a URL of 40 kB": (b"GET /" + b"a" * 40_000 + HOST + b"\r\n", 414),
+    "a URL of 5 kB, too long for gunicorn": (b"GET /" + b"a" * 5000 + HOST + b"\r\n", 414),
+    "an escape that is none": (b"GET /%zz" + HOST + b"\r\n", 400),
+    "a path above the root": (b"GET /../x" + HOST + b"\r\n", 400),
+    "a control character in the path": (b"GET /\x01" + HOST + b"\r\n", 400),
+    "a path that is not ASCII": (b"GET /stations/\xd9\xa1" + HOST + b"\r\n", 400),
+    "a header of 40 kB": (GET + b"X: " + b"a" * 40_000 + b"\r\n\r\n", 431),
+    "headers of 40 kB": (GET + b"X: %s\r\n" % (b"a" * 4000) * 10 + b"\r\n", 431),
+    "200 headers, too many for gunicorn": (GET + b"X: y\r\n" * 200 + b"\r\n", 431),
+    "a control character in a header": (GET + b"X: \x01\r\n\r\n", 400),
+    "two types": (GET + b"Content-Type: a\r\nContent-Type: b\r\n\r\n", 400),
+    "no host": (b"GET /stations HTTP/1.1\r\n\r\n", 400),
+    "small letters": (b"get /stations" + HOST + b"\r\n", 400),
+    "a long method": (b"A" * 40 + b" /stations" + HOST + b"\r\n", 400),
+    "TRACE": (b"TRACE /stations" + HOST + b"\r\n", 405),
+    "CONNECT": (b"CONNECT x:80" + HOST + b"\r\n", 400),
+    "an asterisk": (b"OPTIONS *" + HOST + b"\r\n", 400),
+    "HTTP/3": (b"GET / HTTP/3.0\r\nHost: x\r\n\r\n", 505),
+    "nonsense": (b"nonsense\r\n\r\n", 400),
+    "its own page": (b"GET /problem" + HOST + b"\r\n", 404),
+    "an unknown coding": (HEAD + b"Transfer-Encoding: x\r\n\r\n", 501),
+    "a length beside chunks": (HEAD + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+    "a malformed chunk": (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+    "a body that is too large": (HEAD + b"Content-Length: 100000\r\n\r\n", 413),
+}
+
+
+def assert_problem(data: bytes, status: int) -> None:
+    head, _, body = data.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), data
+    assert b"\r\nContent-Type: application/problem+json" in head, data
+    assert json.loads(body)["status"] == status
+
+
+def test_what_is_not_http_gets_a_problem_from_the_proxy_or_through_it(nginx, service):
+    proxy = nginx(service())
+    for data, status in NOT_HTTP.values():
+        with raw.connect(proxy.port) as connection:
+            connection.sendall(data)
+            assert_problem(raw.answer(connection), status)
+    assert proxy.get("/stations").json["items"] == []
 
 
 def test_the_largest_body_gets_through_and_the_service_refuses_a_larger_one(nginx, service):

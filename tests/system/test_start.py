@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from programs import COVERAGE, ROOT, free_port, listening, wait_until
+from programs import COVERAGE, ROOT, Service, free_port, listening, wait_until
 
 
 def test_all_threads_that_take_the_interpreters_lock_stay_on_one_processor(running):
@@ -62,6 +63,14 @@ def test_nothing_is_opened_by_importing(tmp_path):
 
 
 def test_make_run_starts_all_three_and_ctrl_c_stops_them(tmp_path):
+    # One after the other, since each uses var/.
+    make_run(tmp_path)
+    make_run(tmp_path, MQTT_HOST="::1")
+    make_run(tmp_path, LC_ALL="C", MQTT_PASSWORD="Schlüssel-€", VALIDATOR_PASSWORD="Zaunkönig")
+
+
+def make_run(tmp_path, **variables) -> None:
+    """Start `make run` with these variables, settle a transaction, and stop it as Ctrl-C does."""
     service, broker = free_port(), free_port()
     # `-o`: this test installs nothing.
     command = ["make", "-s", "-o", "packages", "-o", ".venv/run", "run"]
@@ -70,7 +79,9 @@ def test_make_run_starts_all_three_and_ctrl_c_stops_them(tmp_path):
         "MQTT_PORT": str(broker),
         "DATABASE_URL": f"sqlite:///{tmp_path}/run.db",
     }
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path)} | COVERAGE | own
+    environment = (
+        {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path)} | COVERAGE | own | variables
+    )
     with (tmp_path / "out").open("w") as output:
         run = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
@@ -92,3 +103,22 @@ def test_make_run_starts_all_three_and_ctrl_c_stops_them(tmp_path):
     run.wait(5)
     assert not listening(service)
     assert not listening(broker)
+
+
+def test_a_misspelt_name_in_env_gets_a_warning(tmp_path, programs, broker):
+    """In a copy of the project's folder, because each reads its own .env."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in (*ROOT.glob("*.py"), ROOT / "pyproject.toml"):
+        shutil.copy(path, copy)
+    for name in ("kit", "migrations"):
+        shutil.copytree(ROOT / name, copy / name)
+    more = "\nVALIDATION_TIMOUT=9\nthreads=3\nPUBLISH=8001\nCOMPOSE_PROFILES=x\n"
+    (copy / ".env").write_text((ROOT / ".env").read_text() + more)
+    service = Service(tmp_path, broker)
+    service.command = ["env", f"--chdir={copy}", *service.command]
+    programs.append(service.start())
+    wait_until(lambda: "ready at" in service.said(), "it is ready")
+    warned = re.findall(r"WARNING gunicorn.error: (.*)", service.said())
+    wrong = "VALIDATION_TIMOUT", "threads"
+    assert warned == [f".env names {name}, which no program reads" for name in wrong]

@@ -78,3 +78,11 @@ def test_sixteen_requests_without_a_key_create_sixteen_rows(api):
     answers = at_once(16, lambda: new_transaction(api))
     listed = api.get("/transactions").json["items"]
     assert listed == sorted(answers, key=lambda transaction: transaction["id"], reverse=True)
+
+
+@pytest.mark.parametrize("key", ["a,b", "a, b", ",", "a,"])
+def test_a_key_with_a_comma_is_refused_because_it_was_sent_twice(api, key):
+    new_station(api)
+    answer = send(api, "POST", "/transactions", {"station_id": 1}, Idempotency_Key=key)
+    assert_problem(answer, 400, "Bad Request", "Idempotency-Key")
+    assert api.get("/transactions").json["items"] == []

@@ -79,6 +79,14 @@ def test_every_variable_in_env_is_explained():
             assert explained, line
 
 
+def test_compose_passes_on_every_variable_except_the_containers_own():
+    services = re.split(r"^  (\w+):$", (ROOT / "docker-compose.yml").read_text(), flags=re.MULTILINE)
+    for name, variables in (("service", FIELDS.keys()), ("equipment", defaults_of_the_equipment().keys())):
+        text = services[services.index(name) + 1]
+        passed_on = set(re.findall(r"^      ([A-Z_]+):$", text, re.MULTILINE))
+        assert passed_on == variables - {"BIND", "MQTT_HOST", "MQTT_PORT", "VALIDATOR_ID"}
+
+
 def test_the_values_in_env_are_the_defaults(environment):
     assert settings.load() == Settings(
         mqtt_username=ENV["MQTT_USERNAME"], mqtt_password=ENV["MQTT_PASSWORD"]
@@ -165,20 +173,21 @@ def test_an_address_is_a_host_and_a_port(bind, address):
 @pytest.mark.parametrize(
     ("name", "values"),
     {
-        "BIND": "8000 :8000 127.0.0.1 127.0.0.1: 127.0.0.1:x 127.0.0.1:0 "
+        "BIND": "[::::]:8000 [1:2]:8000 8000 :8000 127.0.0.1 127.0.0.1: 127.0.0.1:x 127.0.0.1:0 "
         "127.0.0.1:65536 ::1:8000 unix:/tmp/x a/b:1",
-        "THREADS": "0 1 257 -4 x 1.5 true 16x",
+        "THREADS": "16.0 1e1 016 +16 1_6 abc 0 1 257 -4 x 1.5 true 16x",
         "DATABASE_URL": "x sqlite:// sqlite:/// sqlite:///:memory: sqlite:x.db mysql://a/b /var/energy2.db "
         "sqlite:///a#b.db sqlite:///a?z.db sqlite:///a.db?mode=ro sqlite:///a.db?journal_mode=delete "
         "postgresql://h/d?timeout=3 postgresql://h/d?max_connections=1 postgresql://h/d?stale_timeout=1 postgresql://h:x/d",
-        "MQTT_PORT": "0 -1 65536 x 1883.5 1883/tcp",
+        "MQTT_PORT": "1e3 +1883 1883.0 0 -1 65536 x 1883.5 1883/tcp",
         "MQTT_CA_FILE": "/nowhere/ca.pem / /dev/null pyproject.toml",
         "VALIDATION_RETRY": "0 0.04 30.1 -1 x nan inf 5s",
         "VALIDATION_TIMEOUT": "0 5 86401 -1 x nan inf 1m",
-        "WAITS": "-1 10001 x 1.5",
-        "MQTT_HOST": f"[::1] mqtt://localhost localhost:1883 a/b a..b .a {'a' * 64}",
+        "WAITS": "-1 1.0 1e3 10001 x 1.5",
+        "MQTT_HOST": "[::1] mqtt://localhost mqtt://[::1]:1883 localhost:1883 127.0.0.1:1883 "
+        f"a/b a..b .a 1:2 :::: fe80::1%lo {'a' * 64}",
         "MQTT_PASSWORD": "a\x07b",
-        "LOG_LEVEL": "TRACE 20",
+        "LOG_LEVEL": "verbose TRACE 20",
         "LOG_FORMAT": "xml",
     }.items(),
 )
@@ -192,6 +201,27 @@ def test_a_bad_value_is_refused_in_a_sentence_that_names_it(environment, name, v
         assert sentence.startswith(f"{name}{shown}: "), value
         assert sentence.endswith(f". See the line of {name} in .env.")
         assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "right"),
+    [
+        ("LOG_LEVEL", "verbose", "must be DEBUG, INFO, WARNING or ERROR"),
+        ("LOG_FORMAT", "xml", "must be text or json"),
+        ("VALIDATION_RETRY", "5s", "must be a number of seconds from 0.05 to 30, such as 5"),
+        ("THREADS", "abc", "must be a whole number from 2 to 256"),
+        ("WAITS", "-1", "must be a whole number from 0 to 10000"),
+        ("VALIDATION_TIMEOUT", "5", "must be longer than VALIDATION_RETRY, 5"),
+        ("MQTT_HOST", "[::1]", "must be a host name or an IP address, such as 127.0.0.1 or ::1"),
+        ("MQTT_PORT", "mqtt", "must be a whole number from 1 to 65535"),
+        ("BIND", "8000", "must be a host and a port, such as 127.0.0.1:8000 or [::1]:8000"),
+        ("DATABASE_URL", "x", "must be sqlite:/// and a path (? as %3F, # as %23), or postgresql:// and "),
+    ],
+)
+def test_the_sentence_lists_the_right_values(environment, name, value, right):
+    environment[name] = value
+    with pytest.raises(SystemExit, match=re.escape(f": {right}")):
+        settings.load()
 
 
 def test_a_refused_url_is_not_shown_with_its_password(environment):

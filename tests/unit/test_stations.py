@@ -77,7 +77,7 @@ def test_a_station_that_has_transactions_stays(api):
         "Estação São João",
         "電池 🔋 محطة",
         "<script>alert(1)</script> & <b>'\"</b>",
-        " \t\r\n ",
+        " \tx\r\n ",
         "\\ / \u2028 \x7f \x01",
         "%00 ?a=b #c",
         "null",

@@ -1,0 +1,218 @@
+"""The machine's limits: whatever idle and slow clients do, the worker lives and others are answered."""
+
+import contextlib
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from checks import alive
+from idle import CROWDS, KEPT, WAIT, Crowd, everybody
+from kit.worker import ENOUGH, Room, processes, room
+from programs import Service, wait_until
+from raw import answer
+from trial import children, resident
+
+PROMPTLY = 5  # seconds
+
+
+@pytest.fixture
+def limited(tmp_path, programs, broker):
+    """A function that starts the service with so many descriptors, and waits until it is alive."""
+
+    def start(descriptors: int, **options) -> Service:
+        service = Service(tmp_path, broker, **options)
+        service.command = ["prlimit", f"--nofile={descriptors}:{descriptors}", *service.command]
+        programs.append(service.start())
+        wait_until(lambda: alive(service), "the service is alive")
+        return service
+
+    return start
+
+
+@pytest.fixture
+def many(programs):
+    """A function that opens many connections to a service, which stay open until the test ends."""
+    with contextlib.ExitStack() as ends:
+
+        def open_many(service: Service, *arguments) -> list:
+            return ends.enter_context(Crowd(service)).open(*arguments)
+
+        yield open_many
+
+
+def assert_answers(service: Service, worker: int) -> None:
+    """Check that others are answered promptly, and that the worker is the same one."""
+    for _ in range(3):
+        assert service.request("GET", "/healthz", timeout=PROMPTLY).status == 200
+        assert service.request("POST", "/stations", {"description": "x"}, timeout=PROMPTLY).status == 201
+        assert service.request("GET", "/stations", timeout=PROMPTLY).status == 200
+    assert children(service.pid) == [worker]
+    assert "Traceback" not in service.said()
+
+
+@pytest.mark.parametrize("descriptors", [1024, 20_000])
+@pytest.mark.parametrize("crowd", CROWDS)
+def test_clients_that_do_nothing_lock_nobody_out(limited, descriptors, crowd):
+    service = limited(descriptors)
+    (worker,) = children(service.pid)
+    with Crowd(service) as opened:
+        crowd(opened)
+        assert_answers(service, worker)
+
+
+def test_a_connection_that_stays_open_is_still_good_while_many_do_nothing(limited, many):
+    service = limited(20_000)
+    (kept,) = many(service, 1, KEPT, b"200 ")
+    with Crowd(service) as opened:
+        everybody(opened)
+        kept.sendall(KEPT)
+        assert answer(kept).startswith(b"HTTP/1.1 200 ")
+
+
+def test_with_few_descriptors_it_says_that_fewer_can_wait(limited, many, equipment):
+    service = limited(1024)
+    (waits,) = re.findall(r"leave room for WAITS=(\d+) only", service.said())
+    assert 100 < int(waits) < 1000
+    wait_until(service.ready, "the service is ready")
+    service.post("/stations", {"description": "Teste"})
+    (worker,) = children(service.pid)
+    waiting = many(service, int(waits), WAIT)
+    wait_until(lambda: waiters(service) == int(waits), "all wait")
+    assert_past_waits(service)
+    assert_answers(service, worker)
+    equipment()
+    for connection in waiting:
+        head, _, body = answer(connection).partition(b"\r\n\r\n")
+        assert b"\r\nPreference-Applied: wait=20" in head
+        assert json.loads(body)["status"] in ("COMPLETED", "ERROR")
+
+
+def test_with_enough_descriptors_it_says_nothing(limited):
+    assert "room for" not in limited(20_000).said()
+
+
+@pytest.mark.parametrize("descriptors", [64, 128, 256])
+def test_with_hardly_any_descriptors_it_still_works(limited, many, descriptors):
+    service = limited(descriptors, THREADS="2")
+    (worker,) = children(service.pid)
+    assert "leave room for WAITS=0 only" in service.said()
+    many(service, 300)
+    assert_answers(service, worker)
+
+
+def waiters(service: Service) -> int:
+    """How many requests wait for a verdict."""
+    return int(float(re.search(rb"^energy2go_waiters (\S+)", service.get("/metrics").body, re.M)[1]))
+
+
+def assert_past_waits(service: Service) -> None:
+    """Check that one more request than may wait is answered at once, and stored."""
+    more = service.request("POST", "/transactions", {"station_id": 1}, timeout=PROMPTLY, Prefer="wait=20")
+    assert (more.status, more.json["status"], more.headers["Retry-After"]) == (201, "PENDING", "1")
+    assert "Preference-Applied" not in more.headers
+    path = f"/transactions/{more.json['id']}"
+    again = service.request("GET", path, timeout=PROMPTLY, Prefer="wait=20")
+    assert (again.status, again.json["status"], again.headers["Retry-After"]) == (200, "PENDING", "1")
+    assert "Preference-Applied" not in again.headers
+
+
+# Slots
+
+
+def test_50_that_wait_hold_neither_a_slot_nor_a_connection_to_the_database(service, many):
+    running = service(THREADS="2", WAITS="50")
+    running.post("/stations", {"description": "Teste"})
+    (worker,) = children(running.pid)
+    many(running, 50, WAIT)
+    wait_until(lambda: waiters(running) == 50, "all wait")
+    assert_answers(running, worker)
+    assert_past_waits(running)
+    with ThreadPoolExecutor(20) as pool:  # more at once than there are slots
+        bodies = [{"station_id": 1}] * 100
+        answers = list(pool.map(lambda body: running.post("/transactions", body).status, bodies))
+    assert answers == [201] * 100
+
+
+def test_1000_that_wait_get_their_verdicts_in_128_mb(service, equipment, many):
+    equipment(VALIDATOR_DELAY_MS="3000")
+    running = service()
+    running.post("/stations", {"description": "Teste"})
+    wait_until(lambda: "online" in running.get("/readyz").json["equipment"].values(), "it is online")
+    (worker,) = children(running.pid)
+    waiting = many(running, 1000, WAIT)
+    assert_answers(running, worker)
+    most = 0.0
+    for connection in waiting:
+        connection.settimeout(30)
+        head, _, body = answer(connection).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 201 ")
+        assert b"\r\nPreference-Applied: wait=20" in head
+        assert json.loads(body)["status"] in ("COMPLETED", "ERROR")
+        most = max(most, resident(worker))
+    assert most < 128
+    assert "Traceback" not in running.said()
+
+
+def test_more_requests_at_once_than_connections_to_the_database_wait_for_one(service, many):
+    running = service(THREADS="2")
+    opened = many(running, 600, KEPT)
+    for connection in opened:
+        assert answer(connection).startswith(b"HTTP/1.1 200 ")
+    assert running.ready()
+    assert "cannot be read" not in running.said()
+
+
+def test_what_waits_ends_when_the_service_stops(service, many):
+    running = service()
+    running.post("/stations", {"description": "Teste"})
+    waiting = many(running, 50, WAIT)
+    wait_until(lambda: waiters(running) == 50, "all wait")
+    many(running, 50)
+    assert running.stop(seconds=10) == 0
+    for connection in waiting:
+        assert answer(connection).startswith(b"HTTP/1.1 201 ")
+
+
+# The arithmetic
+
+
+@pytest.mark.parametrize(
+    ("threads", "waits", "files", "pids", "expected"),
+    [
+        (16, 1000, 20_000, ENOUGH, Room(18_796, 1080, 1000)),
+        (16, 1000, 1024, ENOUGH, Room(600, 300, 220)),
+        (16, 1000, 20_000, 300, Room(19_640, 236, 156)),
+        (16, 1000, 20_000, 100, Room(19_840, 36, 0)),
+        (16, 1000, 20_000, 10, Room(19_860, 16, 0)),
+        (256, 10_000, ENOUGH, ENOUGH, Room(54_372, 10_320, 10_000)),
+    ],
+)
+def test_the_limits_leave_room_for_so_many(threads, waits, files, pids, expected):
+    assert room(threads, waits, files, pids) == expected
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("0::/\n", {"pids.max": "300\n"}, 300),  # version 2, in a container
+        ("0::/a/b\n", {"pids.max": "max\n", "a/pids.max": "400", "a/b/pids.max": "500\n"}, 400),
+        ("0::/a/b\n", {"a/b/pids.max": "max\n"}, ENOUGH),
+        (
+            "9:memory:/m\n8:pids:/docker/1\n0::/\n",
+            {"pids/pids.max": "300\n"},
+            300,
+        ),  # version 1, in a container
+        ("8:pids:/p\n", {"pids/p/pids.max": "200\n", "pids/pids.max": "max\n", "pids.max": "5\n"}, 200),
+        ("", {}, ENOUGH),
+        (None, {}, ENOUGH),
+    ],
+)
+def test_the_limit_of_processes_is_the_lowest_of_the_control_groups(tmp_path, groups, limits, expected):
+    for name, text in limits.items():
+        (tmp_path / "mounted" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mounted" / name).write_text(text)
+    if groups is not None:
+        (tmp_path / "cgroup").write_text(groups)
+    assert processes(str(tmp_path / "cgroup"), str(tmp_path / "mounted")) == expected
