@@ -330,8 +330,8 @@ def claim(
 ) -> list[Asked]:
     """Mark at most `limit` questions that are due as asked now; returns them, to publish after the commit.
 
-    Takes open questions, to be asked again with a backoff that doubles. With `waiting`, takes those that wait to
-    be asked first, and starts their clock.
+    Takes open questions, to be asked again with a backoff that doubles. With `waiting`, it takes those that
+    wait to be asked first, and starts their clock.
     """
     # How often VALIDATION_RETRY doubles until it is longer than the longest backoff.
     # MATERIALIZED: PostgreSQL might otherwise run the subquery once per row, and take more than the limit.

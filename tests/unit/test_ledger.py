@@ -52,7 +52,7 @@ def test_a_question_is_published_after_its_commit_and_an_answer_acknowledged_aft
     bench.ledger.publisher = Other()
     bench.ledger.publisher.subscribed = True
     (key,) = bench.create()
-    job = bench.put(
+    bench.put(
         Job(settle, Verdict(key, "ERROR"), lambda _: seen.append(bench.run(bench.status, key).result()))
     )
     bench.step()
@@ -348,7 +348,7 @@ def test_a_database_that_cannot_be_opened_yet_is_waited_for(tmp_path):
     settings = Settings(database_url=f"sqlite:///{tmp_path}/later/energy2go.db")
     with started(settings) as running:
         wait_until(lambda: "does not exist" in running.store.problem, "it says what is wrong")
-        with pytest.raises(Unavailable, match="nothing was stored.*does not exist"):
+        with pytest.raises(Unavailable, match=r"nothing was stored.*does not exist"):
             running.change(models.create_station, "Teste")
         (tmp_path / "later").mkdir()
         wait_until(lambda: not running.store.problem, "it is open")

@@ -155,7 +155,7 @@ def test_a_schema_that_is_not_what_its_migrations_say_is_refused(database, chang
     prepare(database)
     execute(database, 'DROP TABLE IF EXISTS "transaction"' if "DROP TABLE" in change else "SELECT 1")
     execute(database, change)
-    with pytest.raises(storage.Unusable, match="not that of this release.*station"):
+    with pytest.raises(storage.Unusable, match=r"not that of this release.*station"):
         prepare(database)
 
 

@@ -343,7 +343,7 @@ def test_no_query_needs_to_scan_a_table_in_postgresql(database, planned):
 def test_no_query_scans_a_table_in_sqlite(database, planned):
     for sql, values in planned:
         for *_, step in database.execute_sql(f"EXPLAIN QUERY PLAN {sql}", values).fetchall():
-            # In the order of the primary key, a page is a scan that stops after a page; what is due was limited before.
+            # In the order of the primary key, a scan stops after a page; what is due was limited before.
             allowed = "SCAN t USING INDEX sqlite_autoindex_transaction_1" in step and "ORDER BY" in sql
             allowed = allowed or step in ("SCAN due", "SCAN opened")
             assert "SCAN" not in step or allowed or "CONSTANT" in step, (step, sql)
