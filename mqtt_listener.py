@@ -28,10 +28,11 @@ from paho.mqtt.reasoncodes import ReasonCode
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from kit import metrics
+from kit.clock import SECOND
 from kit.settings import Settings
 from kit.writer import Job
 from ledger import ask_again, settle
-from models import SECOND, Asked
+from models import Asked
 from schemas import Verdict
 
 log = logging.getLogger(__name__)
