@@ -18,7 +18,7 @@ COMMIT = 0.0007  # seconds; a commit takes this long on a good disk
 class NoListener:
     """Takes the listener's place."""
 
-    alive, subscribed, unreadable = True, False, 0
+    alive, subscribed, unreadable, session = True, False, 0, 0
 
     def publish(self, questions):
         pass
