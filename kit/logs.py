@@ -21,6 +21,7 @@ class Context(logging.Filter):
     """Adds the name of the event to every line, and the request's id to the lines of a request."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        record.name = record.name.replace("gunicorn.error", "gunicorn")  # where it logs all but requests
         if not hasattr(record, "event"):
             record.event = record.name  # a line of a library
         if current := request_id.get():

@@ -13,7 +13,7 @@ def test_the_service_logs_nothing_but_json_lines_if_told_so(service):
     started.stop()
     said = [json.loads(line) for line in started.said().splitlines()]
     assert len(said) > 5
-    assert {"gunicorn.error", "gunicorn.access", "mqtt_listener"} <= {line["logger"] for line in said}
+    assert {"gunicorn", "gunicorn.access", "mqtt_listener"} <= {line["logger"] for line in said}
 
 
 def test_the_questions_and_the_connections_are_counted(service, equipment):
