@@ -148,9 +148,8 @@ class Listener:
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
-        yield metrics.gauge(
-            "energy2go_broker_connected", "1 while questions can be asked", int(not self.problem)
-        )
+        connected = int(not self.problem)
+        yield metrics.gauge("energy2go_broker_connected", "1 while questions can be asked", connected)
         online = GaugeMetricFamily("energy2go_equipment_online", "1 while it says so", labels=["equipment"])
         for equipment, status in list(self.equipment.items()):
             online.add_metric([equipment], int(status == "online"))
