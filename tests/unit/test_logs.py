@@ -14,6 +14,7 @@ import pytest
 from kit import logs
 from kit.logs import LINES, WARNINGS, Context, RateLimit, RequestLog
 from kit.settings import Settings
+from kit.trace import REQUEST, begin
 
 
 def formatter(style: str) -> logging.Formatter:
@@ -40,6 +41,12 @@ class Log(logging.Logger):
         self.stream.truncate()
         assert text == "" or text.endswith("\n")
         return text.split("\n")[:-1]
+
+
+@pytest.fixture(autouse=True)
+def no_request():
+    """Other tests may have left the id of their last request."""
+    REQUEST.set("")
 
 
 @pytest.fixture
@@ -118,24 +125,15 @@ def test_information_has_a_hundred_lines_a_second_and_what_someone_follows_has_a
     assert f"number 0 is good ({LINES} like this were left out)" in lines
 
 
-@pytest.fixture
-def request_id():
-    """A request that this thread works on."""
-    token = logs.request_id.set("7f3c")
-    yield "7f3c"
-    logs.request_id.reset(token)
-
-
 def test_a_text_line_has_one_time_in_utc_and_the_id_of_its_request():
     log = Log(formatter("text"))
     log.info("it is %s", "good")
-    token = logs.request_id.set("7f3c")
+    begin("7f3c")
     log.info("it is better")
-    logs.request_id.reset(token)
     time = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
     first, second = log.lines()
     assert re.fullmatch(f"{time} INFO test: it is good", first)
-    assert re.fullmatch(f"{time} INFO test: it is better \\[7f3c\\]", second)
+    assert re.fullmatch(f"{time} INFO test: it is better request=7f3c", second)
 
 
 @pytest.mark.parametrize(
@@ -157,13 +155,13 @@ def test_a_json_line_is_always_one_line(text):
     log.info("%s", text)
     (line,) = log.lines()
     said = json.loads(line)
-    assert list(said) == ["time", "level", "event", "message", "logger", "pid"]
+    assert list(said) == ["time", "level", "event", "message", "request_id", "logger", "pid"]
     assert (said["level"], said["event"], said["logger"]) == ("INFO", "test", "test")
     assert (said["message"], said["pid"]) == (text, os.getpid())
     assert abs(datetime.fromisoformat(said["time"]) - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-def test_a_json_line_has_the_name_of_its_event_its_fields_and_the_id_of_its_request(request_id):
+def test_a_json_line_has_the_name_of_its_event_its_fields_and_the_id_of_its_request():
     log, transaction = Log(formatter("json")), uuid4()
     about = {"event": "transaction_asked", "transaction": transaction}
     log.info("%(transaction)s is %(what)r", about | {"what": "asked", "secret": "sesame"}, extra=about)
@@ -172,7 +170,7 @@ def test_a_json_line_has_the_name_of_its_event_its_fields_and_the_id_of_its_requ
     assert said["event"] == "transaction_asked"
     assert said["message"] == f"{transaction} is 'asked'"
     assert said["transaction"] == str(transaction)
-    assert said["request_id"] == request_id
+    assert said["request_id"] is None
     assert "sesame" not in line
 
 
