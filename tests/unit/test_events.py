@@ -1,7 +1,6 @@
 """Streams of events: what a client gets, where it goes on, and when its stream ends."""
 
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from uuid import UUID
@@ -9,58 +8,12 @@ from uuid import UUID
 import pytest
 
 from calls import UNKNOWN
+from following import BAD, fields
 from kit import events
 from kit.errors import Unavailable
-from kit.events import FIRST, PAGE, Change, Cursor, Follower, Stream
+from kit.events import FIRST, PAGE, Stream
+from log import Bench
 from programs import wait_until
-
-
-class Log:
-    """Takes the database's place: changes in order, with the number of reads and of clients at work."""
-
-    def __init__(self):
-        self.changes, self.reads, self.broken = [], [], False
-
-    def add(self, *topics) -> list[str]:
-        """One more change for each of these topics; returns their items."""
-        first = len(self.changes) + 1
-        new = [
-            Change((number, UUID(int=number)), topic, str(number))
-            for number, topic in enumerate(topics, first)
-        ]
-        self.changes += new
-        return [change.item for change in new]
-
-    def newest(self) -> Cursor:
-        return self.changes[-1].cursor if self.changes else FIRST
-
-    def read(self, cursor: Cursor, limit: int, topic) -> list[Change]:
-        self.reads.append((cursor, threading.current_thread().name))
-        if self.broken:
-            raise Unavailable("broken")
-        return [c for c in self.changes if c.cursor > cursor and topic in (None, c.topic)][:limit]
-
-
-class Bench:
-    """A follower of a log; closes the streams that it made."""
-
-    def __init__(self, places: int = 100):
-        self.log, self.ended = Log(), False
-        self.places = threading.BoundedSemaphore(places)
-        self.follower = Follower(
-            "change", self.log.read, self.log.newest, str.encode, self.places, lambda: self.ended
-        )
-
-    def follow(self, cursor=None, **options) -> Stream:
-        """A stream that has sent its first chunk."""
-        stream = self.follower.follow(cursor, **options)
-        assert next(stream).startswith(b": ")
-        return stream
-
-    def add(self, *topics) -> list[str]:
-        items = self.log.add(*topics)
-        self.follower.wake()
-        return items
 
 
 @pytest.fixture
@@ -70,15 +23,6 @@ def bench():
         yield bench
         for stream in list(bench.follower._streams):
             stream.close()
-
-
-def fields(chunk: bytes) -> list[dict[str, str]]:
-    """The events in a chunk, as a client reads them; comments are left out."""
-    found = []
-    for block in chunk.decode().removesuffix("\n\n").split("\n\n"):
-        lines = [line.split(": ", 1) for line in block.split("\n") if not line.startswith(":")]
-        found += [dict(lines)] if lines else []
-    return found
 
 
 def take(stream: Stream, count: int) -> list[str]:
@@ -156,7 +100,7 @@ def test_a_slow_client_misses_nothing(bench):
 
 def test_clients_that_keep_up_cost_no_read_of_their_own(bench):
     streams = [bench.follow() for _ in range(20)]
-    wait_until(lambda: bench.follower._since != events.LAST, "it reads for all")
+    bench.reading()
     bench.log.reads.clear()
     for _ in range(5):
         bench.add(1)
@@ -168,6 +112,7 @@ def test_clients_that_keep_up_cost_no_read_of_their_own(bench):
 def test_a_quiet_topic_is_not_read_again_from_its_beginning(bench):
     bench.log.add(*[2] * 50)
     other, quiet = bench.follow(), bench.follow(FIRST, topic=1)
+    bench.reading()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(take, quiet, 1)
         for _ in range(3):
@@ -334,32 +279,6 @@ def test_the_stream_of_a_client_that_has_gone_ends(bench, pair):
 @pytest.mark.parametrize("cursor", [FIRST, events.LAST, (1_800_000_000_000_000, UUID(UNKNOWN))])
 def test_a_cursor_as_text_stands_for_itself(cursor):
     assert events.from_text(events.to_text(cursor)) == cursor
-
-
-ZEROS = "0" * 31
-BAD = [
-    "",
-    " ",
-    "x",
-    "1",
-    "1-",
-    "-1",
-    "1-0",
-    "null",
-    f"1-{ZEROS}1\n",
-    f"-1-{ZEROS}1",
-    f"+1-{ZEROS}1",
-    f"1.0-{ZEROS}1",
-]
-BAD += [
-    f"1-{ZEROS}1x",
-    f"x1-{ZEROS}1",
-    f"1--{ZEROS}",
-    f"1-{ZEROS}G",
-    f"1-{ZEROS}A",
-    f"1-{ZEROS}1,1-{ZEROS}1",
-]
-BAD += [f"{2**63}-{ZEROS}1", f"\u0661-{ZEROS}1", UNKNOWN, "9" * 5000]
 
 
 @pytest.mark.parametrize("text", BAD)

@@ -6,10 +6,10 @@ from contextlib import closing, contextmanager
 from uuid import UUID
 
 import pytest
-from test_events import BAD, fields
 from webtest import TestRequest
 
 from calls import UNKNOWN, assert_problem, new_station, new_transaction, send, service, serving, settle
+from following import BAD, fields
 from kit.events import FIRST, PAGE, to_text
 from kit.storage import execute
 from programs import wait_until
