@@ -13,7 +13,7 @@ import msgspec
 from bottle import Bottle, HTTPError, HTTPResponse, Route, request, response
 from gunicorn.http.errors import ParseException
 
-from kit import errors
+from kit import errors, patience
 from kit.errors import Problem, Refusal, Unavailable, Unprocessable
 
 LARGEST_BODY = 64 * 1024  # bytes
@@ -129,7 +129,8 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         def handle(**path: str) -> Any:
             try:
                 arguments = self.arguments(declared, path)
-                with self.slot() if declared.service and declared.options.slot else nullcontext():
+                needs_slot = declared.service and declared.options.slot
+                with patience.request(), self.slot() if needs_slot else nullcontext():
                     return write(handler(**arguments), declared.options)
             except Refusal as refusal:
                 return answer(refusal.problem(), refusal.headers)
