@@ -3,16 +3,20 @@
 import contextlib
 import itertools
 import json
+import re
 import resource
+import select
+import socket
+import threading
 import time
 from pathlib import Path
+from uuid import UUID
 
 from clients import drive, request
-from following import Follower
 from idle import WAIT, Crowd
 from programs import wait_until
 from raw import POST as HALF_A_HEAD
-from raw import answer
+from raw import answer, connect
 from stack import Stack, memory
 from traffic import POST, WINDOW, Phase, measure
 
@@ -61,24 +65,51 @@ def heads_and_followers(folder: Path) -> dict:
             found = {"half ms": others(stack.port)}
         phase = Phase("", "service", 2, WINDOW, post=POST)
         alone = measure(phase, stack)["settled/s"]
-        clients = [Follower(stack.service) for _ in range(FOLLOWING)]
-        wait_until(lambda: all(client.streams for client in clients), "all follow")
-        since = time.time_ns() // 1000
-        followed = measure(phase, stack)["settled/s"]
-        with contextlib.suppress(AssertionError):
-            wanted = stack.rows(since).keys()
-            wait_until(lambda: all(wanted <= settled(client) for client in clients), "all were told", 10)
+        with Followers(stack.port, FOLLOWING) as followers:
+            since = time.time_ns() // 1000
+            followed = measure(phase, stack)["settled/s"]
+            wanted = {str(UUID(key)).encode() for key in stack.rows(since)}
+            with contextlib.suppress(AssertionError):
+                wait_until(lambda: followers.told(wanted) == FOLLOWING, "all were told", 10)
+            found["told"] = followers.told(wanted)
         found["followed"], found["followed ÷ alone"] = followed, followed / alone
-        found["told"] = sum(wanted <= settled(client) for client in clients)
-        for client in clients:
-            client.stop()
     return found
 
 
-def settled(client: Follower) -> set[str]:
-    """The transactions whose verdict a client was told."""
-    last = client.last().items()
-    return {key.replace("-", "") for key, status in last if status in ("COMPLETED", "ERROR")}
+class Followers:
+    """Clients that follow while this is entered. One thread reads for all of them and parses nothing."""
+
+    def __init__(self, port: int, count: int):
+        self._ends, self._stop, self._poller = contextlib.ExitStack(), False, select.epoll()
+        self._clients = {client.fileno(): client for client in (self._open(port) for _ in range(count))}
+        self._received = {number: bytearray() for number in self._clients}
+        self._thread = threading.Thread(target=self._read)
+
+    def _open(self, port: int) -> socket.socket:
+        client = self._ends.enter_context(connect(port))
+        client.sendall(request("GET", "/events"))
+        self._poller.register(client, select.EPOLLIN)
+        assert client.recv(15) == b"HTTP/1.1 200 OK"
+        return client
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop = True
+        self._thread.join()
+        self._ends.close()
+
+    def _read(self) -> None:
+        while not self._stop:
+            for number, _ in self._poller.poll(0.1):
+                self._received[number] += self._clients[number].recv(65536)
+
+    def told(self, wanted: set[bytes]) -> int:
+        """How many clients were told a verdict for each of these ids."""
+        verdict = re.compile(rb'"id":"([^"]{36})","station":[^}]*},"status":"(?:COMPLETED|ERROR)"')
+        return sum(wanted <= set(verdict.findall(bytes(data))) for data in self._received.values())
 
 
 def crowds(folder: Path) -> dict:
