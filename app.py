@@ -18,6 +18,7 @@ from bottle import HTTPResponse, response, static_file
 from peewee import Database
 from swagger_ui_bundle import swagger_ui_path
 
+import find
 import models
 import schemas
 from kit import metrics, openapi
@@ -27,6 +28,7 @@ from kit.settings import ROOT, VERSION, Settings
 from kit.storage import ERRORS, Store, check
 from kit.writer import JobQueue
 from ledger import Ledger
+from models import Draft
 from mqtt_listener import Listener
 from schemas import NewStation, NewTransaction, Readiness, Station, StationId, Transaction, TransactionId
 
@@ -105,7 +107,7 @@ def create_station(service: Service, body: NewStation) -> Station:
 @app.get("/stations")
 def list_stations(service: Service, query: schemas.StationQuery) -> schemas.StationPage:
     """List stations, newest last."""
-    found = service.read(models.list_stations, query.limit + 1, query.after or 0)
+    found = service.read(find.list_stations, query.limit + 1, query.after or 0)
     return schemas.StationPage(*page("/stations", query, found))
 
 
@@ -135,18 +137,28 @@ def delete_station(service: Service, id: StationId) -> None:
     service.ledger.change(models.delete_station, id)
 
 
-@app.post("/transactions", status=201, sends=("Location", "Preference-Applied", "Retry-After"))
+@app.post(
+    "/transactions",
+    status=201,
+    sends=("Location", "Preference-Applied", "Retry-After"),
+    also=((200, ("Idempotent-Replayed", "Location", "Preference-Applied", "Retry-After")),),
+)
 def create_transaction(
     service: Service, body: NewTransaction, headers: schemas.TransactionHeaders
 ) -> Transaction:
     """Start a transaction: store it as PENDING, and ask the equipment whether it is valid.
 
-    With an `Idempotency-Key` it is safe to send this again: the same key and body get the first answer.
+    With an `Idempotency-Key` it is safe to send this again: the same key and body get the same transaction
+    as it is now, with 200.
     """
     if "," in (headers.idempotency_key or ""):
         raise BadRequest("Idempotency-Key: must be sent once, and have no comma.")
-    transaction = service.ledger.create(body.station_id, headers.idempotency_key)
+    draft = Draft(body.station_id, headers.idempotency_key)
+    transaction = service.ledger.create(draft)
     response.set_header("Location", f"/transactions/{transaction.id}")
+    if transaction.id != draft.id:
+        response.status = 200
+        response.set_header("Idempotent-Replayed", "true")
     try:
         return waited(service, transaction.id, headers.prefer) or transaction
     except Unavailable:
@@ -156,8 +168,9 @@ def create_transaction(
 @app.get("/transactions")
 def list_transactions(service: Service, query: schemas.TransactionQuery) -> schemas.TransactionPage:
     """List transactions, newest first."""
-    filters = query.after or None, query.status or None, query.station_id or None
-    found = service.read(models.list_transactions, query.limit + 1, *filters)
+    statuses = [query.status] if query.status else []
+    filters = query.after or None, statuses, query.station_id or None
+    found = service.read(find.list_transactions, query.limit + 1, *filters)
     return schemas.TransactionPage(*page("/transactions", query, found))
 
 

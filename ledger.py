@@ -210,9 +210,12 @@ class Ledger(Writer):
 
     # Called by requests
 
-    def create(self, station_id: int, idempotency_key: str | None) -> Transaction:
-        """Store a new transaction as PENDING; raises Unprocessable or Unavailable."""
-        transaction: Transaction = self.run(Creation(create, Draft(station_id, idempotency_key)))
+    def create(self, draft: Draft) -> Transaction:
+        """Store a draft as PENDING; raises Unprocessable or Unavailable.
+
+        The transaction has another id than the draft if the idempotency key was used before.
+        """
+        transaction: Transaction = self.run(Creation(create, draft))
         return transaction
 
     def change(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **_: P.kwargs) -> T:

@@ -4,9 +4,7 @@ Every query is SQL text: building it from Peewee expressions took ten times as l
 are whole microseconds since 1970 (UTC) and come from the caller. Only the ledger calls what changes a row.
 """
 
-import secrets
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -23,6 +21,7 @@ from peewee import (
 )
 
 from kit.errors import Conflict, NotFound, Refusal, Unprocessable
+from kit.ids import moment, uuid7
 from kit.storage import execute, placeholders
 from schemas import Question, Station, Status, Transaction, Verdict
 
@@ -72,14 +71,6 @@ def get_station(database: Database, station_id: int) -> Station:
     raise NotFound(f"There is no station {station_id}.")
 
 
-def list_stations(database: Database, limit: int, after: int) -> list[Station]:
-    """At most `limit` stations with an id above `after`, newest last."""
-    rows = execute(
-        database, "SELECT id, description FROM station WHERE id > ? ORDER BY id LIMIT ?", after, limit
-    )
-    return [Station(*row) for row in rows]
-
-
 def create_station(database: Database, description: str) -> Station:
     """The new station, with its id."""
     ((station_id,),) = execute(
@@ -104,36 +95,17 @@ def delete_station(database: Database, station_id: int) -> None:
 
 # Transactions
 
-SELECT = """SELECT t.id, t.status, t.created, t.updated, station.id, station.description
-    FROM "transaction" AS t JOIN station ON station.id = t.station_id"""
+COLUMNS = """t.id, t.status, t.created, t.updated, t.attempts, t.asked_at, t.expires_at,
+    station.id, station.description"""
+WITH_STATION = "JOIN station ON station.id = t.station_id"
 
 
 def get_transaction(database: Database, transaction_id: UUID) -> Transaction:
     """One transaction; raises NotFound."""
-    for row in execute(database, f"{SELECT} WHERE t.id = ?", transaction_id.hex):
-        return _transaction(row)
+    statement = f'SELECT {COLUMNS} FROM "transaction" AS t {WITH_STATION} WHERE t.id = ?'
+    for row in execute(database, statement, transaction_id.hex):
+        return transaction(row)
     raise NotFound(f"There is no transaction {transaction_id}.")
-
-
-def list_transactions(
-    database: Database,
-    limit: int,
-    after: UUID | None = None,
-    status: Status | None = None,
-    station_id: int | None = None,
-) -> list[Transaction]:
-    """At most `limit` transactions with an id below `after`, newest first."""
-    conditions, values = ["1 = 1"], list[Any]()
-    for condition, value in (
-        ("t.id < ?", after and after.hex),
-        ("t.status = ?", status and status.value),
-        ("t.station_id = ?", station_id),
-    ):
-        if value is not None:
-            conditions.append(condition)
-            values.append(value)
-    statement = f"{SELECT} WHERE {' AND '.join(conditions)} ORDER BY t.id DESC LIMIT ?"
-    return [_transaction(row) for row in execute(database, statement, *values, limit)]
 
 
 def statuses(database: Database, transaction_ids: Collection[UUID]) -> dict[UUID, Status]:
@@ -158,30 +130,25 @@ def newest_update(database: Database) -> int:
     return execute(database, 'SELECT max(updated) FROM "transaction"')[0][0] or 0
 
 
-def _transaction(row: Sequence[Any]) -> Transaction:
-    row_id, status, created, updated, *station = row
-    return Transaction(_uuid(row_id), Station(*station), Status(status), moment(created), moment(updated))
+def transaction(row: Sequence[Any]) -> Transaction:
+    """A row of COLUMNS as clients see it."""
+    row_id, status, created, updated, attempts, asked_at, expires_at, *station = row
+    settled = status in ("COMPLETED", "ERROR")
+    return Transaction(
+        _uuid(row_id),
+        Station(*station),
+        Status(status),
+        moment(created),
+        moment(updated),
+        attempts,
+        None if asked_at is None else moment(asked_at),
+        None if settled or expires_at is None else moment(expires_at),
+    )
 
 
 def _uuid(stored: str | UUID) -> UUID:
     """An id as the database returns it. SQLite knows no such type and stores 32 hexadecimal digits."""
     return stored if isinstance(stored, UUID) else UUID(stored)
-
-
-def moment(microseconds: int) -> datetime:
-    """A stored time as a datetime in UTC."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
-
-
-def uuid7(created: int, counter: int) -> UUID:
-    """An id that sorts by time: a UUIDv7 (RFC 9562, section 6.2, method 3) from microseconds and a counter.
-
-    48 bits of milliseconds, 12 of the fraction of a millisecond, 14 of the counter, 48 random ones.
-    """
-    milliseconds, microseconds = divmod(created, 1000)
-    high = milliseconds << 16 | 7 << 12 | microseconds * 4096 // 1000
-    low = 2 << 62 | counter << 48 | secrets.randbits(48)
-    return UUID(int=high << 64 | low)
 
 
 # What the ledger does
@@ -212,33 +179,37 @@ def create_transactions(
     """Store each draft as PENDING, the first `room` of them as asked.
 
     Returns an answer for each draft (the transaction, or why there is none) and the questions to publish
-    after the commit. A draft whose idempotency key was used before, for the same station, gets the first
-    answer again. A draft that is stored already, after a commit that was in doubt, stays as it is.
+    after the commit. A draft whose idempotency key was used before, for the same station, gets that
+    transaction as it is now. A draft that is stored already, after a commit in doubt, stays as it is.
     """
     for counter, draft in enumerate(drafts):
         if not draft.created:
             draft.id, draft.created = uuid7(now, counter), now
     stations = _stations(database, {draft.station_id for draft in drafts})
     valid = [draft for draft in drafts if draft.station_id in stations]
-    _insert(database, now, valid[:room], (1, clock, clock + timeouts.retry, clock + timeouts.timeout))
-    _insert(database, now, valid[room:], (0, None, clock, None))
+    asked, waiting = (1, clock, clock + timeouts.retry, clock + timeouts.timeout), (0, None, clock, None)
+    _insert(database, now, valid[:room], asked)
+    _insert(database, now, valid[room:], waiting)
+    first = {draft.id for draft in valid[:room]}
     keys = _keys(database, {draft.idempotency_key for draft in valid} - {None})
 
     def answer(draft: Draft) -> Transaction | Refusal:
         if draft.station_id not in stations:
             return Unprocessable(f"body.station_id: There is no station {draft.station_id}.")
-        stored = keys.get(draft.idempotency_key, (draft.id, draft.station_id, draft.created))
-        row_id, station_id, created = stored
-        if station_id != draft.station_id:
-            return Unprocessable(f"Idempotency-Key: was used before, for station {station_id}.")
-        if row_id == draft.id and created < now:  # written again: `updated` is now, or it was stored before
-            return get_transaction(database, row_id)
-        return Transaction(row_id, stations[station_id], Status.PENDING, moment(created), moment(created))
+        if stored := keys.get(draft.idempotency_key):
+            used = f"Idempotency-Key: was used before, for station {stored.station.id}."
+            return stored if stored.station.id == draft.station_id else Unprocessable(used)
+        if draft.created < now:  # written again
+            return get_transaction(database, draft.id)
+        attempts, asked_at, _, expires_at = asked if draft.id in first else waiting
+        station = stations[draft.station_id]
+        times = draft.created, now, attempts, asked_at, expires_at
+        return transaction((draft.id, "PENDING", *times, station.id, station.description))
 
     answers = [answer(draft) for draft in drafts]
     new = {answer.id for answer in answers if isinstance(answer, Transaction)}
-    asked = [Question(draft.id, draft.station_id) for draft in valid[:room] if draft.id in new]
-    return answers, [(question, timeouts.retry) for question in asked]
+    questions = [Question(draft.id, draft.station_id) for draft in valid[:room] if draft.id in new]
+    return answers, [(question, timeouts.retry) for question in questions]
 
 
 def _stations(database: Database, station_ids: Collection[int]) -> dict[int, Station]:
@@ -258,13 +229,13 @@ def _insert(database: Database, now: int, drafts: Sequence[Draft], asked: tuple[
         execute(database, statement, *chain.from_iterable(rows))
 
 
-def _keys(database: Database, keys: Collection[str | None]) -> dict[str | None, tuple[UUID, int, int]]:
-    """By idempotency key: id, station and creation of the transaction that was stored with it."""
+def _keys(database: Database, keys: Collection[str | None]) -> dict[str | None, Transaction]:
+    """By idempotency key, the transaction that was stored with it."""
     if not keys:
         return {}
-    statement = f"""SELECT idempotency_key, id, station_id, created FROM "transaction"
-        WHERE idempotency_key IN {placeholders(keys)}"""
-    return {key: (_uuid(row_id), *rest) for key, row_id, *rest in execute(database, statement, *keys)}
+    statement = f"""SELECT t.idempotency_key, {COLUMNS} FROM "transaction" AS t {WITH_STATION}
+        WHERE t.idempotency_key IN {placeholders(keys)}"""
+    return {key: transaction(row) for key, *row in execute(database, statement, *keys)}
 
 
 class Settled(NamedTuple):

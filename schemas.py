@@ -23,9 +23,19 @@ StationId = Annotated[int, Meta(ge=1, le=2**31 - 1, examples=[1])]
 TransactionId = Annotated[
     UUID, Meta(description="UUIDv7", examples=["019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"])
 ]
+Time = Annotated[datetime, Meta(tz=True)]
 NO_NUL = r"^[^\u0000]*$"  # the one character that PostgreSQL cannot store in a text
 NOT_BLANK = r"^\s*[^\s\u0000][^\u0000]*$"
-Description = Annotated[str, Meta(min_length=1, max_length=255, pattern=NOT_BLANK, examples=["Teste"])]
+Description = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=255,
+        pattern=NOT_BLANK,
+        examples=["Teste"],
+        extra={"allowed": "1 to 255 characters, not only blanks, and no NUL"},
+    ),
+]
 Limit = Annotated[int, Meta(ge=1, le=200, description="items on a page", examples=[20])]
 Prefer = Annotated[
     str,
@@ -40,7 +50,8 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=NO_NUL,
-        description="the same key and body get the first answer again; it has no comma",
+        extra={"allowed": "1 to 255 characters, and no NUL"},
+        description="the same key and body get the same transaction again; it has no comma",
     ),
 ]
 State = Annotated[str, Meta(description="`ok`, or what is wrong with it")]
@@ -84,6 +95,12 @@ class Transaction(Struct, frozen=True):
     status: Status
     created: Annotated[datetime, Meta(tz=True, examples=["2026-03-28T00:18:13.786299Z"])]
     updated: Annotated[datetime, Meta(tz=True, examples=["2026-03-28T00:18:13.788410Z"])]
+    attempts: Annotated[int, Meta(ge=0, description="how often it was asked since its deadline started")]
+    asked: Annotated[Time | None, Meta(description="when it was asked last; null: not yet")]
+    expires: Annotated[
+        Time | None,
+        Meta(description="when it expires, or did; null with a verdict, and while its clock stands still"),
+    ]
 
 
 class TransactionQuery(Struct, forbid_unknown_fields=True):

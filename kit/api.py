@@ -13,7 +13,7 @@ import msgspec
 from bottle import Bottle, HTTPError, HTTPResponse, Route, request, response
 from gunicorn.http.errors import ParseException
 
-from kit import errors
+from kit import errors, mistakes
 from kit.errors import Problem, Refusal, Unavailable, Unprocessable
 
 LARGEST_BODY = 64 * 1024  # bytes
@@ -34,6 +34,7 @@ class Options(NamedTuple):
     status: int = 200  # of a successful answer
     errors: tuple[type[Refusal], ...] = ()  # besides those that follow from what the route takes
     sends: tuple[str, ...] = ()  # names of headers of a successful answer
+    also: tuple[tuple[int, tuple[str, ...]], ...] = ()  # other statuses but errors, and what they send
     media_type: str = JSON
     token: bool = True  # ask for the API token, if there is one
     slot: bool = True  # it counts as one of the requests that are worked on at once
@@ -129,6 +130,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         def handle(**path: str) -> Any:
             try:
                 arguments = self.arguments(declared, path)
+                response.status = declared.options.status  # a handler may set one of `also`
                 with self.slot() if declared.service and declared.options.slot else nullcontext():
                     return write(handler(**arguments), declared.options)
             except Refusal as refusal:
@@ -170,7 +172,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         for name, text in path.items():
             given[name] = convert(text, declared.path[name], name)
         if declared.query:
-            given["query"] = convert(query(), declared.query, "query")
+            given["query"] = convert(query(declared.query), declared.query, "query")
         if declared.headers:
             texts = {name: header(name) for name in header_names(declared.headers)}
             sent = {name: text for name, text in texts.items() if text is not None}
@@ -191,12 +193,20 @@ def header(name: str) -> str | None:
     return raw
 
 
-def query() -> dict[str, str]:
-    """The parameters of the query; raises Unprocessable if one is given twice."""
+def query(struct: type[msgspec.Struct]) -> dict[str, str | list[str]]:
+    """The parameters of the query, lists split at commas; raises Unprocessable if one is given twice."""
     for name in request.query:
         if len(request.query.getall(name)) > 1:
             raise Unprocessable(f"query.{name}: must be given only once.")
-    return dict(request.query)
+    lists = list_names(struct)
+    return {name: text.split(",") if name in lists else text for name, text in request.query.items()}
+
+
+@cache
+def list_names(struct: type[msgspec.Struct]) -> list[str]:
+    """The fields of a Struct that take a list."""
+    fields: Any = msgspec.json.schema_components([struct])[1][struct.__name__]["properties"]
+    return [name for name, field in fields.items() if field.get("type") == "array"]
 
 
 @cache
@@ -210,7 +220,7 @@ def convert(data: Any, kind: Any, place: str) -> Any:
     try:
         found = msgspec.convert(data, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise Unprocessable(named(error, place)) from None
+        raise Unprocessable(mistakes.sentence(error, kind, place)) from None
     # msgspec takes 1.0 and 01 for whole numbers, too; one thing has one name.
     fields = {f"{place}.{name}": name for name in data} if isinstance(data, dict) else {place: None}
     for where, name in fields.items():
@@ -231,7 +241,7 @@ def read_body(struct: type[msgspec.Struct]) -> Any:
     try:
         return msgspec.json.decode(receive(), type=struct)
     except msgspec.ValidationError as error:
-        raise Unprocessable(named(error, "body")) from None
+        raise Unprocessable(mistakes.sentence(error, struct, "body")) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.BadRequest(f"body: is not JSON: {error}") from None
 
@@ -248,12 +258,6 @@ def receive() -> bytes:
     if len(body) > LARGEST_BODY:
         raise errors.ContentTooLarge(f"body: must not be longer than {LARGEST_BODY} bytes.")
     return body
-
-
-def named(error: msgspec.ValidationError, place: str) -> str:
-    """What msgspec found, after the name of the field in which it found it."""
-    reason, _, path = str(error).partition(" - at `$")
-    return f"{place}{path.rstrip('`')}: {reason}"
 
 
 def authorize(token: str) -> None:
@@ -282,7 +286,6 @@ def refuse_path_that_is_not_utf_8() -> None:
 
 def write(result: Any, options: Options) -> Any:
     """A handler's result as Bottle sends it: as it is if it is an answer already, else as JSON."""
-    response.status = options.status
     if result is None or isinstance(result, HTTPResponse):
         return result
     response.content_type = options.media_type

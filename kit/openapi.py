@@ -1,6 +1,7 @@
 """The OpenAPI 3.0 document, built from what the routes declare."""
 
 import re
+from collections.abc import Sequence
 from http import HTTPStatus
 from itertools import groupby
 from typing import Any
@@ -42,7 +43,10 @@ def operation(route: Route, declared: Declaration, structs: set[type], token: bo
         "operationId": declared.name,
         "tags": [route.rule.split("/")[1] if options.token else "service"],
         "summary": declared.summary,
-        "responses": {str(options.status): success(declared, structs)}
+        "responses": {
+            str(status): success(declared, status, sends, structs)
+            for status, sends in sorted([*options.also, (options.status, options.sends)])
+        }
         | {
             str(status): failure(list(same), structs)
             for status, same in groupby(refusals, lambda r: r.status)
@@ -65,13 +69,13 @@ def operation(route: Route, declared: Declaration, structs: set[type], token: bo
     return described
 
 
-def success(declared: Declaration, structs: set[type]) -> Json:
-    """The answer of a route that does what it was asked."""
+def success(declared: Declaration, status: int, sends: Sequence[str], structs: set[type]) -> Json:
+    """An answer of a route that does what it was asked."""
     options = declared.options
-    described: Json = {"description": HTTPStatus(options.status).phrase}
-    if options.sends:
-        described["headers"] = {name: dict(TEXT) for name in options.sends}
-    if declared.returns is not type(None):
+    described: Json = {"description": HTTPStatus(status).phrase}
+    if sends:
+        described["headers"] = {name: dict(TEXT) for name in sends}
+    if declared.returns is not type(None) and status < 300:
         json = options.media_type == "application/json"
         content = {"schema": schema(declared.returns, structs)} if json else TEXT
         described["content"] = {options.media_type.partition(";")[0]: content}

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from uuid import UUID
 
+import find
 import models
 from clients import drive, request
 from kit.storage import Store
@@ -95,11 +96,11 @@ class Rows:
         with self._timed("get"):
             models.get_transaction(database, key)
         with self._timed("first page"):
-            models.list_transactions(database, 50)
+            find.list_transactions(database, 50)
         with self._timed("deep page"):
-            models.list_transactions(database, 50, self.deep)
+            find.list_transactions(database, 50, self.deep)
         with self._timed("filtered page"):
-            models.list_transactions(database, 50, None, Status.ERROR, STATION)
+            find.list_transactions(database, 50, None, [Status.ERROR], STATION)
 
     def requests(self, stack: Stack, repeats: int) -> None:
         """Time `repeats` requests of each kind to a service on these rows, one after the other."""

@@ -5,6 +5,7 @@ import time
 import models
 from app import app
 from bare import NOW
+from kit.ids import uuid7
 from kit.settings import load
 from kit.storage import Store
 from kit.writer import JobQueue
@@ -35,8 +36,12 @@ class Hollow(Ledger):
     def _write(self, jobs):
         time.sleep(COMMIT)
         for counter, job in enumerate(job for job in jobs if job.item):
-            key = models.uuid7(self.clock.wall(), counter)
-            job.finish(Transaction(key, Station(job.item.station_id, "Teste"), Status.PENDING, NOW, NOW))
+            key = uuid7(self.clock.wall(), counter)
+            job.finish(
+                Transaction(
+                    key, Station(job.item.station_id, "Teste"), Status.PENDING, NOW, NOW, 0, None, None
+                )
+            )
 
 
 class Service:

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+import find
 import models
 from kit.settings import Settings
 from kit.storage import Store
@@ -128,7 +129,7 @@ class Bench:
 
     def create(self, count: int = 1, key: str | None = None) -> list:
         """Create `count` transactions in one batch; returns their ids."""
-        futures = [self.submit(self.ledger.create, 1, key) for _ in range(count)]
+        futures = [self.submit(self.ledger.create, Draft(1, key)) for _ in range(count)]
         self.step()
         return [future.result(1).id for future in futures]
 
@@ -149,7 +150,7 @@ class Bench:
         return models.get_transaction(self.database, key).status
 
     def list(self, limit: int = 10_000) -> list:
-        return models.list_transactions(self.database, limit)
+        return find.list_transactions(self.database, limit)
 
     def close(self) -> None:
         self.pool.shutdown()

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from peewee import Database
 
+import find
 import models
 from kit import storage
 from kit.settings import Settings
@@ -201,7 +202,7 @@ def test_a_batch_that_deadlocks_is_written_again(postgres, database, ledgers):
         writer.queue.put(job)
     sql = "UPDATE \"transaction\" SET status = 'ERROR', retry_at = NULL WHERE id = %s"
     deadlock(postgres, database, writer, [first, second], sql)
-    descriptions = [one.description for one in models.list_stations(database, 9, 0)]
+    descriptions = [one.description for one in find.list_stations(database, 9, 0)]
     assert descriptions == ["Teste", station.result.description]
     assert models.get_transaction(database, transaction.result.id).status is Status.PENDING
     assert acknowledged == verdicts
@@ -257,7 +258,7 @@ def test_one_key_that_is_used_at_once_makes_one_transaction(database):
 
     answers = at_once(database, start, several)
     assert all(answer == answers[0] for answer in answers)
-    assert len(models.list_transactions(database, 1000)) == 50
+    assert len(find.list_transactions(database, 1000)) == 50
 
 
 def test_a_url_may_name_several_servers_and_a_password_of_any_kind(postgres, database):

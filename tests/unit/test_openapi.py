@@ -165,6 +165,11 @@ def provoke_everything(api, document):
         assert answer.status_int == status, (method, path, answer)
         yield assert_as_documented(document, method, documented, answer)
 
+    for status in (201, 200):
+        answer = send(api, "POST", "/transactions", TRANSACTION, Idempotency_Key="k", **token)
+        assert answer.status_int == status
+        yield assert_as_documented(document, "POST", "/transactions", answer)
+
     key = send(api, "GET", "/transactions", **token).json["items"][0]["id"]
     answer = send(api, "GET", f"/transactions/{key}", **token)
     yield assert_as_documented(document, "GET", "/transactions/{id}", answer)

@@ -36,7 +36,7 @@ def test_a_service_that_was_stopped_takes_nothing_more(tmp_path):
         new_station(api)
         stopped = app.app.config["running"]
     with pytest.raises(app.Unavailable, match="stopping"):
-        stopped.ledger.create(1, None)
+        stopped.ledger.create(app.Draft(1))
 
 
 def test_a_folder_that_does_not_exist_is_named_and_not_made(tmp_path):

@@ -167,10 +167,10 @@ class Life(RuleBasedStateMachine):
             assert isinstance(job.result, Unprocessable)
             return
         assert job.result.id == first
-        assert job.result.status is Status.PENDING
         assert job.result.station.id == draft.station_id
         if first == draft.id:
             self.table.create(draft.id)
+        assert job.result.status is self.table.status[first]  # as it is now
         if draft.idempotency_key:
             self.keys[draft.idempotency_key] = first, draft.station_id
 

@@ -1,0 +1,33 @@
+"""Times as they are stored, whole microseconds since 1970 (UTC), and ids that are made from them."""
+
+import secrets
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def moment(microseconds: int) -> datetime:
+    """A stored time as a datetime in UTC."""
+    return EPOCH + timedelta(microseconds=microseconds)
+
+
+def stored(time: datetime) -> int:
+    """A datetime with a zone as it is stored."""
+    return (time - EPOCH) // timedelta(microseconds=1)
+
+
+def uuid7(created: int, counter: int) -> UUID:
+    """An id that sorts by time: a UUIDv7 (RFC 9562, section 6.2, method 3) from microseconds and a counter.
+
+    48 bits of milliseconds, 12 of the fraction of a millisecond, 14 of the counter, 48 random ones.
+    """
+    milliseconds, microseconds = divmod(created, 1000)
+    high = milliseconds << 16 | 7 << 12 | microseconds * 4096 // 1000
+    low = 2 << 62 | counter << 48 | secrets.randbits(48)
+    return UUID(int=high << 64 | low)
+
+
+def below(created: int) -> UUID:
+    """What all ids of this millisecond and later ones are above."""
+    return UUID(int=max(0, created) // 1000 << 80)
