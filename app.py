@@ -15,6 +15,7 @@ from uuid import UUID
 
 import msgspec
 from bottle import HTTPResponse, response, static_file
+from msgspec import UNSET
 from peewee import Database
 from swagger_ui_bundle import swagger_ui_path
 
@@ -104,11 +105,10 @@ def create_station(service: Service, body: NewStation) -> Station:
     return station
 
 
-@app.get("/stations")
+@app.get("/stations", sends=("Link",))
 def list_stations(service: Service, query: schemas.StationQuery) -> schemas.StationPage:
     """List stations, newest last."""
-    found = service.read(find.list_stations, query.limit + 1, query.after or 0)
-    return schemas.StationPage(*page("/stations", query, found))
+    return schemas.StationPage(*page(service, "/stations", find.list_stations, query))
 
 
 @app.get("/stations/<id>", errors=(NotFound,))
@@ -126,7 +126,7 @@ def replace_station(service: Service, id: StationId, body: NewStation) -> Statio
 @app.route("/stations/<id>", "PATCH", errors=(NotFound,))
 def change_station(service: Service, id: StationId, body: schemas.StationChange) -> Station:
     """Change those fields of a station that the body names."""
-    if body.description is msgspec.UNSET:
+    if body.description is UNSET:
         return service.read(models.get_station, id)
     return service.ledger.change(models.change_station, id, body.description)
 
@@ -165,13 +165,10 @@ def create_transaction(
         return transaction  # it is stored, so that is the answer
 
 
-@app.get("/transactions")
+@app.get("/transactions", sends=("Link",))
 def list_transactions(service: Service, query: schemas.TransactionQuery) -> schemas.TransactionPage:
     """List transactions, newest first."""
-    statuses = [query.status] if query.status else []
-    filters = query.after or None, statuses, query.station_id or None
-    found = service.read(find.list_transactions, query.limit + 1, *filters)
-    return schemas.TransactionPage(*page("/transactions", query, found))
+    return schemas.TransactionPage(*page(service, "/transactions", find.list_transactions, query))
 
 
 @app.get("/transactions/<id>", errors=(NotFound,), sends=("Preference-Applied", "Retry-After"))
@@ -271,9 +268,17 @@ def waited(service: Service, transaction_id: UUID, prefer: str) -> Transaction |
     return transaction
 
 
-def page(path: str, query: Any, found: list[Any]) -> tuple[list[Any], str | None]:
-    """The items of a page and the URL of the next one, from one item more than the page holds."""
+def page(
+    service: Service, path: str, find: Callable[..., list[T]], query: Any
+) -> tuple[list[T], str | None]:
+    """The items of a page of what `find` finds, and the URL of the next page, which `Link` tells too."""
+    filters = {name: value for name, value in msgspec.structs.asdict(query).items() if value is not UNSET}
+    found: list[Any] = service.read(find, **filters | {"limit": query.limit + 1})
     items = found[: query.limit]
     if len(found) == len(items):
         return items, None
-    return items, f"{path}?{urlencode(msgspec.to_builtins(query) | {'after': str(items[-1].id)})}"
+    texts = msgspec.to_builtins(query) | {"after": str(items[-1].id)}
+    texts |= {name: ",".join(value) for name, value in texts.items() if isinstance(value, list)}
+    following = f"{path}?{urlencode(texts, safe=',:')}"
+    response.set_header("Link", f'<{following}>; rel="next"')
+    return items, following

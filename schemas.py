@@ -36,6 +36,16 @@ Description = Annotated[
         extra={"allowed": "1 to 255 characters, not only blanks, and no NUL"},
     ),
 ]
+Search = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=255,
+        pattern=NO_NUL,
+        extra={"allowed": "1 to 255 characters, and no NUL"},
+        description="list those with this text in their description, in any letter case",
+    ),
+]
 Limit = Annotated[int, Meta(ge=1, le=200, description="items on a page", examples=[20])]
 Prefer = Annotated[
     str,
@@ -76,6 +86,7 @@ class Station(Struct, frozen=True):
 
 
 class StationQuery(Struct, forbid_unknown_fields=True):
+    q: Search | UnsetType = UNSET
     limit: Limit = 50
     after: Annotated[StationId | UnsetType, Meta(description="list what comes after this id")] = UNSET
 
@@ -104,8 +115,10 @@ class Transaction(Struct, frozen=True):
 
 
 class TransactionQuery(Struct, forbid_unknown_fields=True):
-    status: Status | UnsetType = UNSET
+    status: Annotated[list[Status] | UnsetType, Meta(description="one, or several with commas")] = UNSET
     station_id: StationId | UnsetType = UNSET
+    created_from: Annotated[Time | UnsetType, Meta(description="created at this time or later")] = UNSET
+    created_to: Annotated[Time | UnsetType, Meta(description="created at this time or earlier")] = UNSET
     limit: Limit = 50
     after: Annotated[UUID | UnsetType, Meta(description="list what is older than this id")] = UNSET
 

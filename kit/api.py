@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple, get_type_hints
 
@@ -195,11 +196,15 @@ def header(name: str) -> str | None:
 
 def query(struct: type[msgspec.Struct]) -> dict[str, str | list[str]]:
     """The parameters of the query, lists split at commas; raises Unprocessable if one is given twice."""
+    lists, given = list_names(struct), dict[str, str | list[str]]()
     for name in request.query:
         if len(request.query.getall(name)) > 1:
             raise Unprocessable(f"query.{name}: must be given only once.")
-    lists = list_names(struct)
-    return {name: text.split(",") if name in lists else text for name, text in request.query.items()}
+        text = request.query.getunicode(name)
+        if text is None:
+            raise Unprocessable(f"query.{name}: must be UTF-8.")
+        given[name] = text.split(",") if name in lists else text
+    return given
 
 
 @cache
@@ -221,12 +226,14 @@ def convert(data: Any, kind: Any, place: str) -> Any:
         found = msgspec.convert(data, kind, strict=False)
     except msgspec.ValidationError as error:
         raise Unprocessable(mistakes.sentence(error, kind, place)) from None
-    # msgspec takes 1.0 and 01 for whole numbers, too; one thing has one name.
+    # msgspec takes 1.0 and 01 for whole numbers, too, and 2026 for a time; one thing has one name.
     fields = {f"{place}.{name}": name for name in data} if isinstance(data, dict) else {place: None}
     for where, name in fields.items():
         text, value = (data[name], getattr(found, name, None)) if name else (data, found)
         if isinstance(value, int) and str(value) != text:
             raise Unprocessable(f"{where}: Expected `int`, got `{text:.40}`")
+        if isinstance(value, datetime) and "-" not in text[1:]:
+            raise Unprocessable(f"{where}: {mistakes.TIME}")
     return found
 
 

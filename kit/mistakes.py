@@ -13,11 +13,11 @@ def sentence(error: msgspec.ValidationError, kind: Any, place: str) -> str:
     """What msgspec found in a value of this type, after the name of the field in which it found it."""
     reason, _, path = str(error).partition(" - at `$")
     path = re.sub(r"\[\d+\]$", "", path.rstrip("`"))  # an item of a list
-    found = at(inspect.type_info(kind), [name for name in path.split(".") if name])
+    found = at(inspect.type_info(kind), list(filter(None, path.split("."))))
     if unknown := re.match(r"Object contains unknown field `(.*)`", reason, re.DOTALL):
-        return f"{place}{path}.{unknown[1]:.40}: is unknown; there {known(found)}."
+        return f"{place}{path}.{unknown[1]:.40}: is not one of {', '.join(names(found))}"
     if missing := re.match(r"Object missing required field `(.*)`", reason):
-        return f"{place}{path}.{missing[1]}: is missing."
+        return f"{place}{path}.{missing[1]}: is missing"
     return f"{place}{path}: {better(reason, found)}"
 
 
@@ -37,10 +37,9 @@ def better(reason: str, kind: inspect.Type | None) -> str:
     return TIME if isinstance(kind, inspect.DateTimeType) else reason
 
 
-def known(kind: inspect.Type | None) -> str:
-    """Which fields a Struct has."""
-    names = [field.encode_name for field in kind.fields] if isinstance(kind, inspect.StructType) else []
-    return f"{'is' if len(names) == 1 else 'are'} {', '.join(names)}"
+def names(kind: inspect.Type | None) -> list[str]:
+    """The names of a Struct's fields."""
+    return [field.encode_name for field in kind.fields] if isinstance(kind, inspect.StructType) else []
 
 
 def at(kind: inspect.Type, path: list[str]) -> inspect.Type | None:

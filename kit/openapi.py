@@ -108,6 +108,8 @@ def fields(struct: type[msgspec.Struct] | None, place: str) -> list[Json]:
             "description": full.pop("description", ""),
             "required": False,
         }
+        if full.get("type") == "array":  # written with commas
+            parameter |= {"style": "form", "explode": False}
         if place == "query":
             full.pop("example", None)  # Swagger UI would fill it in, and then find nothing
         described.append(parameter | {"schema": full})

@@ -230,8 +230,12 @@ def test_the_document_and_the_service_agree_on_parameters(api, document):
     for (_, path), says in operations(document).items():
         for parameter in says.get("parameters", ()):
             schema = parameter["schema"]
-            schema = document["components"]["schemas"]["Status"] if "$ref" in schema else schema
+            schema = document["components"]["schemas"]["Status"] if schema.get("type") == "array" else schema
             good, bad = schema.get("enum", [UNKNOWN]), ["", "x", "null"]
+            if schema.get("format") == "date-time":
+                good = ["2026-03-28T00:18:13.786299Z", "2026-03-28T00:18:13%2B01:00"]
+            if "maxLength" in schema:
+                good, bad = ["x", "x" * schema["maxLength"]], ["", "x" * (schema["maxLength"] + 1), "%00"]
             if schema.get("type") == "integer":
                 low, high = schema["minimum"], schema["maximum"]
                 good, bad = [low, high], [*bad, low - 1, high + 1]
