@@ -114,7 +114,7 @@ def list_stations(service: Service, query: schemas.StationQuery) -> schemas.Stat
 @app.get("/stations/<id>", errors=(NotFound,))
 def get_station(service: Service, id: StationId) -> Station:
     """Read one station."""
-    return service.read(models.get_station, id)
+    return service.read(find.get_station, id)
 
 
 @app.put("/stations/<id>", errors=(NotFound,))
@@ -127,7 +127,7 @@ def replace_station(service: Service, id: StationId, body: NewStation) -> Statio
 def change_station(service: Service, id: StationId, body: schemas.StationChange) -> Station:
     """Change those fields of a station that the body names."""
     if body.description is UNSET:
-        return service.read(models.get_station, id)
+        return service.read(find.get_station, id)
     return service.ledger.change(models.change_station, id, body.description)
 
 
@@ -159,10 +159,7 @@ def create_transaction(
     if transaction.id != draft.id:
         response.status = 200
         response.set_header("Idempotent-Replayed", "true")
-    try:
-        return waited(service, transaction.id, headers.prefer) or transaction
-    except Unavailable:
-        return transaction  # it is stored, so that is the answer
+    return stored(service, transaction, headers.prefer)
 
 
 @app.get("/transactions", sends=("Link",))
@@ -174,8 +171,16 @@ def list_transactions(service: Service, query: schemas.TransactionQuery) -> sche
 @app.get("/transactions/<id>", errors=(NotFound,), sends=("Preference-Applied", "Retry-After"))
 def get_transaction(service: Service, id: TransactionId, headers: schemas.WaitHeaders) -> Transaction:
     """Read one transaction; with `Prefer: wait=N`, once it has its verdict."""
-    transaction = service.read(models.get_transaction, id)
+    transaction = service.read(find.get_transaction, id)
     return waited(service, id, headers.prefer) or transaction
+
+
+@app.post(
+    "/transactions/<id>/retry", errors=(NotFound, Conflict), sends=("Preference-Applied", "Retry-After")
+)
+def retry_transaction(service: Service, id: TransactionId, headers: schemas.WaitHeaders) -> Transaction:
+    """Ask about an EXPIRED transaction again: it is PENDING until its verdict or its new deadline."""
+    return stored(service, service.ledger.retry(id), headers.prefer)
 
 
 @app.get("/healthz", token=False, slot=False)
@@ -254,6 +259,14 @@ def file(name: str, *folders: Path | str) -> HTTPResponse:
     raise NotFound(f"There is no file {name}.")
 
 
+def stored(service: Service, transaction: Transaction, prefer: str) -> Transaction:
+    """A transaction that was just stored, after waiting as `Prefer: wait=N` asks."""
+    try:
+        return waited(service, transaction.id, prefer) or transaction
+    except Unavailable:
+        return transaction  # it is stored, so that is the answer
+
+
 def waited(service: Service, transaction_id: UUID, prefer: str) -> Transaction | None:
     """The transaction after waiting as `Prefer: wait=N` asks (RFC 7240); None without a wait."""
     wanted = re.search(r"(?:^|[,;])\s*wait\s*=\s*(\"?)(\d{1,4000})\1\s*(?:$|[,;])", prefer, re.IGNORECASE)
@@ -263,7 +276,7 @@ def waited(service: Service, transaction_id: UUID, prefer: str) -> Transaction |
     if not service.ledger.wait(transaction_id, seconds, app.no_slot):
         response.set_header("Retry-After", "1")  # too many requests wait already
         return None
-    transaction = service.read(models.get_transaction, transaction_id)
+    transaction = service.read(find.get_transaction, transaction_id)
     response.set_header("Preference-Applied", f"wait={seconds}")
     return transaction
 

@@ -1,4 +1,4 @@
-"""The tables and every query on them. No other module writes SQL or changes a status.
+"""The tables and what the ledger does with them. No other module changes a row; `find` only reads.
 
 Every query is SQL text: building it from Peewee expressions took ten times as long as executing it. Times
 are whole microseconds since 1970 (UTC) and come from the caller. Only the ledger calls what changes a row.
@@ -6,7 +6,7 @@ are whole microseconds since 1970 (UTC) and come from the caller. Only the ledge
 
 from collections.abc import Collection, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from peewee import (
@@ -20,10 +20,11 @@ from peewee import (
     UUIDField,
 )
 
+from find import COLUMNS, WITH_STATION, get_station, get_transaction, statuses, transaction, uuid
 from kit.errors import Conflict, NotFound, Refusal, Unprocessable
-from kit.ids import moment, uuid7
+from kit.ids import uuid7
 from kit.storage import execute, placeholders
-from schemas import Question, Station, Status, Transaction, Verdict
+from schemas import Question, Station, Transaction, Verdict
 
 SECOND = 1_000_000
 LONGEST_BACKOFF = 30 * SECOND
@@ -64,13 +65,6 @@ OPEN = "retry_at IS NOT NULL AND expires_at > 0"
 # Stations
 
 
-def get_station(database: Database, station_id: int) -> Station:
-    """One station; raises NotFound."""
-    for row in execute(database, "SELECT id, description FROM station WHERE id = ?", station_id):
-        return Station(*row)
-    raise NotFound(f"There is no station {station_id}.")
-
-
 def create_station(database: Database, description: str) -> Station:
     """The new station, with its id."""
     ((station_id,),) = execute(
@@ -95,27 +89,6 @@ def delete_station(database: Database, station_id: int) -> None:
 
 # Transactions
 
-COLUMNS = """t.id, t.status, t.created, t.updated, t.attempts, t.asked_at, t.expires_at,
-    station.id, station.description"""
-WITH_STATION = "JOIN station ON station.id = t.station_id"
-
-
-def get_transaction(database: Database, transaction_id: UUID) -> Transaction:
-    """One transaction; raises NotFound."""
-    statement = f'SELECT {COLUMNS} FROM "transaction" AS t {WITH_STATION} WHERE t.id = ?'
-    for row in execute(database, statement, transaction_id.hex):
-        return transaction(row)
-    raise NotFound(f"There is no transaction {transaction_id}.")
-
-
-def statuses(database: Database, transaction_ids: Collection[UUID]) -> dict[UUID, Status]:
-    """The status of each of these transactions that exists."""
-    if not transaction_ids:
-        return {}
-    statement = f'SELECT id, status FROM "transaction" WHERE id IN {placeholders(transaction_ids)}'
-    rows = execute(database, statement, *(transaction_id.hex for transaction_id in transaction_ids))
-    return {_uuid(row_id): Status(status) for row_id, status in rows}
-
 
 def oldest_pending(database: Database) -> int | None:
     """When the oldest PENDING transaction was created, or None."""
@@ -130,27 +103,6 @@ def newest_update(database: Database) -> int:
     return execute(database, 'SELECT max(updated) FROM "transaction"')[0][0] or 0
 
 
-def transaction(row: Sequence[Any]) -> Transaction:
-    """A row of COLUMNS as clients see it."""
-    row_id, status, created, updated, attempts, asked_at, expires_at, *station = row
-    settled = status in ("COMPLETED", "ERROR")
-    return Transaction(
-        _uuid(row_id),
-        Station(*station),
-        Status(status),
-        moment(created),
-        moment(updated),
-        attempts,
-        None if asked_at is None else moment(asked_at),
-        None if settled or expires_at is None else moment(expires_at),
-    )
-
-
-def _uuid(stored: str | UUID) -> UUID:
-    """An id as the database returns it. SQLite knows no such type and stores 32 hexadecimal digits."""
-    return stored if isinstance(stored, UUID) else UUID(stored)
-
-
 # What the ledger does
 
 
@@ -159,6 +111,15 @@ class Timeouts(NamedTuple):
 
     retry: int
     timeout: int
+
+
+class Schedule(NamedTuple):
+    """When a question was asked, is to be asked again, and expires; see the columns of these names."""
+
+    attempts: int
+    asked_at: int | None
+    retry_at: int
+    expires_at: int | None
 
 
 class Draft:
@@ -187,7 +148,7 @@ def create_transactions(
             draft.id, draft.created = uuid7(now, counter), now
     stations = _stations(database, {draft.station_id for draft in drafts})
     valid = [draft for draft in drafts if draft.station_id in stations]
-    asked, waiting = (1, clock, clock + timeouts.retry, clock + timeouts.timeout), (0, None, clock, None)
+    asked, waiting = _schedules(clock, timeouts)
     _insert(database, now, valid[:room], asked)
     _insert(database, now, valid[room:], waiting)
     first = {draft.id for draft in valid[:room]}
@@ -201,9 +162,8 @@ def create_transactions(
             return stored if stored.station.id == draft.station_id else Unprocessable(used)
         if draft.created < now:  # written again
             return get_transaction(database, draft.id)
-        attempts, asked_at, _, expires_at = asked if draft.id in first else waiting
-        station = stations[draft.station_id]
-        times = draft.created, now, attempts, asked_at, expires_at
+        schedule, station = asked if draft.id in first else waiting, stations[draft.station_id]
+        times = draft.created, now, schedule.attempts, schedule.asked_at, schedule.expires_at
         return transaction((draft.id, "PENDING", *times, station.id, station.description))
 
     answers = [answer(draft) for draft in drafts]
@@ -218,10 +178,16 @@ def _stations(database: Database, station_ids: Collection[int]) -> dict[int, Sta
     return {row[0]: Station(*row) for row in execute(database, statement, *station_ids)}
 
 
-def _insert(database: Database, now: int, drafts: Sequence[Draft], asked: tuple[int | None, ...]) -> None:
-    """Store these as PENDING; `asked` is their attempts, asked_at, retry_at and expires_at."""
+def _schedules(clock: int, timeouts: Timeouts) -> tuple[Schedule, Schedule]:
+    """Of a question that is asked now, and of one that waits to be asked."""
+    asked = Schedule(1, clock, clock + timeouts.retry, clock + timeouts.timeout)
+    return asked, Schedule(0, None, clock, None)
+
+
+def _insert(database: Database, now: int, drafts: Sequence[Draft], schedule: Schedule) -> None:
+    """Store these as PENDING."""
     if drafts:
-        rows = [(d.id.hex, d.station_id, d.idempotency_key, d.created, now, *asked) for d in drafts]
+        rows = [(d.id.hex, d.station_id, d.idempotency_key, d.created, now, *schedule) for d in drafts]
         statement = f"""INSERT INTO "transaction" (id, station_id, idempotency_key, created, updated,
             attempts, asked_at, retry_at, expires_at, status)
             VALUES {", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?, 'PENDING')"] * len(rows))}
@@ -236,6 +202,45 @@ def _keys(database: Database, keys: Collection[str | None]) -> dict[str | None, 
     statement = f"""SELECT t.idempotency_key, {COLUMNS} FROM "transaction" AS t {WITH_STATION}
         WHERE t.idempotency_key IN {placeholders(keys)}"""
     return {key: transaction(row) for key, *row in execute(database, statement, *keys)}
+
+
+def retry(
+    database: Database, transaction_ids: Sequence[UUID], now: int, clock: int, timeouts: Timeouts, room: int
+) -> tuple[list[Transaction | Refusal], list[Asked]]:
+    """Make each of these that is EXPIRED PENDING again, the first `room` of them as asked.
+
+    Returns an answer for each id, as `create_transactions` does. A second retry in the batch is refused.
+    """
+    ids = list(dict.fromkeys(transaction_ids))
+    asked, waiting = _schedules(clock, timeouts)
+    first = dict(_reopen(database, ids[:room], now, asked))
+    reopened = {*first, *dict(_reopen(database, ids[room:], now, waiting))}
+    statement = f'SELECT {COLUMNS} FROM "transaction" AS t {WITH_STATION} WHERE t.id IN {placeholders(ids)}'
+    rows = map(transaction, execute(database, statement, *(one.hex for one in ids)))
+    found = {row.id: row for row in rows}
+
+    def answer(transaction_id: UUID) -> Transaction | Refusal:
+        if transaction_id not in found:
+            return NotFound(f"There is no transaction {transaction_id}.")
+        if transaction_id not in reopened:
+            status = found[transaction_id].status
+            return Conflict(f"Transaction {transaction_id} is {status}; only an EXPIRED one can be retried.")
+        reopened.remove(transaction_id)
+        return found[transaction_id]
+
+    answers = [answer(transaction_id) for transaction_id in transaction_ids]
+    return answers, [(Question(row_id, station_id), timeouts.retry) for row_id, station_id in first.items()]
+
+
+def _reopen(database: Database, ids: Sequence[UUID], now: int, schedule: Schedule) -> list[tuple[UUID, int]]:
+    """Make those of these that are EXPIRED PENDING; returns their ids and stations."""
+    if not ids:
+        return []
+    statement = f"""UPDATE "transaction" SET status = 'PENDING', updated = ?,
+        attempts = ?, asked_at = ?, retry_at = ?, expires_at = ?
+        WHERE id IN {placeholders(ids)} AND status = 'EXPIRED' RETURNING id, station_id"""
+    rows = execute(database, statement, now, *schedule, *(one.hex for one in ids))
+    return [(uuid(row_id), station_id) for row_id, station_id in rows]
 
 
 class Settled(NamedTuple):
@@ -256,9 +261,7 @@ def settle(database: Database, verdicts: Sequence[Verdict], now: int, clock: int
                 RETURNING id, expires_at, asked_at"""
             for row_id, deadline, asked_at in execute(database, statement, status, now, *ids):
                 kind = "late" if deadline and deadline <= clock else "settled"
-                changed[_uuid(row_id)] = Settled(
-                    kind, None if asked_at is None else max(0, clock - asked_at)
-                )
+                changed[uuid(row_id)] = Settled(kind, None if asked_at is None else max(0, clock - asked_at))
     repeated = len(first) < len(verdicts)
     others = statuses(database, [row_id for row_id in first if repeated or row_id not in changed])
 
@@ -287,7 +290,7 @@ def expire(database: Database, now: int, clock: int) -> list[UUID]:
     """Make every question EXPIRED whose deadline has passed; returns the ids."""
     statement = f"""UPDATE "transaction" SET status = 'EXPIRED', updated = ?, retry_at = NULL
         WHERE {OPEN} AND expires_at <= ? RETURNING id"""
-    return [_uuid(row_id) for (row_id,) in execute(database, statement, now, clock)]
+    return [uuid(row_id) for (row_id,) in execute(database, statement, now, clock)]
 
 
 def room(database: Database) -> int:
@@ -318,7 +321,7 @@ def claim(
         WHERE id IN (SELECT id FROM due) RETURNING id, station_id, retry_at""",
         *(clock, limit, clock, clock + timeouts.timeout, clock, doublings, timeouts.retry, LONGEST_BACKOFF),
     )
-    return [(Question(_uuid(row_id), station_id), retry_at - clock) for row_id, station_id, retry_at in rows]
+    return [(Question(uuid(row_id), station_id), retry_at - clock) for row_id, station_id, retry_at in rows]
 
 
 def ask_again(database: Database, clock: int, restart: bool) -> None:

@@ -59,7 +59,7 @@ class NotFound(Refusal):
 
 
 class Conflict(Refusal):
-    """Something still needs it."""
+    """It is not in a state in which this can be done; the detail says why."""
 
     status = 409
 

@@ -94,7 +94,7 @@ class Rows:
         with self._timed("newest update"):
             models.newest_update(database)
         with self._timed("get"):
-            models.get_transaction(database, key)
+            find.get_transaction(database, key)
         with self._timed("first page"):
             find.list_transactions(database, 50)
         with self._timed("deep page"):

@@ -147,7 +147,7 @@ class Bench:
         return acknowledged
 
     def status(self, key) -> Status:
-        return models.get_transaction(self.database, key).status
+        return find.get_transaction(self.database, key).status
 
     def list(self, limit: int = 10_000) -> list:
         return find.list_transactions(self.database, limit)

@@ -12,6 +12,7 @@ import pytest
 
 import models
 from kit import storage
+from kit.ids import moment
 from programs import MIGRATIONS, wait_until
 
 FIRST_RELEASE = """
@@ -63,7 +64,7 @@ def test_a_file_of_the_first_release_is_upgraded_and_keeps_its_rows(tmp_path, se
     # The old rows read as before, and the PENDING ones get a verdict.
     found = [running.get(f"/transactions/{key}").json for key in keys]
     assert [one["status"] for one in found[:3]] == ["COMPLETED", "ERROR", "EXPIRED"]
-    assert {one["created"] for one in found} == {models.moment(created).isoformat().replace("+00:00", "Z")}
+    assert {one["created"] for one in found} == {moment(created).isoformat().replace("+00:00", "Z")}
     assert {one["station"]["description"] for one in found} == {"Hauptbahnhof"}
     equipment()
     for key in keys[3:]:

@@ -12,6 +12,7 @@ from peewee import Database
 import find
 import models
 from kit import storage
+from kit.ids import moment
 from kit.settings import Settings
 from kit.writer import Job
 from ledger import Ledger, change, create, settle
@@ -140,7 +141,7 @@ def test_a_ledger_takes_its_time_after_the_writer_before_it(postgres, database, 
         models.settle(database, [Verdict(first, "ERROR")], hour, NOW)
     step.join(30)
     assert models.newest_update(database) > hour
-    assert job.result.created > models.moment(hour)
+    assert job.result.created > moment(hour)
 
 
 def test_updated_rises_in_the_order_of_commits(database, ledgers):
@@ -204,7 +205,7 @@ def test_a_batch_that_deadlocks_is_written_again(postgres, database, ledgers):
     deadlock(postgres, database, writer, [first, second], sql)
     descriptions = [one.description for one in find.list_stations(database, 9, 0)]
     assert descriptions == ["Teste", station.result.description]
-    assert models.get_transaction(database, transaction.result.id).status is Status.PENDING
+    assert find.get_transaction(database, transaction.result.id).status is Status.PENDING
     assert acknowledged == verdicts
     assert set(models.statuses(database, [first, second, third]).values()) == {Status.ERROR}
     kinds = {kind: writer.counts[kind] for kind in ("settled", "contradiction", "duplicate")}

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-import models
+import find
 from kit.settings import Settings
 from kit.storage import execute
 from kit.writer import Job
@@ -65,10 +65,10 @@ def test_a_machine_that_starts_in_1970_and_then_learns_the_time(bench):
     bench.clock.now = bench.clock.wall_now = 5 * SECOND
     bench.restart()
     keys = bench.create()
-    assert models.get_transaction(bench.database, keys[0]).created.year == 1970
+    assert find.get_transaction(bench.database, keys[0]).created.year == 1970
     bench.clock.wall_now = 1_800_000_000 * SECOND
     keys += bench.create()
-    assert models.get_transaction(bench.database, keys[1]).created.year == 2027
+    assert find.get_transaction(bench.database, keys[1]).created.year == 2027
     bench.answer(keys[0])
     bench.step()
     in_order(bench, keys)
@@ -117,7 +117,7 @@ def test_a_row_that_is_written_again_is_updated_when_it_is_committed(bench):
     bench.step()
     assert isinstance(poisoned.result, Exception)
     found = [job.result for job in (first, last)]
-    assert [models.get_transaction(bench.database, one.id) for one in found] == found
+    assert [find.get_transaction(bench.database, one.id) for one in found] == found
     in_order(bench, [one.id for one in found])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import find
 import models
 from kit import storage
 from kit.storage import execute
@@ -134,7 +135,7 @@ def test_a_later_migration_is_applied_once_and_rows_stay(database, release):
     assert {status for status, _ in ended} == {0}, ended
     assert applied(database) == [*NAMES, MORE]
     assert columns(database, "station") == before | {"extra"}
-    assert models.get_station(database, 1).description == "Teste"
+    assert find.get_station(database, 1).description == "Teste"
 
 
 def test_a_schema_of_a_later_release_is_refused(database, release):

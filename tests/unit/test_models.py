@@ -11,6 +11,7 @@ import find
 import models
 from kit import storage
 from kit.errors import Conflict, NotFound, Unprocessable
+from kit.ids import moment
 from models import SECOND, Draft, Settled, Timeouts
 from programs import MIGRATIONS
 from schemas import Status, Verdict
@@ -61,7 +62,7 @@ class Queries:
         return models.claim(self.database, now, TIMEOUTS, limit, waiting)
 
     def status(self, key: UUID) -> Status:
-        return models.get_transaction(self.database, key).status
+        return find.get_transaction(self.database, key).status
 
     def count(self) -> int:
         return storage.execute(self.database, 'SELECT count(*) FROM "transaction"')[0][0]
@@ -99,7 +100,7 @@ def test_a_transaction_is_pending_until_its_verdict(queries):
     assert queries.settle({key: "COMPLETED", other: "ERROR"}, NOW + 5) == [("settled", 5)] * 2
     assert queries.status(key) is Status.COMPLETED
     assert queries.status(other) is Status.ERROR
-    assert queries.get_transaction(key).updated == models.moment(NOW + 5)
+    assert queries.get_transaction(key).updated == moment(NOW + 5)
 
 
 def test_a_transaction_says_how_often_and_when_it_was_asked_and_when_it_expires(queries):
@@ -108,7 +109,7 @@ def test_a_transaction_says_how_often_and_when_it_was_asked_and_when_it_expires(
     assert (waiting.attempts, waiting.asked, waiting.expires) == (0, None, None)
     queries.claim(NOW, waiting=True)
     queries.claim(NOW + TIMEOUTS.retry)
-    asked, deadline = models.moment(NOW + TIMEOUTS.retry), models.moment(NOW + TIMEOUTS.timeout)
+    asked, deadline = moment(NOW + TIMEOUTS.retry), moment(NOW + TIMEOUTS.timeout)
     for change in (lambda: None, lambda: queries.expire(NOW + TIMEOUTS.timeout)):
         change()
         found = queries.get_transaction(key)

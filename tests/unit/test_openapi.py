@@ -9,7 +9,8 @@ from openapi_spec_validator import OpenAPIV30SpecValidator
 from webtest import TestApp
 
 import app
-from calls import JSON, KIB, UNKNOWN, new_station, new_transaction, send, serving
+from calls import JSON, KIB, UNKNOWN, new_station, new_transaction, send, service, serving
+from kit.storage import execute
 from refused import REFUSED
 
 PROBLEM = "application/problem+json"
@@ -148,6 +149,8 @@ ANSWERS = [
     (404, "PATCH", "/stations/{id}", "/stations/7", STATION),
     (404, "DELETE", "/stations/{id}", "/stations/7", None),
     (404, "GET", "/transactions/{id}", f"/transactions/{UNKNOWN}", None),
+    (404, "POST", "/transactions/{id}/retry", f"/transactions/{UNKNOWN}/retry", None),
+    (422, "POST", "/transactions/{id}/retry", "/transactions/1/retry", None),
 ]
 WITH_BODY = [
     ("POST", "/stations"),
@@ -173,6 +176,12 @@ def provoke_everything(api, document):
     key = send(api, "GET", "/transactions", **token).json["items"][0]["id"]
     answer = send(api, "GET", f"/transactions/{key}", **token)
     yield assert_as_documented(document, "GET", "/transactions/{id}", answer)
+
+    for status in (409, 200):
+        answer = send(api, "POST", f"/transactions/{key}/retry", **token)
+        assert answer.status_int == status
+        yield assert_as_documented(document, "POST", "/transactions/{id}/retry", answer)
+        execute(service().store.database, """UPDATE "transaction" SET status = 'EXPIRED'""")
 
     for method, path in WITH_BODY:
         for body, content_type, status in [(b"{", JSON, 400), (LONG, JSON, 413), ({}, "text/plain", 415)]:

@@ -10,7 +10,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule,
 import ledger
 import models
 import stepped
-from kit.errors import Unprocessable
+from kit.errors import Refusal, Unprocessable
 from kit.settings import Settings
 from kit.storage import execute
 from kit.writer import Job
@@ -39,6 +39,13 @@ class Table:
         for key, started in self.clock.items():
             if self.status[key] is Status.PENDING and started + TIMEOUT <= now:
                 self.status[key] = Status.EXPIRED
+
+    def retry(self, key) -> bool:
+        expired = self.status.get(key) is Status.EXPIRED
+        if expired:
+            self.status[key] = Status.PENDING
+            self.clock.pop(key, None)
+        return expired
 
     def asked(self, keys, now):
         for key in keys:
@@ -69,6 +76,7 @@ class Life(RuleBasedStateMachine):
     def start(self):
         """A process starts with an empty queue and no connection; earlier questions may be lost."""
         self.bench.restart()
+        self.retries = []
         self.creations, self.given, self.acknowledged, self.verdicts = [], [], [], 0
         self.restarts = True
         self.something_happens("connected")
@@ -86,6 +94,10 @@ class Life(RuleBasedStateMachine):
     def verdict(self, draft, status, times):
         for _ in range(times):
             self.give(draft.id, status)
+
+    @rule(draft=drafts)
+    def retry(self, draft):
+        self.retries.append(self.bench.put(Job(ledger.retry, draft.id)))
 
     def give(self, key, status):
         self.given.append((key, status))
@@ -142,6 +154,9 @@ class Life(RuleBasedStateMachine):
         creations, self.creations = self.creations, []
         for job in creations:
             self.created(job)
+        for job in self.retries:
+            assert isinstance(job.result, Refusal) != table.retry(job.item)
+        self.retries.clear()
         table.asked(published[:at_once], now)
         if self.subscribed:
             table.expire(now)
