@@ -22,9 +22,9 @@ from swagger_ui_bundle import swagger_ui_path
 import find
 import models
 import schemas
-from kit import metrics, openapi
+from kit import metrics, openapi, tags
 from kit.api import Api
-from kit.errors import BadRequest, Conflict, NotFound, Problem, Unavailable
+from kit.errors import BadRequest, Conflict, NotFound, PreconditionFailed, Problem, Unavailable
 from kit.settings import ROOT, VERSION, Settings
 from kit.storage import ERRORS, Store, check
 from kit.writer import JobQueue
@@ -97,12 +97,12 @@ class NotReady(Unavailable):
         return schemas.Unready(**fields)
 
 
-@app.post("/stations", status=201, sends=("Location",))
+@app.post("/stations", status=201, sends=("Location", "ETag"))
 def create_station(service: Service, body: NewStation) -> Station:
     """Create a station."""
     station = service.ledger.change(models.create_station, body.description)
     response.set_header("Location", f"/stations/{station.id}")
-    return station
+    return tagged(station)
 
 
 @app.get("/stations", sends=("Link",))
@@ -111,30 +111,41 @@ def list_stations(service: Service, query: schemas.StationQuery) -> schemas.Stat
     return schemas.StationPage(*page(service, "/stations", find.list_stations, query))
 
 
-@app.get("/stations/<id>", errors=(NotFound,))
-def get_station(service: Service, id: StationId) -> Station:
-    """Read one station."""
-    return service.read(find.get_station, id)
+@app.get("/stations/<id>", errors=(NotFound,), sends=("ETag",), also=((304, ("ETag",)),))
+def get_station(service: Service, id: StationId, headers: schemas.ReadHeaders) -> Station:
+    """Read one station. Its `ETag` changes with it."""
+    station = tagged(service.read(find.get_station, id))
+    if headers.if_none_match and tags.match(headers.if_none_match, station):
+        response.status = 304
+    return station
 
 
-@app.put("/stations/<id>", errors=(NotFound,))
-def replace_station(service: Service, id: StationId, body: NewStation) -> Station:
+@app.put("/stations/<id>", errors=(NotFound, PreconditionFailed))
+def replace_station(
+    service: Service, id: StationId, body: NewStation, headers: schemas.ChangeHeaders
+) -> Station:
     """Replace a station's description."""
-    return service.ledger.change(models.change_station, id, body.description)
+    # No ETag: the station that we store is not literally the body (RFC 9110, section 9.3.4).
+    return service.ledger.change(models.change_station, id, body.description, headers.if_match)
 
 
-@app.route("/stations/<id>", "PATCH", errors=(NotFound,))
-def change_station(service: Service, id: StationId, body: schemas.StationChange) -> Station:
+@app.route("/stations/<id>", "PATCH", errors=(NotFound, PreconditionFailed), sends=("ETag",))
+def change_station(
+    service: Service, id: StationId, body: schemas.StationChange, headers: schemas.ChangeHeaders
+) -> Station:
     """Change those fields of a station that the body names."""
     if body.description is UNSET:
-        return service.read(find.get_station, id)
-    return service.ledger.change(models.change_station, id, body.description)
+        station = service.read(find.get_station, id)
+        tags.require(headers.if_match, station)
+    else:
+        station = service.ledger.change(models.change_station, id, body.description, headers.if_match)
+    return tagged(station)
 
 
-@app.delete("/stations/<id>", status=204, errors=(NotFound, Conflict))
-def delete_station(service: Service, id: StationId) -> None:
+@app.delete("/stations/<id>", status=204, errors=(NotFound, Conflict, PreconditionFailed))
+def delete_station(service: Service, id: StationId, headers: schemas.ChangeHeaders) -> None:
     """Delete a station that has no transactions."""
-    service.ledger.change(models.delete_station, id)
+    service.ledger.change(models.delete_station, id, headers.if_match)
 
 
 @app.post(
@@ -257,6 +268,12 @@ def file(name: str, *folders: Path | str) -> HTTPResponse:
             # no-cache: a browser asks each time (304: not changed), so files of two releases never meet.
             return static_file(name, root=folder, headers={"Cache-Control": "no-cache"})
     raise NotFound(f"There is no file {name}.")
+
+
+def tagged(station: Station) -> Station:
+    """The station, with its tag in the answer."""
+    response.set_header("ETag", tags.of(station))
+    return station
 
 
 def stored(service: Service, transaction: Transaction, prefer: str) -> Transaction:

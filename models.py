@@ -21,6 +21,7 @@ from peewee import (
 )
 
 from find import COLUMNS, WITH_STATION, get_station, get_transaction, statuses, transaction, uuid
+from kit import tags
 from kit.errors import Conflict, NotFound, Refusal, Unprocessable
 from kit.ids import uuid7
 from kit.storage import execute, placeholders
@@ -73,17 +74,21 @@ def create_station(database: Database, description: str) -> Station:
     return Station(station_id, description)
 
 
-def change_station(database: Database, station_id: int, description: str) -> Station:
-    """The station as it is now; raises NotFound."""
+def change_station(
+    database: Database, station_id: int, description: str, if_match: str | None = None
+) -> Station:
+    """The station as it is now; raises NotFound, or PreconditionFailed if it has none of these tags."""
+    tags.require(if_match, get_station(database, station_id))
     execute(database, "UPDATE station SET description = ? WHERE id = ?", description, station_id)
-    return get_station(database, station_id)
+    return Station(station_id, description)
 
 
-def delete_station(database: Database, station_id: int) -> None:
-    """Delete a station; raises NotFound, or Conflict while it has transactions."""
-    get_station(database, station_id)
+def delete_station(database: Database, station_id: int, if_match: str | None = None) -> None:
+    """Delete a station; raises NotFound, PreconditionFailed, or Conflict while it has transactions."""
+    station = get_station(database, station_id)
     if execute(database, 'SELECT 1 FROM "transaction" WHERE station_id = ? LIMIT 1', station_id):
         raise Conflict(f"Station {station_id} has transactions, so it cannot be deleted.")
+    tags.require(if_match, station)  # last (RFC 9110, section 13.2.1)
     execute(database, "DELETE FROM station WHERE id = ?", station_id)
 
 

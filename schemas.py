@@ -91,6 +91,19 @@ class StationQuery(Struct, forbid_unknown_fields=True):
     after: Annotated[StationId | UnsetType, Meta(description="list what comes after this id")] = UNSET
 
 
+class ReadHeaders(Struct):
+    if_none_match: Annotated[
+        str | None, Meta(description="tags (ETag): answer 304 if the station still has one of them")
+    ] = field(default=None, name="If-None-Match")
+
+
+class ChangeHeaders(Struct):
+    if_match: Annotated[
+        str | None,
+        Meta(description="tags (ETag): do nothing, and answer 412, unless it still has one of them"),
+    ] = field(default=None, name="If-Match")
+
+
 class StationPage(Struct):
     items: list[Station]
     next: Next

@@ -295,6 +295,8 @@ def write(result: Any, options: Options) -> Any:
     """A handler's result as Bottle sends it: as it is if it is an answer already, else as JSON."""
     if result is None or isinstance(result, HTTPResponse):
         return result
+    if response.status_code == 304:
+        return None  # it has no content (RFC 9110, section 15.4.5)
     response.content_type = options.media_type
     return result if isinstance(result, bytes) else msgspec.json.encode(result)
 

@@ -64,6 +64,12 @@ class Conflict(Refusal):
     status = 409
 
 
+class PreconditionFailed(Refusal):
+    """It has changed: it no longer has a tag that If-Match names. Read it again first."""
+
+    status = 412
+
+
 class ContentTooLarge(Refusal):
     """The body is too long."""
 

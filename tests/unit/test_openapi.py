@@ -119,6 +119,7 @@ ANSWERS = [
     # status, method, path in the document, path, body
     (201, "POST", "/stations", "/stations", STATION),
     (201, "POST", "/stations", "/stations", STATION),
+    (201, "POST", "/stations", "/stations", STATION),
     (200, "GET", "/stations", "/stations", None),
     (200, "GET", "/stations", "/stations?limit=1", None),
     (200, "GET", "/stations/{id}", "/stations/1", None),
@@ -176,6 +177,13 @@ def provoke_everything(api, document):
     key = send(api, "GET", "/transactions", **token).json["items"][0]["id"]
     answer = send(api, "GET", f"/transactions/{key}", **token)
     yield assert_as_documented(document, "GET", "/transactions/{id}", answer)
+
+    for method in ("PUT", "PATCH", "DELETE"):
+        answer = send(api, method, "/stations/3", STATION, If_Match='"x"', **token)
+        assert answer.status_int == 412
+        yield assert_as_documented(document, method, "/stations/{id}", answer)
+    answer = send(api, "GET", "/stations/3", If_None_Match="*", **token)
+    yield assert_as_documented(document, "GET", "/stations/{id}", answer)
 
     for status in (409, 200):
         answer = send(api, "POST", f"/transactions/{key}/retry", **token)

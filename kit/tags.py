@@ -1,0 +1,34 @@
+"""Entity tags (RFC 9110, sections 8.8.3 and 13.1): so that two people who edit one thing lose no change."""
+
+import re
+from hashlib import sha256
+
+import msgspec
+
+from kit.errors import PreconditionFailed, Unprocessable
+
+TAG = r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")'
+LIST = rf"[\s,]*{TAG}(?:\s*,[\s,]*{TAG})*[\s,]*"
+
+
+def of(value: msgspec.Struct) -> str:
+    """The tag of what is answered with this value."""
+    return f'"{sha256(msgspec.json.encode(value)).hexdigest()[:20]}"'
+
+
+def match(header: str, value: msgspec.Struct) -> bool:
+    """True if a list of tags has that of this value, or is `*`.
+
+    `W/` before our own tag is ignored: a proxy writes it there when it compresses an answer.
+    """
+    return header.strip() == "*" or of(value) in re.findall(TAG, header)
+
+
+def require(if_match: str | None, value: msgspec.Struct) -> None:
+    """Raise PreconditionFailed if a request's If-Match does not have the tag of this value."""
+    if if_match is None:
+        return
+    if if_match.strip() != "*" and not re.fullmatch(LIST, if_match):
+        raise Unprocessable('headers.If-Match: must be * or one or more tags in quotes, such as "x", "y"')
+    if not match(if_match, value):
+        raise PreconditionFailed(f"If-Match: it has changed; its ETag is {of(value)} now.")
