@@ -313,8 +313,9 @@ class Ledger(Writer):
 
     def committed(self, batch: Batch, results: list[tuple[Job, Any]]) -> None:
         """Publish first, so that the equipment can already work on the questions."""
-        for event, transaction_id in batch.events:
-            log.debug(event, {"transaction": transaction_id})
+        requests = {result.id: job.request for job, result in results if isinstance(result, Transaction)}
+        for event, key in batch.events:
+            log.debug(event, {"transaction": key}, extra={"request": requests.get(key, "")})
         self.publisher.publish(batch.questions)
         self._wake(batch.changed)
         self.room, self.session = batch.room, batch.session
