@@ -24,7 +24,7 @@ import models
 import schemas
 from kit import metrics, openapi, tags
 from kit.api import Api
-from kit.errors import BadRequest, Conflict, NotFound, PreconditionFailed, Problem, Unavailable
+from kit.errors import BadRequest, NotFound, NotRead, PreconditionFailed, Problem, Unavailable
 from kit.settings import ROOT, VERSION, Settings
 from kit.storage import ERRORS, Store, check
 from kit.writer import JobQueue
@@ -43,6 +43,12 @@ INFO = {
     "title": "energy2go",
     "version": VERSION,
     "description": "Starts transactions for battery stations, and tells what the equipment said.",
+    "license": {"name": "MIT", "url": "https://opensource.org/license/mit"},
+}
+TAGS = {
+    "stations": "Where transactions happen.",
+    "transactions": "Each is PENDING until the equipment confirms or refuses it, or until it expires.",
+    "service": "How the service is, and what it offers.",
 }
 
 app = Api("The service is not running. Start it with `gunicorn app:app`.")
@@ -75,12 +81,12 @@ class Service:
         self.store.close()
 
     def read(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs) -> T:
-        """Call a function of `models` that reads; raises what it raises, or Unavailable."""
+        """Call a function of `models` that reads; raises what it raises, or NotRead."""
         try:
             return self.store.read(function, *values, **named)
         except ERRORS as error:
             log.error("the database cannot be read: %s", error)
-            raise Unavailable("The database cannot be read now.") from None
+            raise NotRead("The database cannot be read now.") from None
 
 
 class NotReady(Unavailable):
@@ -142,7 +148,7 @@ def change_station(
     return tagged(station)
 
 
-@app.delete("/stations/<id>", status=204, errors=(NotFound, Conflict, PreconditionFailed))
+@app.delete("/stations/<id>", status=204, errors=(NotFound, schemas.HasTransactions, PreconditionFailed))
 def delete_station(service: Service, id: StationId, headers: schemas.ChangeHeaders) -> None:
     """Delete a station that has no transactions."""
     service.ledger.change(models.delete_station, id, headers.if_match)
@@ -151,6 +157,7 @@ def delete_station(service: Service, id: StationId, headers: schemas.ChangeHeade
 @app.post(
     "/transactions",
     status=201,
+    errors=(schemas.NoStation, schemas.KeyUsed),
     sends=("Location", "Preference-Applied", "Retry-After"),
     also=((200, ("Idempotent-Replayed", "Location", "Preference-Applied", "Retry-After")),),
 )
@@ -187,7 +194,9 @@ def get_transaction(service: Service, id: TransactionId, headers: schemas.WaitHe
 
 
 @app.post(
-    "/transactions/<id>/retry", errors=(NotFound, Conflict), sends=("Preference-Applied", "Retry-After")
+    "/transactions/<id>/retry",
+    errors=(NotFound, schemas.NotExpired),
+    sends=("Preference-Applied", "Retry-After"),
 )
 def retry_transaction(service: Service, id: TransactionId, headers: schemas.WaitHeaders) -> Transaction:
     """Ask about an EXPIRED transaction again: it is PENDING until its verdict or its new deadline."""
@@ -231,7 +240,7 @@ def read_metrics(service: Service) -> bytes:
 @app.get("/openapi.json", token=False)
 def openapi_document() -> dict[str, Any]:
     """Read this document."""
-    return openapi.document(app, INFO)
+    return openapi.document(app, INFO, TAGS)
 
 
 # Pages, for people

@@ -22,10 +22,10 @@ from peewee import (
 
 from find import COLUMNS, WITH_STATION, get_station, get_transaction, statuses, transaction, uuid
 from kit import tags
-from kit.errors import Conflict, NotFound, Refusal, Unprocessable
+from kit.errors import NotFound, Refusal
 from kit.ids import uuid7
 from kit.storage import execute, placeholders
-from schemas import Question, Station, Transaction, Verdict
+from schemas import HasTransactions, KeyUsed, NoStation, NotExpired, Question, Station, Transaction, Verdict
 
 SECOND = 1_000_000
 LONGEST_BACKOFF = 30 * SECOND
@@ -84,10 +84,10 @@ def change_station(
 
 
 def delete_station(database: Database, station_id: int, if_match: str | None = None) -> None:
-    """Delete a station; raises NotFound, PreconditionFailed, or Conflict while it has transactions."""
+    """Delete a station; raises NotFound, PreconditionFailed or HasTransactions."""
     station = get_station(database, station_id)
     if execute(database, 'SELECT 1 FROM "transaction" WHERE station_id = ? LIMIT 1', station_id):
-        raise Conflict(f"Station {station_id} has transactions, so it cannot be deleted.")
+        raise HasTransactions(f"Station {station_id} has transactions, so it cannot be deleted.")
     tags.require(if_match, station)  # last (RFC 9110, section 13.2.1)
     execute(database, "DELETE FROM station WHERE id = ?", station_id)
 
@@ -161,10 +161,10 @@ def create_transactions(
 
     def answer(draft: Draft) -> Transaction | Refusal:
         if draft.station_id not in stations:
-            return Unprocessable(f"body.station_id: There is no station {draft.station_id}.")
+            return NoStation(f"body.station_id: There is no station {draft.station_id}.")
         if stored := keys.get(draft.idempotency_key):
             used = f"Idempotency-Key: was used before, for station {stored.station.id}."
-            return stored if stored.station.id == draft.station_id else Unprocessable(used)
+            return stored if stored.station.id == draft.station_id else KeyUsed(used)
         if draft.created < now:  # written again
             return get_transaction(database, draft.id)
         schedule, station = asked if draft.id in first else waiting, stations[draft.station_id]
@@ -229,7 +229,9 @@ def retry(
             return NotFound(f"There is no transaction {transaction_id}.")
         if transaction_id not in reopened:
             status = found[transaction_id].status
-            return Conflict(f"Transaction {transaction_id} is {status}; only an EXPIRED one can be retried.")
+            return NotExpired(
+                f"Transaction {transaction_id} is {status}; only an EXPIRED one can be retried."
+            )
         reopened.remove(transaction_id)
         return found[transaction_id]
 

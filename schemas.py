@@ -7,7 +7,8 @@ from uuid import UUID
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from kit.errors import Problem
+from kit import tags
+from kit.errors import Conflict, Problem, Unprocessable
 
 
 class Status(StrEnum):
@@ -64,6 +65,14 @@ IdempotencyKey = Annotated[
         description="the same key and body get the same transaction again; it has no comma",
     ),
 ]
+IfMatch = Annotated[
+    str,
+    Meta(
+        pattern=tags.LIST,
+        extra={"allowed": 'tags in quotes, such as "x", "y", or * for any'},
+        description="tags (ETag), or `*`: change nothing, and answer 412, unless it still has one of these",
+    ),
+]
 State = Annotated[str, Meta(description="`ok`, or what is wrong with it")]
 Equipment = Annotated[
     dict[str, str] | Literal["unknown"],
@@ -98,10 +107,7 @@ class ReadHeaders(Struct):
 
 
 class ChangeHeaders(Struct):
-    if_match: Annotated[
-        str | None,
-        Meta(description="tags (ETag): do nothing, and answer 412, unless it still has one of them"),
-    ] = field(default=None, name="If-Match")
+    if_match: IfMatch | None = field(default=None, name="If-Match")
 
 
 class StationPage(Struct):
@@ -129,7 +135,7 @@ class Transaction(Struct, frozen=True):
 
 class TransactionQuery(Struct, forbid_unknown_fields=True):
     status: Annotated[list[Status] | UnsetType, Meta(description="one, or several with commas")] = UNSET
-    station_id: StationId | UnsetType = UNSET
+    station_id: Annotated[StationId | UnsetType, Meta(description="of this station")] = UNSET
     created_from: Annotated[Time | UnsetType, Meta(description="created at this time or later")] = UNSET
     created_to: Annotated[Time | UnsetType, Meta(description="created at this time or earlier")] = UNSET
     limit: Limit = 50
@@ -155,6 +161,22 @@ class Unready(Problem, kw_only=True):
     database: State
     broker: State
     equipment: Equipment
+
+
+class HasTransactions(Conflict):
+    """The station has transactions."""
+
+
+class NotExpired(Conflict):
+    """The transaction is not EXPIRED."""
+
+
+class NoStation(Unprocessable):
+    """There is no such station."""
+
+
+class KeyUsed(Unprocessable):
+    """The Idempotency-Key was used before, with another body."""
 
 
 class Health(Struct):

@@ -16,6 +16,7 @@ from gunicorn.http.errors import ParseException
 
 from kit import errors, mistakes, trace
 from kit.errors import Problem, Refusal, Unavailable, Unprocessable
+from kit.headers import ANSWERS
 
 LARGEST_BODY = 64 * 1024  # bytes
 PATIENCE = 10  # seconds that a request waits for a slot
@@ -66,12 +67,12 @@ def declaration(route: Route) -> Declaration:
     """Read a route's declaration; raises TypeError, which names the route, for a mistake in it."""
     options = {name: value for name, value in route.config.items() if name not in route.app.config}
     try:
-        return declared_by(route.callback, route.rule, Options(**options))
+        return declared_by(route.callback, route.method, route.rule, Options(**options))
     except (TypeError, ValueError, NameError) as mistake:
         raise TypeError(f"{route.method} {route.rule} ({route.callback.__name__}): {mistake}") from None
 
 
-def declared_by(handler: Callable[..., Any], rule: str, options: Options) -> Declaration:
+def declared_by(handler: Callable[..., Any], method: str, rule: str, options: Options) -> Declaration:
     """The same, without the name of the route in the error."""
     summary, _, description = (inspect.getdoc(handler) or "").partition("\n\n")
     if not summary:
@@ -87,20 +88,29 @@ def declared_by(handler: Callable[..., Any], rule: str, options: Options) -> Dec
         raise TypeError("query, headers and body must be Structs")
     if not all(issubclass(refusal, Refusal) for refusal in options.errors):
         raise TypeError("errors must be Refusals")
+    if unknown := {*options.sends, *(name for _, names in options.also for name in names)} - ANSWERS.keys():
+        raise TypeError(f"kit.headers does not say what {sorted(unknown)} mean")
     json = [returns] if options.media_type == JSON and not options.page else []
     msgspec.json.schema_components([*filter(None, structs), *hints.values(), *json])  # may find no schema
-    refusals = set(options.errors)
-    if body:
-        refusals |= {errors.BadRequest, errors.ContentTooLarge, errors.UnsupportedMediaType}
-    if hints or any(structs):
-        refusals.add(Unprocessable)
-    if options.token:
-        refusals.add(errors.Unauthorized)
-    if service:
-        refusals.add(Unavailable)
+    refusals = {*options.errors, *implied(method, options, bool(hints or any(structs)), body, service)}
     takes = hints, query, headers, body, service
     by_status = sorted(refusals, key=lambda refusal: refusal.status)
     return Declaration(handler.__name__, summary, description, *takes, returns, options, by_status)
+
+
+def implied(method: str, options: Options, takes: bool, body: Any, service: bool) -> Iterator[type[Refusal]]:
+    """The errors that follow from what a route takes."""
+    yield errors.MethodNotAllowed
+    if body:
+        yield from (errors.BadRequest, errors.ContentTooLarge, errors.UnsupportedMediaType)
+    if takes:
+        yield Unprocessable
+    if options.token:
+        yield errors.Unauthorized
+    if service and options.slot:
+        yield errors.NotRead if method == "GET" else errors.NotStored
+    elif service:
+        yield Unavailable
 
 
 class Api(Bottle):  # type: ignore[misc]  # Bottle has no types

@@ -1,6 +1,7 @@
 """The OpenAPI document agrees with the service, and Swagger UI loads nothing from other hosts."""
 
 import copy
+import json
 import re
 
 import pytest
@@ -61,7 +62,11 @@ def assert_as_documented(document, method: str, path: str, answer) -> tuple[str,
             assert (given == PROBLEM) == (answer.status_int >= 400)
     else:
         assert answer.body == b""
-    assert ("Location" in answer.headers) == ("Location" in says.get("headers", ()))
+    said, given = {name.lower() for name in says["headers"]}, {name.lower() for name in answer.headers}
+    known = {name.lower() for name in document["components"]["headers"]}
+    assert known & given <= said, (method, path, answer)
+    sometimes = {"link", "preference-applied", "retry-after"} if answer.status_int < 300 else set()
+    assert said - sometimes <= given, (method, path, answer)
     return method, path, str(answer.status_int)
 
 
@@ -89,6 +94,61 @@ def test_every_operation_says_what_it_is(document):
     for operation in says:
         assert re.fullmatch(r"[A-Z].*\.", operation["summary"])
         assert all(operation["tags"])
+
+
+def test_the_document_keeps_the_rules_that_redocly_recommends(document):
+    assert document["info"]["license"].keys() == {"name", "url"}
+    (server,) = document["servers"]
+    assert server["url"] == "/"
+    tags = {tag["name"]: tag["description"] for tag in document["tags"]}
+    assert all(tags.values())
+    schemes = document["components"]["securitySchemes"].keys()
+    used = set()
+    for (method, path), says in operations(document).items():
+        assert re.fullmatch(r"[a-z_]+", says["operationId"])
+        assert {says["summary"][-1], *says["tags"]} <= {".", *tags}
+        used |= {*says["tags"]}
+        assert any(status.startswith("2") for status in says["responses"]), (method, path)
+        assert any(status.startswith("4") for status in says["responses"]), (method, path)
+        for requirement in says["security"]:
+            assert requirement.keys() <= schemes
+        assert ("?" in path, path.endswith("/")) == (False, False)
+        names = [(parameter["in"], parameter["name"]) for parameter in says.get("parameters", ())]
+        assert len(set(names)) == len(names)
+        assert {name for place, name in names if place == "path"} == set(re.findall(r"{(\w+)}", path))
+        for parameter in says.get("parameters", ()):
+            assert parameter["in"] == "path" or parameter["description"], (path, parameter)
+    assert used == tags.keys()
+    shapes = {re.sub(r"{\w+}", "{}", path) for path in document["paths"]}
+    assert len(shapes) == len(document["paths"])
+
+
+def test_every_component_is_used_and_every_reference_has_one(document):
+    referred = set(re.findall(r'"#/components/([^"]+)"', json.dumps(document)))
+    there = {f"{kind}/{name}" for kind in ("schemas", "headers") for name in document["components"][kind]}
+    assert referred == there
+
+
+def test_every_header_and_every_refusal_is_explained(document):
+    for (method, path), says in operations(document).items():
+        assert {"405", "503"} - says["responses"].keys() <= ({"503"} if path == "/openapi.json" else set())
+        for status, answer in says["responses"].items():
+            assert "X-Request-ID" in answer["headers"]
+            wanted = {"401": "WWW-Authenticate", "405": "Allow", "503": "Retry-After"}.get(status)
+            assert wanted is None or wanted in answer["headers"], (method, path, status)
+    assert all(header["description"] for header in document["components"]["headers"].values())
+
+    def meaning(method, path, status):
+        return operations(document)[method, path]["responses"][status]["description"]
+
+    assert "path or the headers" in meaning("DELETE", "/stations/{id}", "422")
+    assert "query" in meaning("GET", "/transactions", "422")
+    for words in ("no such station", "Idempotency-Key was used before"):
+        assert words in meaning("POST", "/transactions", "422")
+    assert "outcome is unknown" in meaning("POST", "/transactions", "503")
+    assert "cannot be read" in meaning("GET", "/transactions", "503")
+    assert "not EXPIRED" in meaning("POST", "/transactions/{id}/retry", "409")
+    assert "has transactions" in meaning("DELETE", "/stations/{id}", "409")
 
 
 def test_every_example_is_one(document):
@@ -198,10 +258,13 @@ def provoke_everything(api, document):
             yield assert_as_documented(document, method, path, answer)
 
     for (method, path), says in operations(document).items():
-        if "security" in says:
+        if says["security"]:
             answer = send(api, method, path.format(id=1))
             assert answer.status_int == 401
             yield assert_as_documented(document, method, path, answer)
+        other = send(api, "TRACE", path.format(id=1))
+        assert other.status_int == 405
+        yield assert_as_documented(document, method, path, other)
 
 
 def provoke_503(api, document):

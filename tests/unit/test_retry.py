@@ -8,7 +8,7 @@ import pytest
 import find
 import models
 from calls import UNKNOWN, assert_problem, new_station, new_transaction, send, service, settle
-from kit.errors import Conflict, NotFound
+from kit.errors import NotFound
 from kit.ids import moment
 from kit.settings import Settings
 from kit.storage import execute
@@ -16,7 +16,7 @@ from kit.writer import Job
 from ledger import retry
 from models import SECOND
 from programs import wait_until
-from schemas import Status
+from schemas import NotExpired, Status
 from stepped import Bench
 
 
@@ -75,7 +75,7 @@ def test_only_what_is_expired_is_retried_and_once(bench):
     bench.answer(late)  # in the same batch, and so before it
     results = retried(bench, key, key, pending, late, uuid4())
     assert results[0].status is Status.PENDING
-    assert [type(result) for result in results[1:]] == [Conflict, Conflict, Conflict, NotFound]
+    assert [type(result) for result in results[1:]] == [NotExpired, NotExpired, NotExpired, NotFound]
     assert "COMPLETED" in str(results[3])
     assert bench.publisher.published.count(key) == 1
     assert bench.ledger.counts[Status.PENDING] == 4  # three were created
