@@ -134,7 +134,9 @@ class Transaction(Struct, frozen=True):
 
 
 class TransactionQuery(Struct, forbid_unknown_fields=True):
-    status: Annotated[list[Status] | UnsetType, Meta(description="one, or several with commas")] = UNSET
+    status: Annotated[
+        list[Status] | UnsetType, Meta(description="one of these statuses; write several with commas")
+    ] = UNSET
     station_id: Annotated[StationId | UnsetType, Meta(description="of this station")] = UNSET
     created_from: Annotated[Time | UnsetType, Meta(description="created at this time or later")] = UNSET
     created_to: Annotated[Time | UnsetType, Meta(description="created at this time or earlier")] = UNSET

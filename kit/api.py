@@ -206,14 +206,19 @@ def header(name: str) -> str | None:
 
 
 def query(struct: type[msgspec.Struct]) -> dict[str, str | list[str]]:
-    """The parameters of the query, lists split at commas; raises Unprocessable if one is given twice."""
+    """The parameters of the query. A list has commas, or is given several times, as some clients do.
+
+    Raises Unprocessable if any other is given twice.
+    """
     lists, given = list_names(struct), dict[str, str | list[str]]()
     for name in request.query:
-        if len(request.query.getall(name)) > 1:
+        raw = request.query.getall(name)
+        if len(raw) > 1 and name not in lists:
             raise Unprocessable(f"query.{name}: must be given only once.")
-        text = request.query.getunicode(name)
-        if text is None:
-            raise Unprocessable(f"query.{name}: must be UTF-8.")
+        try:
+            text = ",".join(raw).encode("latin1").decode()  # Bottle gives a character for each byte
+        except UnicodeDecodeError:
+            raise Unprocessable(f"query.{name}: must be UTF-8.") from None
         given[name] = text.split(",") if name in lists else text
     return given
 

@@ -90,6 +90,7 @@ def test_several_statuses_are_listed_together_and_each_once(api):
 
     assert listed("COMPLETED,ERROR") == listed("ERROR,COMPLETED,ERROR") == [keys[4], keys[1]]
     assert listed("PENDING,COMPLETED,ERROR,EXPIRED") == keys[::-1]
+    assert listed("COMPLETED&status=ERROR") == [keys[4], keys[1]]  # as generated clients write it
     assert listed("EXPIRED") == []
 
 
