@@ -69,9 +69,13 @@ IfMatch = Annotated[
     str,
     Meta(
         pattern=tags.LIST,
+        examples=["*"],
         extra={"allowed": 'tags in quotes, such as "x", "y", or * for any'},
         description="tags (ETag), or `*`: change nothing, and answer 412, unless it still has one of these",
     ),
+]
+Statuses = Annotated[
+    list[Status], Meta(min_length=1, description="one of these statuses; write several with commas")
 ]
 State = Annotated[str, Meta(description="`ok`, or what is wrong with it")]
 Equipment = Annotated[
@@ -134,9 +138,7 @@ class Transaction(Struct, frozen=True):
 
 
 class TransactionQuery(Struct, forbid_unknown_fields=True):
-    status: Annotated[
-        list[Status] | UnsetType, Meta(description="one of these statuses; write several with commas")
-    ] = UNSET
+    status: Statuses | UnsetType = UNSET
     station_id: Annotated[StationId | UnsetType, Meta(description="of this station")] = UNSET
     created_from: Annotated[Time | UnsetType, Meta(description="created at this time or later")] = UNSET
     created_to: Annotated[Time | UnsetType, Meta(description="created at this time or earlier")] = UNSET
