@@ -12,8 +12,8 @@ from uuid import UUID
 
 from peewee import Database
 
+from kit.clock import EPOCH, below, moment, stored
 from kit.errors import NotFound
-from kit.ids import EPOCH, below, moment, stored
 from kit.storage import contains, execute, placeholders
 from schemas import Station, Status, Transaction
 

@@ -22,12 +22,11 @@ from peewee import (
 
 from find import COLUMNS, WITH_STATION, get_station, get_transaction, statuses, transaction, uuid
 from kit import tags
+from kit.clock import SECOND, uuid7
 from kit.errors import NotFound, Refusal
-from kit.ids import uuid7
 from kit.storage import execute, placeholders
 from schemas import HasTransactions, KeyUsed, NoStation, NotExpired, Question, Station, Transaction, Verdict
 
-SECOND = 1_000_000
 LONGEST_BACKOFF = 30 * SECOND
 WINDOW = 1000  # questions that are open at one time: asked, not answered, and their deadline set
 CLAIM = 500  # rows that one claim takes at most

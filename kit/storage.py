@@ -63,9 +63,7 @@ class Store:
         self._opened = False
         self._unusable = ""  # why it must not be used until a restart
         self._in_doubt = False  # a COMMIT failed
-        self.writing_since = (
-            0.0  # when the current database transaction began (time.monotonic); 0: there is none
-        )
+        self.writing_since = 0.0  # time.monotonic() at the start of this database transaction; 0: none
         self._files: dict[str, tuple[int, int]] = {}  # device and inode of the file and of its log
 
     def read(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs) -> T:

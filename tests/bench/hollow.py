@@ -5,7 +5,7 @@ import time
 import models
 from app import app
 from bare import NOW
-from kit.ids import uuid7
+from kit.clock import uuid7
 from kit.settings import load
 from kit.storage import Store
 from kit.writer import JobQueue
@@ -18,7 +18,7 @@ COMMIT = 0.0007  # seconds; a commit takes this long on a good disk
 class NoListener:
     """Takes the listener's place."""
 
-    alive, subscribed, unreadable = True, False, 0
+    alive, subscribed, unreadable, session = True, False, 0, 0
 
     def publish(self, questions):
         pass

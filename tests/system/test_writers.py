@@ -12,11 +12,11 @@ from peewee import Database
 import find
 import models
 from kit import storage
-from kit.ids import moment
+from kit.clock import SECOND, moment
 from kit.settings import Settings
 from kit.writer import Job
 from ledger import Ledger, change, create, settle
-from models import SECOND, Draft
+from models import Draft
 from programs import MIGRATIONS, Postgres, free_port, wait_until
 from replicas import NOW, TIMEOUTS, store, writing
 from schemas import Status, Verdict

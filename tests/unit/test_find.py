@@ -12,9 +12,8 @@ import find
 import models
 from calls import new_station, new_transaction, send, settle, walk
 from kit import storage
-from kit.ids import moment, uuid7
+from kit.clock import SECOND, moment, uuid7
 from kit.storage import execute
-from models import SECOND
 from programs import MIGRATIONS
 from schemas import Status
 

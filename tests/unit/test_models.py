@@ -10,9 +10,9 @@ from peewee import IntegrityError, OperationalError
 import find
 import models
 from kit import storage
+from kit.clock import SECOND, moment
 from kit.errors import Conflict, NotFound, Unprocessable
-from kit.ids import moment
-from models import SECOND, Draft, Settled, Timeouts
+from models import Draft, Settled, Timeouts
 from programs import MIGRATIONS
 from schemas import Status, Verdict
 

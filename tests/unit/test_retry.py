@@ -8,13 +8,12 @@ import pytest
 import find
 import models
 from calls import UNKNOWN, assert_problem, new_station, new_transaction, send, service, settle
+from kit.clock import SECOND, moment
 from kit.errors import NotFound
-from kit.ids import moment
 from kit.settings import Settings
 from kit.storage import execute
 from kit.writer import Job
 from ledger import retry
-from models import SECOND
 from programs import wait_until
 from schemas import NotExpired, Status
 from stepped import Bench

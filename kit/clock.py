@@ -1,10 +1,25 @@
-"""Times as they are stored, whole microseconds since 1970 (UTC), and ids that are made from them."""
+"""Time in whole microseconds since 1970 (UTC), and ids that sort by it."""
 
 import secrets
+import time
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+SECOND = 1_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Clock:
+    """Microseconds since 1970: `wall` for what people read; `steady`, which never jumps, for deadlines."""
+
+    def __init__(self) -> None:
+        self._offset = time.time_ns() - time.monotonic_ns()
+
+    def wall(self) -> int:
+        return time.time_ns() // 1000
+
+    def steady(self) -> int:
+        return (self._offset + time.monotonic_ns()) // 1000
 
 
 def moment(microseconds: int) -> datetime:
