@@ -7,7 +7,7 @@ import msgspec
 
 from kit.errors import PreconditionFailed
 
-TAG = r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")'
+TAG = r'(?:W/)?("[!#-~]*")'
 LIST = rf"^(\s*\*\s*|[\s,]*{TAG}(\s*,[\s,]*{TAG})*[\s,]*)$"  # of If-Match; empty items are allowed
 
 

@@ -48,6 +48,7 @@ UNFORESEEABLE = (
     b'"detail":"body.station_id: There is no station ',
     b'"detail":"Idempotency-Key: ',
     b'"detail":"If-Match: ',
+    b'"detail":"headers.If-Match: ',  # it also sends 0, which the pattern excludes
 )
 
 
