@@ -66,12 +66,8 @@ class Batch:
     """One database transaction: its times, and what to do after its commit."""
 
     def __init__(self, ledger: "Ledger"):
-        self.database, self.timeouts, self.publisher = (
-            ledger.store.database,
-            ledger.timeouts,
-            ledger.publisher,
-        )
-        self.room, self.session = ledger.room, ledger.session
+        self.database, self.publisher = ledger.store.database, ledger.publisher
+        self.timeouts, self.room, self.session = ledger.timeouts, ledger.room, ledger.session
         # Taken under the lock that orders commits, so `updated` rises with every commit of every process.
         self.now = max(ledger.clock.wall(), models.newest_update(self.database) + 1)
         self.clock = ledger.clock.steady()
@@ -91,6 +87,16 @@ class Batch:
         taken = min(self.room, wanted)
         self.room -= taken
         return taken
+
+    def open(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Transaction | Refusal]:
+        """Call a function of `models` that makes transactions PENDING, and ask about those it says."""
+        room = self.take_room(len(items))
+        answers: list[Transaction | Refusal]
+        answers, questions = function(self.database, items, self.now, self.clock, self.timeouts, room)
+        self.room += room - len(questions)
+        self.questions += questions
+        self.counts["first"] += len(questions)
+        return answers
 
 
 # Batch functions: each gets all items of its kind in a batch, and returns a result for each.
@@ -131,16 +137,20 @@ def ask_again(batch: Batch, sessions: Sequence[int]) -> list[None]:
 
 def create(batch: Batch, drafts: Sequence[Draft]) -> list[Transaction | Refusal]:
     """Store new transactions as PENDING, and ask about as many as there is room for."""
-    room = batch.take_room(len(drafts))
-    times = batch.now, batch.clock, batch.timeouts
-    answers, questions = models.create_transactions(batch.database, drafts, *times, room)
-    batch.room += room - len(questions)
-    batch.questions += questions
-    batch.counts["first"] += len(questions)
+    answers = batch.open(models.create_transactions, drafts)
     for draft, answer in zip(drafts, answers, strict=True):
         if isinstance(answer, Transaction) and answer.id == draft.id:
             batch.counts[Status.PENDING] += 1
             batch.events.append(("%(transaction)s is stored", draft.id))
+    return answers
+
+
+def retry(batch: Batch, transaction_ids: Sequence[UUID]) -> list[Transaction | Refusal]:
+    """Make EXPIRED transactions PENDING again, and ask about them as about new ones."""
+    answers = batch.open(models.retry, transaction_ids)
+    again = [answer.id for answer in answers if isinstance(answer, Transaction)]
+    batch.counts[Status.PENDING] += len(again)
+    batch.events += [("%(transaction)s is PENDING again", transaction_id) for transaction_id in again]
     return answers
 
 
@@ -163,7 +173,7 @@ def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
 
 
 # Verdicts come first, so that they are settled before anything expires.
-ORDER = (settle, change, ask_again, create, look_after)
+ORDER = (settle, change, ask_again, create, retry, look_after)
 
 
 class Ledger(Writer):
@@ -203,9 +213,17 @@ class Ledger(Writer):
 
     # Called by requests
 
-    def create(self, station_id: int, idempotency_key: str | None) -> Transaction:
-        """Store a new transaction as PENDING; raises Unprocessable or Unavailable."""
-        transaction: Transaction = self.run(Creation(create, Draft(station_id, idempotency_key)))
+    def create(self, draft: Draft) -> Transaction:
+        """Store a draft as PENDING; raises Unprocessable or Unavailable.
+
+        The transaction has another id than the draft if the idempotency key was used before.
+        """
+        transaction: Transaction = self.run(Creation(create, draft))
+        return transaction
+
+    def retry(self, transaction_id: UUID) -> Transaction:
+        """Ask about an EXPIRED transaction again; raises NotFound, Conflict or Unavailable."""
+        transaction: Transaction = self.run(Job(retry, transaction_id))
         return transaction
 
     def change(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **_: P.kwargs) -> T:
@@ -290,8 +308,9 @@ class Ledger(Writer):
 
     def committed(self, batch: Batch, results: list[tuple[Job, Any]]) -> None:
         """Publish first, so that the equipment can already work on the questions."""
-        for event, transaction_id in batch.events:
-            log.debug(event, {"transaction": transaction_id})
+        requests = {result.id: job.request for job, result in results if isinstance(result, Transaction)}
+        for event, key in batch.events:
+            log.debug(event, {"transaction": key}, extra={"request": requests.get(key, "")})
         self.publisher.publish(batch.questions)
         self._wake(batch.changed)
         if batch.events or batch.changed:

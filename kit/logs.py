@@ -10,8 +10,22 @@ from typing import Any
 from gunicorn.glogging import Logger
 
 from kit.settings import Settings
+from kit.trace import REQUEST
 
 BURST = 10  # lines that one message may have a second
+
+
+def request_of(record: logging.LogRecord) -> str:
+    """The id of the request that caused a line; empty if none did."""
+    return getattr(record, "request", "") or REQUEST.get()
+
+
+class TextLines(logging.Formatter):
+    """Time, level, logger, message, and the request's id at the end of the line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        request = request_of(record)
+        return super().formatMessage(record) + (f" request={request}" if request else "")
 
 
 class JsonLines(logging.Formatter):
@@ -23,6 +37,8 @@ class JsonLines(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
         }
+        if request := request_of(record):
+            line["request"] = request
         line |= {"event": str(record.msg), "message": record.getMessage()}
         if isinstance(record.args, Mapping):
             # Only the fields that the event names: gunicorn hands over every header of a request.
@@ -84,7 +100,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
     """What `logging.config.dictConfig` takes, for gunicorn and everything in it."""
     return {
         "formatters": {
-            "text": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+            "text": {"()": TextLines, "format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
             "json": {"()": JsonLines},
         },
         "filters": {"rate": {"()": RateLimit}},

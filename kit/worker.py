@@ -17,6 +17,7 @@ from gunicorn.http import errors as refusals
 from gunicorn.util import write
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from kit import trace
 from kit.errors import Problem, title
 
 ENOUGH = 65_536  # of anything that has no limit
@@ -57,6 +58,7 @@ class Worker(ThreadWorker):
 
     def handle(self, conn: TConn) -> Any:
         """Close a connection in this thread as far as one may have to wait for the client."""
+        trace.REQUEST.set("")  # that of an earlier request in this thread
         kept = super().handle(conn)
         if not kept:
             linger(conn.sock)
@@ -69,11 +71,13 @@ class Worker(ThreadWorker):
             return
         if req:
             return  # it was answered; only the rest of its body is malformed
+        request_id = trace.begin()
         self.log.warning(f"Invalid request from ip={addr[0] if addr else ''}: {exc}")
         status = STATUSES.get(type(exc), 400)
         body = msgspec.json.encode(Problem(title(status), status, f"This is not HTTP as we take it: {exc}"))
         lines = f"HTTP/1.1 {status} {title(status)}", "Connection: close", f"Content-Length: {len(body)}"
-        head = "\r\n".join([*lines, "Content-Type: application/problem+json", "", ""])
+        named = f"{trace.HEADER}: {request_id}", "Content-Type: application/problem+json"
+        head = "\r\n".join([*lines, *named, "", ""])
         with suppress(OSError):
             write(client, head.encode() + body)
 

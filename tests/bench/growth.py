@@ -100,7 +100,7 @@ class Rows:
         with self._timed("deep page"):
             models.list_transactions(database, 50, self.deep)
         with self._timed("filtered page"):
-            models.list_transactions(database, 50, None, Status.ERROR, STATION)
+            models.list_transactions(database, 50, None, [Status.ERROR], STATION)
 
     def requests(self, stack: Stack, repeats: int) -> None:
         """Time `repeats` requests of each kind to a service on these rows, one after the other."""

@@ -1,5 +1,6 @@
 """The real nginx in front of the real service: slow clients, dead replicas, errors."""
 
+import gzip
 import http.client
 import json
 import socket
@@ -10,6 +11,7 @@ from contextlib import ExitStack, suppress
 import pytest
 
 import raw
+from checks import ask
 from load import Load
 from programs import Nginx, listening, wait_until
 
@@ -269,6 +271,26 @@ def test_what_the_service_needs_reaches_it_and_no_secret_is_logged(nginx, servic
     said = proxy.said() + proxy.output.read_text()
     assert '"POST /transactions HTTP/1.1" 201' in said
     assert "secret" not in said
+
+
+def test_a_change_compares_tags_through_a_proxy_that_compresses(nginx, service):
+    proxy = nginx(service())
+    proxy.post("/stations", {"description": "Teste"})
+    accept = [("Accept-Encoding", "gzip"), ("Content-Type", "application/json")]
+    _, headers, body = ask(proxy, "GET", "/stations/1", accept)
+    assert (headers["Content-Encoding"], headers["Vary"]) == ("gzip", "Accept-Encoding")
+    assert json.loads(gzip.decompress(body)) == {"id": 1, "description": "Teste"}
+    tag = headers["ETag"]
+    assert tag.startswith('W/"')
+    status, headers, body = ask(proxy, "GET", "/stations/1", [*accept, ("If-None-Match", tag)])
+    assert (status, body) == (304, b"")
+    change = b'{"description": "theirs"}'
+    assert [
+        ask(proxy, method, "/stations/1", [*accept, ("If-Match", tag)], change)[0]
+        for method in ("PUT", "PATCH", "PUT", "DELETE")
+    ] == [200, 412, 412, 412]
+    _, headers, _ = ask(proxy, "GET", "/stations/1", accept)
+    assert ask(proxy, "DELETE", "/stations/1", [*accept, ("If-Match", headers["ETag"])])[0] == 204
 
 
 def test_a_service_that_comes_back_is_found_within_seconds(nginx, service):

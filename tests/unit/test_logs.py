@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from kit import logs
-from kit.logs import BURST, JsonLines, RateLimit
+from kit.logs import BURST, JsonLines, RateLimit, TextLines
+from kit.trace import REQUEST, begin
 
 
 class Log(logging.Logger):
@@ -28,6 +29,12 @@ class Log(logging.Logger):
         self.stream.truncate()
         assert text == "" or text.endswith("\n")
         return text.split("\n")[:-1]
+
+
+@pytest.fixture(autouse=True)
+def no_request():
+    """Other tests may have left the id of their last request."""
+    REQUEST.set("")
 
 
 @pytest.fixture
@@ -145,3 +152,16 @@ def test_a_traceback_is_part_of_its_json_line():
     assert said["message"] == "it failed"
     assert said["traceback"].startswith("Traceback (most recent call last):\n")
     assert "ValueError: two\nlines" in said["traceback"]
+
+
+def test_a_line_has_the_id_of_the_request_that_caused_it():
+    text, lines = Log(TextLines("%(message)s")), Log(JsonLines())
+    begin("abc")
+    for log in (text, lines):
+        log.info("it")
+        log.info("job", extra={"request": "other"})
+    assert text.lines() == ["it request=abc", "job request=other"]
+    assert [json.loads(line)["request"] for line in lines.lines()] == ["abc", "other"]
+    REQUEST.set("")
+    text.info("it")
+    assert text.lines() == ["it"]
