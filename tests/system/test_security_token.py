@@ -7,7 +7,7 @@ import pytest
 from checks import TOKEN, ask, online, settles
 from programs import Equipment, Service, free_port, wait_until
 
-API = ("/stations", "/transactions", "/metrics")
+API = ("/stations", "/transactions", "/events", "/metrics")
 
 
 def routes(service: Service) -> list[tuple[str, str, bool]]:
