@@ -314,6 +314,7 @@ def every_query(queries) -> None:
         queries.ask_again(NOW, waiting)
     queries.expire(NOW)
     queries.settle({key: "ERROR"}, NOW)
+    queries.delete_finished(NOW + 1, models.BEGINNING, 5)
 
 
 @pytest.fixture
