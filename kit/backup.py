@@ -35,7 +35,6 @@ def backup(database: Path) -> Path:
         # mode=ro: closing it does not write a log that was left behind into the file.
         with closing(connect(database, "ro", PATIENCE)) as source:
             source.execute("VACUUM INTO ?", (str(copy),))
-        check_integrity(copy)
         sync(copy)
         name = unused_name(database, "")
         copy.rename(name)
@@ -50,7 +49,7 @@ def restore(file: Path, database: Path) -> Path | None:
             if not end or os.path.exists(f"{file}-wal"):
                 with open(f"{file}{end}", "rb") as source, open(f"{copy}{end}", "wb") as target:
                     shutil.copyfileobj(source, target)
-        check_backup(copy)
+        check(copy)
         sync(copy)
         kept = replace(database, copy) if database.exists() else None
         if not kept:
@@ -62,8 +61,6 @@ def restore(file: Path, database: Path) -> Path | None:
 
 def replace(database: Path, copy: Path) -> Path:
     """Put this file in the place of the database; returns where the replaced one is kept."""
-    with locked(database):
-        pass  # before anything is changed
     fold(database)
     with locked(database):
         status, kept = database.stat(), unused_name(database, "replaced-")
@@ -79,20 +76,14 @@ def replace(database: Path, copy: Path) -> Path:
     return kept
 
 
-def check_integrity(file: Path) -> None:
-    """Read the whole file; raises Refused if it is damaged, sqlite3.DatabaseError if it is no database."""
+def check(file: Path) -> None:
+    """Raise Refused, or sqlite3.DatabaseError, unless the file is whole and this release can use it."""
+    known = {path.stem for path in (ROOT / "migrations").glob("*.py")}
     with closing(connect(file, "rw", 0)) as database:
         database.execute("PRAGMA journal_mode = DELETE")  # if it has a log, write that into the file
         ((found,),) = database.execute("PRAGMA integrity_check(1)").fetchall()
         if found != "ok":
             raise Refused(f"the file is damaged: {' '.join(found.split())}")
-
-
-def check_backup(file: Path) -> None:
-    """Raise Refused, or sqlite3.DatabaseError, unless this release can use this file."""
-    check_integrity(file)
-    known = {path.stem for path in (ROOT / "migrations").glob("*.py")}
-    with closing(connect(file, "ro", 0)) as database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_schema")}
         names = "SELECT name FROM schema_migration ORDER BY name" if "schema_migration" in tables else ""
         applied = [name for (name,) in database.execute(names)]

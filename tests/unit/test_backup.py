@@ -36,7 +36,7 @@ print("locked", flush=True)
 sys.stdin.read()
 """
 # Restores a file again and again in a child process, which dies at the first step, then at the second and
-# so on: before it opens, renames, links or removes a file. Prints the children's exit status and their stations.
+# so on: before it opens, renames, links or removes a file. Prints how each child ended and what it left.
 DIE = """
 import os, shutil, sqlite3, sys
 from contextlib import closing
@@ -211,8 +211,10 @@ def test_a_restored_backup_takes_the_place_of_the_file_which_is_kept(file, run):
 
 
 def test_a_backup_is_restored_where_there_is_no_database(file, tmp_path, run):
+    Path(f"{tmp_path}/new.db-wal").write_bytes(b"of a file that was removed")
     done = run(tmp_path / "new.db", "restore", str(tool.backup(file)))
     assert done.stdout == f"{tmp_path}/new.db is restored.\n"
+    assert not Path(f"{tmp_path}/new.db-wal").exists()
     assert stations(tmp_path / "new.db") == ["first"]
 
 
@@ -234,10 +236,10 @@ def test_what_a_killed_process_left_in_the_log_is_kept_and_not_mixed_in(file, ho
     kill(holder(file, "only in the log"))
     assert Path(f"{file}-wal").stat().st_size
     kept = tool.restore(copy, file)
-    assert stations(file) == ["first"]
-    assert stations(kept) == ["first", "only in the log"]
-    assert not Path(f"{file}-wal").exists()
+    assert sorted(path.name for path in file.parent.glob("energy2go.db*")) == ["energy2go.db"]
     assert not Path(f"{kept}-wal").exists()
+    assert stations(kept) == ["first", "only in the log"]
+    assert stations(file) == ["first"]
 
 
 def test_a_damaged_database_is_replaced_and_kept_with_its_log_as_it_was(file, holder):
@@ -276,6 +278,13 @@ def cut(file: Path) -> None:
         opened.truncate(file.stat().st_size // 2)
 
 
+def confuse(file: Path) -> None:
+    """The pages of an index belong to nothing. Only a check of the whole file notices that."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        database.execute("PRAGMA writable_schema = ON")
+        database.execute("DELETE FROM sqlite_schema WHERE name = 'transaction_updated_id'")
+
+
 def other(file: Path) -> None:
     file.unlink()
     with closing(sqlite3.connect(file)) as database:
@@ -285,10 +294,15 @@ def other(file: Path) -> None:
 SPOILT = {
     "it is of a later release, which has the migration 9999_next": later,
     "(.*malformed|the file is damaged.*)": damage,
+    "the file is damaged: .*": confuse,
     "(.*malformed|the file is damaged.*|file is not a database) ?": cut,
     "it is not a database of this service": other,
     "it is not a database of this service ?": lambda file: file.write_bytes(b""),
     "file is not a database": lambda file: file.write_bytes(b"energy2go " * 1000),
+    "file is not a database ?": lambda file: (
+        Path(f"{file}-wal").write_bytes(b"log"),
+        file.write_bytes(b"energy2go " * 1000),
+    ),
     r"Is a directory: .*backup\.db": lambda file: (file.unlink(), file.mkdir()),
     r"No such file or directory: .*backup\.db": lambda file: file.unlink(),
 }
