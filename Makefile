@@ -52,7 +52,7 @@ docker-test: ## build the containers, run them, break them, and remove them
 bench: .venv/dev setup ## measure speed and growth against a bare route, in 4 minutes
 	@$(BENCH) tests/bench/run.py
 
-soak: .venv/dev setup ## send 200,000 transactions and watch the memory
+soak: .venv/dev setup ## run a year in ten minutes, with retention and faults, and print what grows
 	@$(BENCH) tests/bench/soak.py
 
 backup: .venv/run ## copy the database while the service runs, and print the name of the copy

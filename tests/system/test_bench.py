@@ -19,4 +19,6 @@ def test_the_quick_bench_measures_everything_and_leaves_nothing_pending():
     for name, phase in found["phases"].items():
         assert name in run.stdout
         assert phase["posts"] > 0
+    assert found["deleting"]["round ms"]["max"] >= found["deleting"]["round ms"]["p50"] > 0
+    assert "round of deletion with its commit" in run.stdout
     assert {"POST", "GET by id", "claim", "settle"} <= found["growth µs"]["10000"].keys()
