@@ -19,7 +19,7 @@ from stack import STATION, Stack, end_on_signals, memory
 from traffic import BODY, WINDOW, spread
 
 VAR = ROOT / "var"
-PARTS = 20
+POSTS, PARTS = 200_000, 20
 DAYS = 90  # RETENTION_DAYS
 YEAR = 365 * 24 * 60 * 60  # seconds
 DOWN = 3.0  # seconds that a killed program stays away
@@ -146,7 +146,7 @@ def goals(year: Year, looks: dict[int, dict[str, float]]) -> list[Goal]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--posts", type=int, default=200_000)
+    parser.add_argument("--posts", type=int, default=POSTS)
     parser.add_argument("--rate", type=float, default=400, help="posts a second")
     options = parser.parse_args()
     end_on_signals()
@@ -159,7 +159,9 @@ def main() -> None:
     rows = ((name, *(number(look[name]) for look in looks.values())) for name in names)
     print(table(("after … transactions", *(f"{count:,}" for count in looks)), rows))
     found = {"rate": options.rate, "accepted": year.accepted, "lost": year.lost, "looks": looks}
-    (VAR / "soak.json").write_text(json.dumps(found, indent=1) + "\n")
+    (VAR / ("soak.json" if options.posts == POSTS else "soak-quick.json")).write_text(
+        json.dumps(found, indent=1) + "\n"
+    )
     raise SystemExit(1 if year.lost else 0)
 
 
