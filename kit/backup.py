@@ -63,10 +63,9 @@ def replace(database: Path, copy: Path) -> Path:
     """Put this file in the place of the database; returns where the replaced one is kept."""
     fold(database)
     with locked(database):
-        status, kept = database.stat(), unused_name(database, "replaced-")
-        copy.chmod(status.st_mode & 0o777)
-        if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-            os.chown(copy, status.st_uid, status.st_gid)
+        owner, kept = database.stat(), unused_name(database, "replaced-")
+        if (owner.st_uid, owner.st_gid) != (copy.stat().st_uid, copy.stat().st_gid):
+            os.chown(copy, owner.st_uid, owner.st_gid)
         os.link(database, kept)
         with suppress(FileNotFoundError):  # only a damaged file still has a log
             os.rename(f"{database}-wal", f"{kept}-wal")
@@ -87,6 +86,8 @@ def check(file: Path) -> None:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_schema")}
         names = "SELECT name FROM schema_migration ORDER BY name" if "schema_migration" in tables else ""
         applied = [name for (name,) in database.execute(names)]
+        # From now on, each process that reads it holds a lock until it closes it: see `locked`.
+        database.execute("PRAGMA journal_mode = WAL")
     if not applied:
         raise Refused("it is not a database of this service")
     if later := [name for name in applied if name not in known]:
@@ -126,11 +127,13 @@ def remove_log(database: Path) -> None:
 
 @contextmanager
 def partial(database: Path) -> Iterator[Path]:
-    """An empty file beside the database. It is removed at the end, unless it was renamed."""
+    """An empty file beside the database, with its mode. It is removed at the end, unless it was renamed."""
     if not database.parent.is_dir():
         raise Refused(f"the folder {database.parent} does not exist")
     file = database.with_name(f"{database.stem}-{os.getpid()}.part")
     file.write_bytes(b"")
+    if database.exists():
+        shutil.copymode(database, file)
     try:
         yield file
     finally:

@@ -1,5 +1,6 @@
 """Backup and restore of a SQLite file: complete, all or nothing, and only while no process has it open."""
 
+import os
 import re
 import shutil
 import sqlite3
@@ -27,6 +28,10 @@ database.execute("INSERT INTO station (description) VALUES (?)", sys.argv[2:])
 print("stored", flush=True)
 sys.stdin.read()
 """
+# Reads the database, and keeps it open until its input ends.
+READ = HOLD.replace(
+    "INSERT INTO station (description) VALUES (?)", "SELECT * FROM station WHERE description = ?"
+)
 # Opens the database, and locks it until its input ends.
 LOCK = """
 import sqlite3, sys
@@ -162,10 +167,12 @@ def test_a_backup_has_what_is_only_in_the_log_and_a_plain_copy_has_not(file, hol
 
 
 def test_the_command_prints_the_name_of_the_backup_and_leaves_nothing_else(file, run):
+    file.chmod(0o600)
     before = contents(file.parent)
     done = run(file)
     assert (done.returncode, done.stderr) == (0, "")
     name = done.stdout.rstrip("\n")
+    assert Path(name).stat().st_mode == file.stat().st_mode
     assert contents(file.parent).keys() - before.keys() <= {Path(name).name, "energy2go.db-wal"}
     assert stations(Path(name)) == ["first"]
     assert file.read_bytes() == before["energy2go.db"]
@@ -231,6 +238,21 @@ def test_while_a_process_has_the_database_open_nothing_is_changed(file, holder, 
     assert run(file, "restore", str(copy)).returncode == 0
 
 
+def test_a_process_that_only_reads_what_was_just_restored_is_noticed_too(file, holder, run):
+    copy = tool.backup(file)
+    tool.restore(copy, file)
+    holder(file, "", READ)
+    assert "stop the service first" in run(file, "restore", str(copy)).stderr
+
+
+def test_the_owner_stays_the_same(file):
+    owner = os.geteuid() or 10001  # root restores it for another user
+    copy = tool.backup(file)
+    os.chown(file, owner, -1)
+    tool.restore(copy, file)
+    assert file.stat().st_uid == owner
+
+
 def test_what_a_killed_process_left_in_the_log_is_kept_and_not_mixed_in(file, holder):
     copy = tool.backup(file)
     kill(holder(file, "only in the log"))
@@ -248,10 +270,10 @@ def test_a_damaged_database_is_replaced_and_kept_with_its_log_as_it_was(file, ho
     damage(file)
     before = contents(file.parent)
     kept = tool.restore(copy, file)
-    assert stations(file) == ["first"]
     assert kept.read_bytes() == before["energy2go.db"]
     assert Path(f"{kept}-wal").read_bytes() == before["energy2go.db-wal"]
     assert not Path(f"{file}-wal").exists()
+    assert stations(file) == ["first"]
 
 
 def test_a_copy_by_hand_is_restored_together_with_its_log(file, holder, tmp_path):
