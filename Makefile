@@ -49,7 +49,7 @@ coverage: .venv/dev setup browser ## run every test and print which lines and br
 docker-test: ## build the containers, run them, break them, and remove them
 	@sh tests/system/docker-test.sh
 
-bench: .venv/dev setup ## measure speed and growth against a bare route, in 4 minutes
+bench: .venv/dev setup ## measure speed, growth and crowds against a bare route, in 5 minutes
 	@$(BENCH) tests/bench/run.py
 
 soak: .venv/dev setup ## run a year in ten minutes, with retention and faults, and print what grows

@@ -13,7 +13,7 @@ import msgspec
 from bottle import Bottle, HTTPError, HTTPResponse, Route, request, response
 from gunicorn.http.errors import ParseException
 
-from kit import errors
+from kit import errors, patience
 from kit.errors import Problem, Refusal, Unavailable, Unprocessable
 
 LARGEST_BODY = 64 * 1024  # bytes
@@ -129,7 +129,8 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         def handle(**path: str) -> Any:
             try:
                 arguments = self.arguments(declared, path)
-                with self.slot() if declared.service and declared.options.slot else nullcontext():
+                needs_slot = declared.service and declared.options.slot
+                with patience.request(), self.slot() if needs_slot else nullcontext():
                     return write(handler(**arguments), declared.options)
             except Refusal as refusal:
                 return answer(refusal.problem(), refusal.headers)
@@ -281,12 +282,12 @@ def refuse_path_that_is_not_utf_8() -> None:
 
 
 def write(result: Any, options: Options) -> Any:
-    """A handler's result as Bottle sends it: as it is if it is an answer already, else as JSON."""
+    """A handler's result as Bottle sends it: an answer, bytes or a stream as it is, all else as JSON."""
     response.status = options.status
     if result is None or isinstance(result, HTTPResponse):
         return result
     response.content_type = options.media_type
-    return result if isinstance(result, bytes) else msgspec.json.encode(result)
+    return result if isinstance(result, bytes | Iterator) else msgspec.json.encode(result)
 
 
 def answer(problem: Problem, headers: dict[str, str]) -> bytes:

@@ -54,13 +54,16 @@ class Server:
 
 
 class Stack(Server):
-    """The three programs, ready, with one station; the exit stack `ends` stops them."""
+    """The three programs, ready, with one station; the exit stack `ends` stops them.
 
-    def __init__(self, folder: Path, ends: contextlib.ExitStack, app: str = "app:app", **options):
+    `options` are variables of the equipment and the service.
+    """
+
+    def __init__(self, folder: Path, ends: contextlib.ExitStack, app: str = "app:app", **options: str):
         folder.mkdir(exist_ok=True)
         self.file = folder / "energy2go.db"
         self.broker = Broker(folder)
-        self.equipment = Equipment(folder, self.broker)
+        self.equipment = Equipment(folder, self.broker, **options)
         self.service = Service(folder, self.broker, **options)
         self.service.command[-1] = app
         ends.push(self._explain)
