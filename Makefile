@@ -52,8 +52,15 @@ docker-test: ## build the containers, run them, break them, and remove them
 bench: .venv/dev setup ## measure speed, growth and crowds against a bare route, in 5 minutes
 	@$(BENCH) tests/bench/run.py
 
-soak: .venv/dev setup ## send 200,000 transactions and watch the memory
+soak: .venv/dev setup ## run a year in ten minutes, with retention and faults, and print what grows
 	@$(BENCH) tests/bench/soak.py
+
+backup: .venv/run ## copy the database while the service runs, and print the name of the copy
+	@$(VENV) -m kit.backup
+
+restore: .venv/run ## put a backup in the database's place: make restore FILE=var/energy2go-….db
+	@mkdir -p var
+	@$(VENV) -m kit.backup restore "$$FILE"
 
 fuzz: setup fuzzer ## send generated questions to the equipment's rules for a minute
 	@$(MAKE) -s -C validator fuzz
@@ -117,5 +124,5 @@ elif [ -e $@ ]; then echo "$(1) could not be installed; .venv stays as it was." 
 else exit 1; fi
 endef
 
-.PHONY: help setup run check fix test test-faults coverage docker-test bench soak fuzz clean lint \
+.PHONY: help setup run check fix test test-faults coverage docker-test bench soak backup restore fuzz clean lint \
     packages browser fuzzer

@@ -20,6 +20,7 @@ import models
 from kit import metrics
 from kit.clock import SECOND, Clock
 from kit.errors import Refusal
+from kit.events import FIRST
 from kit.settings import Settings
 from kit.storage import ERRORS, Store
 from kit.writer import Job, JobQueue, Writer
@@ -34,6 +35,8 @@ T = TypeVar("T")
 BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60)  # seconds
 ROUND = SECOND // 4  # how often the ledger looks for questions that are late or due
+DAY = 24 * 60 * 60 * SECOND
+DELETION = 300  # transactions that one round deletes at most
 LOOK = SECOND // 10  # how often it looks for verdicts that another process stored
 
 
@@ -68,6 +71,7 @@ class Batch:
     def __init__(self, ledger: "Ledger"):
         self.database, self.publisher = ledger.store.database, ledger.publisher
         self.timeouts, self.room, self.session = ledger.timeouts, ledger.room, ledger.session
+        self.retention, self.deleted = ledger.retention, ledger.deleted
         # Taken under the lock that orders commits, so `updated` rises with every commit of every process.
         self.now = max(ledger.clock.wall(), models.newest_update(self.database) + 1)
         self.clock = ledger.clock.steady()
@@ -172,8 +176,15 @@ def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
     return [None] * len(items)
 
 
+def delete_old(batch: Batch, items: Sequence[None]) -> list[None]:
+    """Delete some of the transactions that have been finished for longer than RETENTION_DAYS."""
+    before = batch.now - batch.retention
+    batch.deleted = models.delete_finished(batch.database, before, batch.deleted, DELETION)
+    return [None] * len(items)
+
+
 # Verdicts come first, so that they are settled before anything expires.
-ORDER = (settle, change, ask_again, create, retry, look_after)
+ORDER = (settle, change, ask_again, create, retry, look_after, delete_old)
 
 
 class Ledger(Writer):
@@ -203,6 +214,8 @@ class Ledger(Writer):
         )
         self.sizes = Histogram("energy2go_batch_jobs", "Jobs in a batch", registry=None, buckets=BATCH_SIZES)
         self.room = 0  # questions that may be opened; never more than models.room() says
+        self.retention = settings.retention_days * DAY  # 0: keep everything
+        self.deleted = FIRST  # up to here, in the order of `updated`
         self.session = 0  # the listener's, once everything was asked again in it; 0: some may be lost
         self._compared = False  # the clock with the newest transaction
         self._next_round = self._next_look = 0
@@ -296,7 +309,8 @@ class Ledger(Writer):
             return []
         session = self.publisher.session
         lost = self.publisher.subscribed and self.session < session
-        return [*([Job(ask_again, session)] if lost else []), Job(look_after, None)]
+        old = [Job(delete_old, None)] if self.retention else []
+        return [*([Job(ask_again, session)] if lost else []), Job(look_after, None), *old]
 
     def begin(self) -> Batch:
         batch = Batch(self)
@@ -315,12 +329,12 @@ class Ledger(Writer):
         self._wake(batch.changed)
         if batch.events or batch.changed:
             self._changed()
-        self.room, self.session = batch.room, batch.session
+        self.room, self.session, self.deleted = batch.room, batch.session, batch.deleted
         self._next_round = 0 if batch.more else self._next_round
         self.counts.update(batch.counts)
         for delay in batch.delays:
             self.delays.observe(delay / SECOND)
-        if size := sum(job.function is not look_after for job, _ in results):
+        if size := sum(job.function not in (look_after, delete_old) for job, _ in results):
             self.sizes.observe(size)
 
     def failed(self) -> None:

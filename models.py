@@ -439,3 +439,20 @@ def ask_again(database: Database, clock: int, restart: bool) -> None:
     execute(database, statement, clock - SECOND, clock, SECOND, clock)
     statement = f'UPDATE "transaction" SET retry_at = ? WHERE {WAITING} AND retry_at > ?'
     execute(database, statement, clock, clock + SECOND)
+
+
+def delete_finished(
+    database: Database, before: int, after: tuple[int, UUID], limit: int
+) -> tuple[int, UUID]:
+    """Of the next `limit` transactions that last changed before a time, delete those that are not PENDING.
+
+    The order is that of `updated` and id. Returns where to go on: after the last of them, or at the
+    FIRST. So many old transactions that are still PENDING do not slow this down.
+    """
+    statement = """SELECT updated, id, status FROM "transaction"
+        WHERE (updated, id) > (?, ?) AND updated < ? ORDER BY updated, id LIMIT ?"""
+    rows = execute(database, statement, after[0], after[1].hex, before, limit)
+    finished = [uuid(row_id).hex for _, row_id, status in rows if status != "PENDING"]
+    if finished:
+        execute(database, f'DELETE FROM "transaction" WHERE id IN {placeholders(finished)}', *finished)
+    return (rows[-1][0], uuid(rows[-1][1])) if len(rows) == limit else FIRST

@@ -41,6 +41,9 @@ Timeout = Annotated[
 Bind = Annotated[
     str, Meta(pattern=ADDRESS, description="a host and a port, such as 127.0.0.1:8000 or [::1]:8000")
 ]
+Days = Annotated[
+    int, Meta(ge=0, le=36_500, description="a whole number from 0 to 36500; 0 keeps everything")
+]
 Url = Annotated[
     str,
     Meta(
@@ -61,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     threads: Threads = 16
     waits: Waits = 1000
     database_url: Url = "sqlite:///var/energy2go.db"
+    retention_days: Days = 0
     mqtt_host: Host = "127.0.0.1"
     mqtt_port: Port = 18830
     mqtt_username: str = ""

@@ -7,6 +7,7 @@ export PUBLISH=0  # any free port
 export API_TOKEN= # not the value in .env
 project=energy2go-test
 alone=$project-alone
+backup=$(mktemp)
 verdict='"status":"(COMPLETED|ERROR)"'
 answer=none
 passed=0
@@ -18,6 +19,7 @@ compose() { docker compose -p "$project" -f docker-compose.yml "$@"; }
 take_down() {
     docker rm -fv "$alone" || :
     compose down -v --remove-orphans --rmi local || :
+    rm -f "$backup"
 } >/dev/null 2>&1
 
 # check SENTENCE COMMAND…: counts a success; a failure ends the test.
@@ -99,6 +101,16 @@ online() { gets 200 '"equipment":\{("[^"]+":"online",?){'"$1"'}\}' GET /readyz; 
 
 ended_well() { [ "$(docker inspect -f '{{.State.ExitCode}}' $(compose ps -aq) | xargs)" = "0 0 0" ]; }
 
+# The commands of docs/operations.md.
+back_up() {
+    name=$(compose exec -T service python -m kit.backup) &&
+        compose cp "service:/energy2go/$name" "$backup" 2>/dev/null && [ -s "$backup" ]
+}
+
+restore() { compose run --rm --no-deps -T service python -m kit.backup restore /dev/stdin <"$backup"; }
+
+refuses_to_restore() { ! said=$(restore 2>&1) && echo "$said" | grep -q 'stop the service first'; }
+
 trap take_down EXIT
 trap 'exit 130' INT TERM HUP
 take_down
@@ -115,6 +127,18 @@ check "the equipment does not know the service's password" lacks equipment MQTT_
 check "the service does not know the equipment's password" lacks service VALIDATOR_PASSWORD
 check "the service's image has no .env and no tests" compose exec -T service sh -c '! ls -A | grep -E "env|test"'
 walk "at first"
+
+kept=$transaction
+check "the database is backed up while the service runs" back_up
+check "a transaction comes after that" gets 201 '"status"' POST /transactions -d "{\"station_id\": $station}"
+later=$(id)
+check "while the service runs, nothing is restored" refuses_to_restore
+check "the service stops" quietly compose stop service
+check "the backup is restored" quietly restore
+check "the service starts again" quietly compose start service
+url=http://$(compose port service 8000)
+check "what was backed up is there" within 30 gets 200 "$verdict" GET "/transactions/$kept"
+check "what came later is not" gets 404 problem GET "/transactions/$later"
 
 check "there is room for every request that may wait" silent_about "leave room"
 check "two more containers of the equipment start" quietly compose up -d --scale equipment=3 --no-recreate

@@ -11,6 +11,7 @@ import models
 from kit import storage
 from kit.clock import SECOND, moment
 from kit.errors import Conflict, NotFound, Unprocessable
+from kit.events import FIRST
 from models import Draft, Settled, Timeouts
 from programs import MIGRATIONS
 from schemas import Status, Verdict
@@ -340,6 +341,7 @@ def every_query(queries) -> None:
         queries.ask_again(NOW, waiting)
     queries.expire(NOW)
     queries.settle({key: "ERROR"}, NOW)
+    queries.delete_finished(NOW + 1, FIRST, 5)
 
 
 @pytest.fixture
