@@ -6,23 +6,27 @@ A handler's signature, docstring and decorator declare what it takes, gives and 
 import logging
 import os
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from urllib.parse import urlencode
 from uuid import UUID
 
 import msgspec
-from bottle import HTTPResponse, response, static_file
+from bottle import HTTPResponse, request, response, static_file
 from peewee import Database
+from prometheus_client.core import Metric
 from swagger_ui_bundle import swagger_ui_path
 
 import models
 import schemas
-from kit import metrics, openapi
+from kit import events, metrics, openapi
 from kit.api import Api
-from kit.errors import BadRequest, Conflict, NotFound, Problem, Unavailable
+from kit.errors import BadRequest, Conflict, NotFound, Problem, Unavailable, Unprocessable
+from kit.events import Change, Cursor, Follower, Stream
 from kit.settings import ROOT, VERSION, Settings
 from kit.storage import ERRORS, Store, check
 from kit.writer import JobQueue
@@ -56,17 +60,23 @@ class Service:
         self.store = Store(settings.database_url, settings.threads + 4, MIGRATIONS, models.TABLES)
         queue = JobQueue()
         self.listener = Listener(settings, queue.put)
-        self.ledger = Ledger(settings, self.store, queue, self.listener, stopping=stopping)
+        places = threading.BoundedSemaphore(settings.waits)
+        newest = partial(self.read, models.newest_change)
+        self.follower = Follower("transaction", self.changes, newest, msgspec.json.encode, places, stopping)
+        self.ledger = Ledger(
+            settings, self.store, queue, self.listener, None, stopping, places, self.follower.wake
+        )
         self._started = ExitStack()
 
     def __enter__(self) -> Self:
         self._started.enter_context(self.ledger)
         self._started.enter_context(self.listener)
+        self._started.enter_context(self.follower)
         app.use(self, self.settings.api_token, self.settings.threads)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Disconnect, write what is still to be written, and end both threads."""
+        """End all streams, disconnect, write what is still to be written, and end the threads."""
         app.use(None)
         self._started.close()
         self.store.close()
@@ -78,6 +88,14 @@ class Service:
         except ERRORS as error:
             log.error("the database cannot be read: %s", error)
             raise Unavailable("The database cannot be read now.") from None
+
+    def changes(self, cursor: Cursor, limit: int, station_id: int | None) -> list[Change]:
+        """What changed after a cursor; raises Unavailable."""
+        return self.read(models.changes, cursor, limit, station_id)
+
+    def collect(self) -> Iterator[Metric]:
+        """What Prometheus reads besides the ledger's and the listener's."""
+        yield metrics.gauge("energy2go_followers", "Clients that follow events", self.follower.following)
 
 
 class NotReady(Unavailable):
@@ -168,6 +186,25 @@ def get_transaction(service: Service, id: TransactionId, headers: schemas.WaitHe
     return waited(service, id, headers.prefer) or transaction
 
 
+@app.get("/events", media_type=events.MEDIA_TYPE, sends=("Cache-Control",))
+def follow_events(service: Service, query: schemas.EventQuery, headers: schemas.EventHeaders) -> Stream:
+    """Follow transactions: a server-sent event for each change of a status.
+
+    The event `transaction` has the transaction in its data, on one line. Its `id` is a cursor: send the last
+    one as `Last-Event-ID` to go on after it without a gap. Every 15 seconds there is a comment.
+    """
+    cursor = None
+    for name, text in (("query.after", query.after), ("Last-Event-ID", headers.last_event_id)):
+        if text:
+            try:
+                cursor = events.from_text(text)
+            except ValueError as error:
+                raise Unprocessable(f"{name}: {error}.") from None
+    response.set_header("Cache-Control", "no-store")
+    connection = request.environ.get("gunicorn.socket")
+    return service.follower.follow(cursor, query.station_id or None, app.slot, connection)
+
+
 @app.get("/healthz", token=False, slot=False)
 def healthz(service: Service) -> schemas.Health:
     """Tell whether the service is alive."""
@@ -199,7 +236,7 @@ def readyz(service: Service) -> Readiness:
 @app.get("/metrics", slot=False, media_type=metrics.CONTENT_TYPE)
 def read_metrics(service: Service) -> bytes:
     """Read the service's metrics, as Prometheus does."""
-    return service.read(lambda _: metrics.text(service.ledger, service.listener))
+    return service.read(lambda _: metrics.text(service.ledger, service.listener, service))
 
 
 @app.get("/openapi.json", token=False)

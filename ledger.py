@@ -167,7 +167,10 @@ ORDER = (settle, change, ask_again, create, look_after)
 
 
 class Ledger(Writer):
-    """The single writer. `stopping` tells whether the process is about to stop: then no request waits."""
+    """The single writer. `stopping` tells whether the process is about to stop: then no request waits.
+
+    `places` is how many requests may wait, and `changed` is called after each change of a status.
+    """
 
     def __init__(
         self,
@@ -177,6 +180,8 @@ class Ledger(Writer):
         publisher: Publisher,
         clock: Clock | None = None,
         stopping: Callable[[], bool] = lambda: False,
+        places: threading.Semaphore | None = None,
+        changed: Callable[[], None] = lambda: None,
     ):
         self.clock, self.publisher = clock or Clock(), publisher
         super().__init__(store, queue, ORDER, lambda: self.clock.steady() / SECOND, stopping)
@@ -193,7 +198,8 @@ class Ledger(Writer):
         self._next_round = self._next_look = 0
         self._waiting: dict[UUID, list[threading.Event]] = {}
         self._waiting_lock = threading.Lock()
-        self._most_waiting = settings.waits
+        self._places = places or threading.BoundedSemaphore(settings.waits)
+        self._changed = changed
 
     # Called by requests
 
@@ -212,10 +218,10 @@ class Ledger(Writer):
 
         False if too many requests wait already.
         """
+        if not self._places.acquire(blocking=False):
+            return False
         event = threading.Event()
         with self._waiting_lock:
-            if sum(map(len, self._waiting.values())) >= self._most_waiting:
-                return False
             self._waiting.setdefault(transaction_id, []).append(event)
         try:
             # The verdict may have been stored before this request was listed.
@@ -227,11 +233,14 @@ class Ledger(Writer):
                 self._waiting[transaction_id].remove(event)
                 if not self._waiting[transaction_id]:
                     del self._waiting[transaction_id]
+            self._places.release()
         return True
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
         counts, counter, gauge = self.counts, metrics.counter, metrics.gauge
+        with self._waiting_lock:
+            waiting = sum(map(len, self._waiting.values()))
         statuses = {status.value: counts[status] for status in Status}
         yield counter("energy2go_transactions", "Transactions that became", "status", statuses)
         kinds = {kind: counts[kind] for kind in ("settled", "late", "duplicate", "contradiction", "unknown")}
@@ -242,7 +251,7 @@ class Ledger(Writer):
         yield from self.delays.collect()
         yield from self.sizes.collect()
         yield gauge("energy2go_queue_jobs", "Jobs that wait for the ledger", self.queue.qsize())
-        yield gauge("energy2go_waiters", "Requests that wait for a verdict", len(self._waiting))
+        yield gauge("energy2go_waiters", "Requests that wait for a verdict", waiting)
         yield gauge("energy2go_wal_bytes", "Size of SQLite's log", self.store.log_size)
         oldest = self.store.read(models.oldest_pending)
         age = max(0, self.clock.wall() - oldest) / SECOND if oldest else 0
@@ -285,6 +294,8 @@ class Ledger(Writer):
             log.debug(event, {"transaction": transaction_id})
         self.publisher.publish(batch.questions)
         self._wake(batch.changed)
+        if batch.events or batch.changed:
+            self._changed()
         self.room, self.session = batch.room, batch.session
         self._next_round = 0 if batch.more else self._next_round
         self.counts.update(batch.counts)

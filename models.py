@@ -22,6 +22,7 @@ from peewee import (
 
 from kit.clock import SECOND, moment, uuid7
 from kit.errors import Conflict, NotFound, Refusal, Unprocessable
+from kit.events import FIRST, Change, Cursor
 from kit.storage import execute, placeholders
 from schemas import Question, Station, Status, Transaction, Verdict
 
@@ -154,6 +155,27 @@ def oldest_pending(database: Database) -> int | None:
 def newest_update(database: Database) -> int:
     """The newest `updated` of all transactions; 0 if there are none."""
     return execute(database, 'SELECT max(updated) FROM "transaction"')[0][0] or 0
+
+
+def newest_change(database: Database) -> Cursor:
+    """The cursor of the newest change; FIRST if there are no transactions."""
+    rows = execute(database, 'SELECT updated, id FROM "transaction" ORDER BY updated DESC, id DESC LIMIT 1')
+    return (rows[0][0], _uuid(rows[0][1])) if rows else FIRST
+
+
+def changes(database: Database, cursor: Cursor, limit: int, station_id: int | None = None) -> list[Change]:
+    """At most `limit` transactions whose status changed after `cursor`, in the order of their changes.
+
+    The topic of a change is its station.
+    """
+    updated, row_id = cursor
+    # The plus makes the planner use the index by time. The one by station would sort all of its rows.
+    condition, values = ("AND +t.station_id = ?", [station_id]) if station_id else ("", [])
+    statement = f"""{SELECT} WHERE (t.updated, t.id) > (?, ?) {condition}
+        ORDER BY t.updated, t.id LIMIT ?"""
+    rows = execute(database, statement, updated, row_id.hex, *values, limit)
+    found = [(row[3], _transaction(row)) for row in rows]
+    return [Change((updated, one.id), one.station.id, one) for updated, one in found]
 
 
 def _transaction(row: Sequence[Any]) -> Transaction:

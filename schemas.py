@@ -74,6 +74,20 @@ class StationPage(Struct):
     next: Next
 
 
+class EventQuery(Struct, forbid_unknown_fields=True):
+    station_id: StationId | UnsetType = UNSET
+    after: (
+        Annotated[str, Meta(min_length=1, description="the same as `Last-Event-ID`, which goes first")]
+        | UnsetType
+    ) = UNSET
+
+
+class EventHeaders(Struct):
+    last_event_id: Annotated[
+        str, Meta(description="the `id` of the event to go on after; without one, the stream starts now")
+    ] = field(default="", name="Last-Event-ID")
+
+
 class NewTransaction(Struct, forbid_unknown_fields=True):
     station_id: StationId
 

@@ -281,12 +281,12 @@ def refuse_path_that_is_not_utf_8() -> None:
 
 
 def write(result: Any, options: Options) -> Any:
-    """A handler's result as Bottle sends it: as it is if it is an answer already, else as JSON."""
+    """A handler's result as Bottle sends it: an answer, bytes or a stream as it is, all else as JSON."""
     response.status = options.status
     if result is None or isinstance(result, HTTPResponse):
         return result
     response.content_type = options.media_type
-    return result if isinstance(result, bytes) else msgspec.json.encode(result)
+    return result if isinstance(result, bytes | Iterator) else msgspec.json.encode(result)
 
 
 def answer(problem: Problem, headers: dict[str, str]) -> bytes:

@@ -6,7 +6,7 @@ import pytest
 
 from calls import assert_problem, every_path, new_transaction, send
 
-GUARDED = ("/stations", "/transactions", "/metrics")
+GUARDED = ("/stations", "/transactions", "/events", "/metrics")
 
 
 @pytest.mark.parametrize(
