@@ -253,8 +253,12 @@ class Ledger(Writer):
         yield gauge("energy2go_queue_jobs", "Jobs that wait for the ledger", self.queue.qsize())
         yield gauge("energy2go_waiters", "Requests that wait for a verdict", waiting)
         yield gauge("energy2go_wal_bytes", "Size of SQLite's log", self.store.log_size)
-        oldest = self.store.read(models.oldest_pending)
+        try:
+            pending, oldest = self.store.read(models.pending)
+        except ERRORS:
+            return  # `energy2go_ready` tells
         age = max(0, self.clock.wall() - oldest) / SECOND if oldest else 0
+        yield gauge("energy2go_pending_transactions", "Transactions that are PENDING", pending)
         yield gauge("energy2go_oldest_pending_seconds", "Age of the oldest PENDING transaction, or 0", age)
 
     # What belongs to a batch (see Writer)
