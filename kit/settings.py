@@ -25,7 +25,7 @@ SQLITE = r"^sqlite:///(?!:memory:)[^?#]+$"
 SECRETS = ("DATABASE_URL", "MQTT_PASSWORD", "API_TOKEN")  # not to be shown
 # What the equipment and compose read.
 OTHERS = {"USERNAME", "PASSWORD", "ID", "CONFIRM_RATE", "SEED", "DELAY_MS", "VERBOSE"}
-OTHERS = {f"VALIDATOR_{name}" for name in OTHERS} | {"PUBLISH"}
+OTHERS = {f"VALIDATOR_{name}" for name in OTHERS} | {"PUBLISH", "PUBLISH_PROMETHEUS", "POSTGRES_PASSWORD"}
 
 Host = Annotated[
     str, Meta(pattern=HOST, description="a host name or an IP address, such as 127.0.0.1 or ::1")
