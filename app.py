@@ -88,7 +88,7 @@ class Service:
         try:
             return self.store.read(function, *values, **named)
         except ERRORS as error:
-            log.error("the database cannot be read: %s", error)
+            log.error("the database cannot be read: %s", error, extra={"event": "database_unreadable"})
             raise Unavailable("The database cannot be read now.") from None
 
     def changes(self, cursor: Cursor, limit: int, station_id: int | None) -> list[Change]:

@@ -79,7 +79,7 @@ class Batch:
         self.changed: list[UUID] = []  # no longer PENDING: wake those who wait for these
         self.counts: Counter[str] = Counter()
         self.delays: list[int] = []  # microseconds from question to verdict
-        self.events: list[tuple[str, UUID]] = []  # to log
+        self.events: list[tuple[str, UUID]] = []  # to log: what it is now
         self.more = False  # more questions can be opened at once
 
     def take_room(self, wanted: int) -> int:
@@ -104,7 +104,7 @@ def settle(batch: Batch, verdicts: Sequence[Verdict]) -> list[Settled]:
         if settled.kind in ("settled", "late"):
             batch.counts[verdict.status] += 1
             batch.changed.append(verdict.transaction_id)
-            batch.events.append((f"%(transaction)s is {verdict.status}", verdict.transaction_id))
+            batch.events.append((verdict.status, verdict.transaction_id))
         if settled.delay is not None:
             batch.delays.append(settled.delay)
     return results
@@ -140,7 +140,7 @@ def create(batch: Batch, drafts: Sequence[Draft]) -> list[Transaction | Refusal]
     for draft, answer in zip(drafts, answers, strict=True):
         if isinstance(answer, Transaction) and answer.id == draft.id:
             batch.counts[Status.PENDING] += 1
-            batch.events.append(("%(transaction)s is stored", draft.id))
+            batch.events.append(("stored", draft.id))
     return answers
 
 
@@ -157,6 +157,7 @@ def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
     batch.room += room - len(opened)
     batch.questions += again + opened
     batch.changed += expired
+    batch.events += [(Status.EXPIRED.value, transaction_id) for transaction_id in expired]
     batch.counts.update({Status.EXPIRED: len(expired), "again": len(again), "first": len(opened)})
     batch.more = len(opened) == models.CLAIM
     return [None] * len(items)
@@ -288,14 +289,20 @@ class Ledger(Writer):
         batch = Batch(self)
         ahead = (batch.now - self.clock.wall()) // SECOND
         if not self._compared and ahead > 60:
-            log.warning("the newest transaction is %d s ahead of the clock, so times stand still", ahead)
+            about = {"event": "clock_behind", "seconds": ahead}
+            log.warning(
+                "the newest transaction is %(seconds)d s ahead of the clock, so times stand still",
+                about,
+                extra=about,
+            )
         self._compared = True
         return batch
 
     def committed(self, batch: Batch, results: list[tuple[Job, Any]]) -> None:
         """Publish first, so that the equipment can already work on the questions."""
         for event, transaction_id in batch.events:
-            log.debug(event, {"transaction": transaction_id})
+            about = {"event": f"transaction_{event.lower()}", "transaction": transaction_id}
+            log.debug("%s is %s", transaction_id, event, extra=about)
         self.publisher.publish(batch.questions)
         self._wake(batch.changed)
         if batch.events or batch.changed:
@@ -327,6 +334,6 @@ class Ledger(Writer):
         try:
             found = {} if self.stopping() else self.store.read(models.statuses, waiting)
         except ERRORS as error:
-            log.error("the database cannot be read: %s", error)
+            log.error("the database cannot be read: %s", error, extra={"event": "database_unreadable"})
         else:
             self._wake(key for key in waiting if found.get(key) is not Status.PENDING)

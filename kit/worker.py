@@ -17,6 +17,7 @@ from gunicorn.http import errors as refusals
 from gunicorn.util import write
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from kit import logs
 from kit.errors import Problem, title
 
 ENOUGH = 65_536  # of anything that has no limit
@@ -73,6 +74,7 @@ class Worker(ThreadWorker):
     def handle(self, conn: TConn) -> Any:
         """Close a connection in this thread as far as one may have to wait for the client."""
         kept = super().handle(conn)
+        logs.request_id.set("")  # this thread works on another request next
         if not kept:
             linger(conn.sock)
         return kept
@@ -84,7 +86,8 @@ class Worker(ThreadWorker):
             return
         if req:
             return  # it was answered; only the rest of its body is malformed
-        self.log.warning(f"Invalid request from ip={addr[0] if addr else ''}: {exc}")
+        about = {"event": "request_invalid"}
+        self.log.warning(f"Invalid request from ip={addr[0] if addr else ''}: {exc}", extra=about)
         status = STATUSES.get(type(exc), 400)
         body = msgspec.json.encode(Problem(title(status), status, f"This is not HTTP as we take it: {exc}"))
         lines = f"HTTP/1.1 {status} {title(status)}", "Connection: close", f"Content-Length: {len(body)}"

@@ -275,8 +275,7 @@ class Service(HttpServer):
         self, folder: Path, broker: Broker, port: int | None = None, name: str = "service", **environment
     ):
         port = port or free_port()
-        gunicorn = shlex.split(PROCFILE["web"].removeprefix("exec "))[1:]
-        command = [str(Path(sys.executable).with_name("gunicorn")), *gunicorn]
+        command = [sys.executable, *shlex.split(PROCFILE["web"].removeprefix("exec "))[1:]]
         own = {"BIND": f"127.0.0.1:{port}", "DATABASE_URL": f"sqlite:///{folder}/energy2go.db"}
         super().__init__(name, command, folder, broker.environment_of_clients | own | environment, port)
 

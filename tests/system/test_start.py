@@ -118,7 +118,7 @@ def test_a_misspelt_name_in_env_gets_a_warning(tmp_path, programs, broker):
     service = Service(tmp_path, broker)
     service.command = ["env", f"--chdir={copy}", *service.command]
     programs.append(service.start())
-    wait_until(lambda: "ready at" in service.said(), "it is ready")
+    wait_until(service.ready, "it has started")
     warned = re.findall(r"WARNING gunicorn.error: (.*)", service.said())
     wrong = "VALIDATION_TIMOUT", "threads"
     assert warned == [f".env names {name}, which no program reads" for name in wrong]
