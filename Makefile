@@ -85,7 +85,7 @@ packages:
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || set -- $$@ python3-venv; \
 	[ $$# = 0 ] || { $(APT); }
 
-# Install the apt packages that only tests need: the browser, PostgreSQL, the proxy.
+# Install the apt packages that only tests need: the browser, PostgreSQL, the proxy, Prometheus.
 browser:
 	@set --; \
 	PATH="$$PATH:/usr/sbin"; \
@@ -93,6 +93,15 @@ browser:
 	command -v nginx >/dev/null || set -- $$@ nginx; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || set -- $$@ postgresql; \
 	[ $$# = 0 ] || { $(APT); }
+	@command -v promtool >/dev/null || $(MAKE) -s .venv/prometheus
+
+# Only unpack Prometheus: its package would leave a daemon on port 9090.
+.venv/prometheus:
+	@echo "downloading prometheus"
+	@rm -rf $@.new && mkdir -p $@.new && cd $@.new && { apt-get download -qq prometheus 2>/dev/null || \
+	    { if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=$$(command -v sudo); fi && \
+	    $$sudo apt-get update -qq && apt-get download -qq prometheus; }; } && dpkg -x prometheus_*.deb . && rm -f *.deb
+	@mv $@.new $@
 
 # libFuzzer comes in a package that has clang's version in its name.
 fuzzer:
