@@ -41,8 +41,9 @@ coverage: .venv/dev setup browser ## run every test and print which lines and br
 	.venv/bin/coverage combine -q
 	.venv/bin/coverage report
 
-docker-test: ## build the containers, run them, break them, and remove them
+docker-test: .venv/dev ## build the containers, run them, break them, and remove them
 	@sh tests/system/docker-test.sh
+	@sh tests/system/docker-replicas-test.sh
 
 bench: .venv/dev setup ## measure speed and growth against a bare route, in 4 minutes
 	@$(BENCH) tests/bench/run.py
