@@ -60,6 +60,7 @@ clients() { PYTHONPATH=.:tests/support .venv/bin/python tests/support/docker_loa
 
 # under_load COMMAND PORT: starts a load.
 under_load() {
+    : >"$log"
     PYTHONPATH=.:tests/support .venv/bin/python tests/support/docker_load.py "$@" >"$log" 2>&1 &
     load=$!
     more

@@ -6,6 +6,7 @@ server may go away, so requests may get no answer. `wait` sends 1,000 that wait 
 """
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -16,12 +17,17 @@ from load import Load
 from programs import HttpServer, wait_until
 from raw import answer
 
+BEARER = {"Authorization": f"Bearer {os.environ['API_TOKEN']}"} if os.environ.get("API_TOKEN") else {}
+
 
 class Server(HttpServer):
     """A server that someone else has started."""
 
     def __init__(self, port: int):
         self.port, self.url = port, f"http://127.0.0.1:{port}"
+
+    def request(self, method: str, path: str, body=None, timeout: float = 40, **headers):
+        return super().request(method, path, body, timeout, **headers, **BEARER)
 
 
 def stored(server: Server, station: int) -> dict[str, str]:
@@ -39,7 +45,7 @@ def post(server: Server, may_break: bool) -> bool:
     station = server.post("/stations", {"description": "Teste"}).json["id"]
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    load, told = Load(server, clients=8, pause=0.01, station=station).start(), 0
+    load, told = Load(server, clients=8, pause=0.01, station=station, **BEARER).start(), 0
     while not ended.wait(0.1):
         if len(load.accepted) >= told + 100:
             told += 100

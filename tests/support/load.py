@@ -26,9 +26,11 @@ class Load:
         pause: float = 0,
         keep_alive: bool = True,
         station: int = 1,
+        **headers: str,
     ):
         self.service, self.pause, self.keep_alive = service, pause, keep_alive
         self.body = json.dumps({"station_id": station})
+        self.headers = {"Content-Type": "application/json"} | headers
         self.accepted, self.refused, self.statuses = [], [], Counter()
         self.unknown, self.broken = [], []  # these may be stored: a 503 that says so, and no answer
         self._numbers = iter(range(total)) if total else count()
@@ -58,7 +60,7 @@ class Load:
                 if next(self._numbers, None) is None:
                     break
             key = str(uuid4())
-            headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+            headers = self.headers | {"Idempotency-Key": key}
             headers |= {} if self.keep_alive else {"Connection": "close"}
             try:
                 connection.request("POST", "/transactions", self.body, headers)

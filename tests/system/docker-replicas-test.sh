@@ -31,7 +31,7 @@ readyz() {
 from http.client import HTTPConnection
 connection = HTTPConnection("127.0.0.1", 8000)
 connection.request("GET", "/readyz")
-print(connection.getresponse().read().decode())'
+print(connection.getresponse().read().decode())' 2>/dev/null
 }
 
 tells() { readyz | grep -Eq "$1"; }
@@ -74,7 +74,7 @@ check "nginx compresses" compressed
 check "events come through nginx at once" follows
 check "Prometheus reads all three replicas" within 60 targets '"health":"up"' 3
 
-under_load post "$PUBLISH"
+check "clients send transactions" under_load post "$PUBLISH"
 check "a replica is killed under load" quietly docker kill "$(compose ps -q service | head -n 1)"
 check "more transactions are accepted" more
 check "it is started again" quietly start --scale service=3 --scale equipment=2

@@ -70,7 +70,7 @@ check "each has its own name" within 30 online 3
 walk "with three"
 check "one is left" quietly compose up -d --scale equipment=1 --no-recreate
 
-under_load break "$PUBLISH"
+check "clients send transactions" under_load break "$PUBLISH"
 check "the service is stopped under load" quietly compose stop service
 check "it did not have to be killed" [ "$(docker inspect -f '{{.State.ExitCode}}' "$(compose ps -aq service)")" = 0 ]
 check "it is started again" quietly compose up -d --wait
