@@ -3,6 +3,7 @@
 import contextlib
 import json
 import platform
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from calls import new_station, new_transaction, send, service, serving
 from kit.settings import VERSION
 from mqtt_listener import STATUSES, VERDICTS
-from programs import wait_until
+from programs import ROOT, wait_until
 
 
 @pytest.fixture
@@ -170,3 +171,15 @@ def test_the_build_and_the_process_are_there(api):
     assert found["process_resident_memory_bytes"] > 1e6
     assert {"process_open_fds", "process_max_fds", "process_cpu_seconds_total"} <= found.keys()
     assert {"energy2go_followers", "energy2go_wal_bytes"} <= found.keys()
+
+
+def test_every_metric_and_every_alert_is_on_the_page_about_operations(api):
+    page = (ROOT / "docs/operations.md").read_text()
+    send(api, "GET", "/stations")
+    families = text_string_to_metric_families(api.get("/metrics").text)
+    counters = {family.name + "_total" * (family.type == "counter") for family in families}
+    ours = {name for name in counters if not name.startswith("process_")}
+    assert len(ours) > 15
+    assert not [name for name in ours if f"`{name}`" not in page]
+    alerts = re.findall(r"- alert: (\w+)", (ROOT / "deploy/alerts.yml").read_text())
+    assert re.findall(r"^\| ([A-Z]\w+) \|", page, re.MULTILINE) == alerts
