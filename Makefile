@@ -45,7 +45,7 @@ docker-test: .venv/dev ## build the containers, run them, break them, and remove
 	@sh tests/system/docker-test.sh
 	@sh tests/system/docker-replicas-test.sh
 
-bench: .venv/dev setup ## measure speed and growth against a bare route, in 4 minutes
+bench: .venv/dev setup ## measure speed, growth and crowds against a bare route, in 5 minutes
 	@$(BENCH) tests/bench/run.py
 
 soak: .venv/dev setup ## send 200,000 transactions and watch the memory

@@ -14,7 +14,7 @@ import msgspec
 from bottle import Bottle, HTTPError, HTTPResponse, Route, request, response
 from gunicorn.http.errors import ParseException
 
-from kit import errors, metrics
+from kit import errors, metrics, patience
 from kit.errors import Problem, Refusal, Unavailable, Unprocessable
 
 LARGEST_BODY = 64 * 1024  # bytes
@@ -131,7 +131,8 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         def handle(**path: str) -> Any:
             try:
                 arguments = self.arguments(declared, path)
-                with self.slot() if declared.service and declared.options.slot else nullcontext():
+                needs_slot = declared.service and declared.options.slot
+                with patience.request(), self.slot() if needs_slot else nullcontext():
                     return write(handler(**arguments), declared.options)
             except Refusal as refusal:
                 return answer(refusal.problem(), refusal.headers)

@@ -13,6 +13,7 @@ from queue import Empty, Full, SimpleQueue
 from typing import Any, Self
 
 from kit.errors import Unavailable
+from kit.patience import waited
 from kit.storage import LONGEST_WRITE, OPENING, InDoubt, NotWritten, Store, is_postgresql
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,10 @@ class Writer:
         return "a write takes too long" if since and time.monotonic() - since > LONGEST_WRITE else ""
 
     def run(self, job: Job) -> Any:
-        """Hand over a job and wait for its result; after PATIENCE, withdraw it if it was not taken."""
+        """Hand over a job and wait for its result; after PATIENCE, withdraw it if it was not taken.
+
+        What the request has waited for a slot counts, too.
+        """
         if self._stopped:
             raise Unavailable("The service is stopping; nothing was stored.")
         if problem := self.store.problem.replace(OPENING, "") or self.stuck:
@@ -117,7 +121,7 @@ class Writer:
             self.queue.put(job)
         except Full:
             raise Unavailable("Too many requests are waiting; nothing was stored.") from None
-        if not job.wait(PATIENCE):
+        if not job.wait(max(0.0, PATIENCE - waited())):
             if job.take():
                 raise Unavailable("The database was busy for too long; nothing was stored.")
             if not job.wait(PATIENCE):

@@ -14,6 +14,7 @@ from statistics import median
 
 import growth
 import report
+import waiting
 from progress import Progress
 from stack import Bare, Fixed, Stack, end_on_signals
 from traffic import POST_AND_WAIT, Phase, measure, middle
@@ -116,13 +117,15 @@ def main() -> None:
     end_on_signals()
     traffic = sum(phase.seconds / speed + 0.3 for phase in PHASES)
     requests = QUERIES / 5 + 0.6 * REQUESTS / 10
-    progress = Progress(4 + 3 + rounds * (traffic + requests) + sum(sizes) * FILL)
+    progress = Progress(4 + 3 + waiting.EXPECTED + rounds * (traffic + requests) + sum(sizes) * FILL)
     # Use var/, like `make run`: /tmp may be in memory, where writing costs nothing.
     VAR.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=VAR) as name:
         folder = Path(name)
         sync = sync_time(folder)
         found = under_traffic(folder, rounds, speed, progress)
+        progress.step("crowds that wait, hang and follow", waiting.EXPECTED)
+        found["crowds"] = waiting.crowds(folder)
         found["growth µs"] = with_rows(folder, sizes, rounds, progress)
     progress.end()
     found["machine"] = machine(found["rounds"], sync)

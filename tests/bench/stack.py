@@ -54,13 +54,16 @@ class Server:
 
 
 class Stack(Server):
-    """The three programs, ready, with one station; the exit stack `ends` stops them."""
+    """The three programs, ready, with one station; the exit stack `ends` stops them.
 
-    def __init__(self, folder: Path, ends: contextlib.ExitStack):
+    `options` are the equipment's variables.
+    """
+
+    def __init__(self, folder: Path, ends: contextlib.ExitStack, **options: str):
         folder.mkdir(exist_ok=True)
         self.file = folder / "energy2go.db"
         self.broker = Broker(folder)
-        self.equipment = Equipment(folder, self.broker)
+        self.equipment = Equipment(folder, self.broker, **options)
         self.service = Service(folder, self.broker)
         ends.push(self._explain)
         for program in (self.broker, self.equipment, self.service):

@@ -6,7 +6,9 @@ import signal
 import socket
 import sqlite3
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -66,8 +68,12 @@ def told(follower: Follower, wanted: dict[str, str]) -> None:
 
 
 def post(service: HttpServer, count: int) -> list[str]:
-    """So many new transactions; their ids."""
-    return [service.post("/transactions", {"station_id": 1}).json["id"] for _ in range(count)]
+    """So many new transactions, each sent again until it is accepted; their ids."""
+    keys = [str(uuid4()) for _ in range(count)]
+    for key in keys:
+        send = partial(service.post, "/transactions", {"station_id": 1}, Idempotency_Key=key)
+        wait_until(lambda again=send: again().status in (200, 201), "it is accepted")
+    return [service.post("/transactions", {"station_id": 1}, Idempotency_Key=key).json["id"] for key in keys]
 
 
 def worker(service: Service) -> int:

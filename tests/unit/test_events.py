@@ -125,13 +125,18 @@ def test_a_quiet_topic_is_not_read_again_from_its_beginning(bench):
 
 def test_what_another_process_stores_is_found_without_being_woken(bench):
     stream = bench.follow()
+    bench.reading()
     bench.log.add(1)
     assert take(stream, 1) == ["1"]
+    bench.log.add(1)
+    assert take(stream, 1) == ["2"]
 
 
 def test_without_clients_nothing_is_read(bench):
-    bench.follow().close()
-    wait_until(lambda: bench.follower._position == FIRST, "it has stopped reading")
+    first = bench.follow()
+    bench.reading()
+    first.close()
+    wait_until(lambda: bench.follower._since == events.LAST, "it has stopped reading")
     bench.log.reads.clear()
     for _ in range(3):
         bench.add(1)

@@ -296,6 +296,32 @@ def test_at_most_so_many_requests_wait(bench):
     assert all(future.result(5) for future in waiting)
 
 
+def test_it_says_when_a_status_has_changed_and_only_then(bench):
+    told = []
+    bench.ledger._changed = lambda: told.append(bench.list()[0].status)
+    (key,) = bench.create()
+    bench.step(1)
+    assert told == ["PENDING"]
+    bench.step(bench.settings.validation_timeout)
+    assert told == ["PENDING", "EXPIRED"]
+    bench.answer(key)
+    bench.answer(key)
+    bench.step(1)
+    assert told == ["PENDING", "EXPIRED", "COMPLETED"]
+
+
+def test_a_metric_counts_the_requests_that_wait(bench):
+    keys = bench.create(2)
+    waiting = [bench.run(bench.ledger.wait, key, 30) for key in (*keys, *keys)]
+    wait_until(lambda: waiters(bench) == 4, "four wait, two each for the same")
+    (gauge,) = [metric for metric in bench.ledger.collect() if metric.name == "energy2go_waiters"]
+    assert [sample.value for sample in gauge.samples] == [4]
+    for key in keys:
+        bench.answer(key)
+    bench.step()
+    assert all(future.result(5) for future in waiting)
+
+
 def test_a_verdict_that_is_there_already_is_not_waited_for(bench):
     (key,) = bench.create()
     bench.answer(key)
