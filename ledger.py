@@ -300,9 +300,14 @@ class Ledger(Writer):
 
     def committed(self, batch: Batch, results: list[tuple[Job, Any]]) -> None:
         """Publish first, so that the equipment can already work on the questions."""
-        for event, transaction_id in batch.events:
-            about = {"event": f"transaction_{event.lower()}", "transaction": transaction_id}
-            log.debug("%s is %s", transaction_id, event, extra=about)
+        requests = {result.id: job.request for job, result in results if isinstance(result, Transaction)}
+        for what, key in batch.events:
+            about = {
+                "event": f"transaction_{what.lower()}",
+                "transaction": key,
+                "request": requests.get(key),
+            }
+            log.debug(f"%(transaction)s is {what}", about, extra=about)
         self.publisher.publish(batch.questions)
         self._wake(batch.changed)
         if batch.events or batch.changed:

@@ -14,7 +14,7 @@ import msgspec
 from bottle import Bottle, HTTPError, HTTPResponse, Route, request, response
 from gunicorn.http.errors import ParseException
 
-from kit import errors, metrics, patience
+from kit import errors, metrics, patience, trace
 from kit.errors import Problem, Refusal, Unavailable, Unprocessable
 
 LARGEST_BODY = 64 * 1024  # bytes
@@ -112,9 +112,10 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         self.declarations: dict[Route, Declaration] = {}
         self.requests = metrics.Requests()
         self.default_error_handler = answer_error
+        self.add_hook("before_request", lambda: trace.begin(header(trace.HEADER)))
         self.add_hook("before_request", accept_trailing_slash)
         self.add_hook("before_request", refuse_path_that_is_not_utf_8)
-        self.add_hook("after_request", set_security_headers)
+        self.add_hook("after_request", set_common_headers)
 
     def use(self, service: Any, token: str = "", slots: int = 1) -> None:
         """Hand this service to handlers from now on, or none.
@@ -316,12 +317,20 @@ def answer(problem: Problem, headers: dict[str, str]) -> bytes:
 
 def answer_error(error: HTTPError) -> bytes:
     """The errors that Bottle finds: no such route, no such method, a handler that failed."""
-    set_security_headers()  # an exception in a handler skips the hook
+    set_common_headers()  # an exception in a handler skips the hook
+    if error.status_code == 405:
+        methods = set(error.get_header("Allow").split(","))
+        methods |= {"OPTIONS", "HEAD"} if "GET" in methods else {"OPTIONS"}
+        response.set_header("Allow", ", ".join(sorted(methods)))
+        if request.method == "OPTIONS":
+            response.status = 204
+            return b""
     detail = errors.INTERNAL if error.status_code == 500 else str(error.body)
     return answer(Problem(errors.title(error.status_code), error.status_code, detail), {})
 
 
-def set_security_headers() -> None:
-    """Tell browsers what not to do with an answer."""
+def set_common_headers() -> None:
+    """Tell browsers what not to do with an answer, and clients the id of their request."""
+    response.set_header(trace.HEADER, trace.REQUEST.get() or trace.begin())
     for name, value in SECURITY_HEADERS.items():
         response.set_header(name, value)

@@ -19,6 +19,7 @@ from typing import Self
 PATIENCE = 5  # seconds that a program may take to stop
 LOOK = 0.05  # seconds from one look at the programs to the next
 LOCK = Path("var/lock")
+MAKE = os.getppid()
 
 stops: list[int] = []  # the signals that asked us to stop
 
@@ -83,9 +84,9 @@ def report(sentence: str) -> None:
 
 
 def until(condition: Callable[[], bool], programs: list[Program]) -> None:
-    """Wait until this is true. Raises SystemExit if a signal asks us to stop, or if a program has ended."""
+    """Wait until this is true. Raises SystemExit if we are to stop, or if a program has ended."""
     while not condition():
-        if stops:
+        if stops or os.getppid() != MAKE:
             report("stopping")
             raise SystemExit(0)
         for program in programs:
@@ -110,7 +111,7 @@ def lock() -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise SystemExit(
-            f"var/ is in use by another `make run` (process {LOCK.read_text()}). Stop that one first."
+            f"var/ is in use: another `make run` (process {LOCK.read_text()}) has not ended. Stop it first."
         ) from None
     except OSError as error:
         raise SystemExit(f"{LOCK} cannot be opened: {error.strerror}. Who owns var/?") from None

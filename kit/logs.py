@@ -2,7 +2,6 @@
 
 import logging
 import time
-from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 
@@ -10,21 +9,20 @@ from gunicorn.glogging import Logger
 from pythonjsonlogger.json import JsonFormatter
 
 from kit.settings import Settings
+from kit.trace import REQUEST
 
 WARNINGS, LINES = 10, 100  # that one place in the code may log a second; lines are those of level INFO
 PROBES = ("/healthz", "/readyz")  # answer 503 again and again while something is wrong
 
-request_id: ContextVar[str] = ContextVar("request_id", default="")  # of the request this thread works on
-
 
 class Context(logging.Filter):
-    """Adds the name of the event to every line, and the request's id to the lines of a request."""
+    """Adds the name of the event, and the id of the request that caused the line, or None."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        record.name = record.name.replace("gunicorn.error", "gunicorn")  # where it logs all but requests
         if not hasattr(record, "event"):
             record.event = record.name  # a line of a library
-        if current := request_id.get():
-            record.request_id = current
+        record.request = getattr(record, "request", "") or REQUEST.get() or None
         return True
 
 
@@ -35,8 +33,8 @@ class Text(logging.Formatter):
     default_time_format, default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        line, request = super().formatMessage(record), getattr(record, "request_id", "")
-        return f"{line} [{request}]" if request else line
+        line, request = super().formatMessage(record), getattr(record, "request", None)
+        return f"{line} request={request}" if request else line
 
 
 class RateLimit(logging.Filter):
@@ -111,11 +109,12 @@ def configuration(settings: Settings) -> dict[str, Any]:
             "text": {"()": Text, "fmt": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
             "json": {
                 "()": JsonFormatter,
-                "fmt": ["levelname", "event", "message", "name", "process"],
+                "fmt": ["levelname", "event", "message", "request", "name", "process"],
                 "rename_fields": {
                     "levelname": "level",
                     "name": "logger",
                     "process": "pid",
+                    "request": "request_id",
                     "exc_info": "traceback",
                 },
                 "timestamp": "time",
@@ -132,9 +131,9 @@ def configuration(settings: Settings) -> dict[str, Any]:
         },
         "root": {"level": level, "handlers": ["stderr"]},
         "loggers": {
-            # At DEBUG, gunicorn tells of every connection.
-            "gunicorn.error": {"propagate": True, "level": level if level != "DEBUG" else "INFO"},
             "gunicorn.access": {"propagate": True, "level": level},
-            "peewee": {"level": "INFO"},  # below that it logs every statement
+            # At DEBUG, these tell of every connection and of every statement.
+            "gunicorn.error": {"propagate": True, "level": level.replace("DEBUG", "INFO")},
+            "peewee": {"level": level.replace("DEBUG", "INFO")},
         },
     }

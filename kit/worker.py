@@ -17,7 +17,7 @@ from gunicorn.http import errors as refusals
 from gunicorn.util import write
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from kit import logs
+from kit import trace
 from kit.errors import Problem, title
 
 ENOUGH = 65_536  # of anything that has no limit
@@ -73,8 +73,8 @@ class Worker(ThreadWorker):
 
     def handle(self, conn: TConn) -> Any:
         """Close a connection in this thread as far as one may have to wait for the client."""
+        trace.REQUEST.set("")  # that of an earlier request in this thread
         kept = super().handle(conn)
-        logs.request_id.set("")  # this thread works on another request next
         if not kept:
             linger(conn.sock)
         return kept
@@ -86,12 +86,13 @@ class Worker(ThreadWorker):
             return
         if req:
             return  # it was answered; only the rest of its body is malformed
-        about = {"event": "request_invalid"}
+        request_id, about = trace.begin(), {"event": "request_invalid"}
         self.log.warning(f"Invalid request from ip={addr[0] if addr else ''}: {exc}", extra=about)
         status = STATUSES.get(type(exc), 400)
         body = msgspec.json.encode(Problem(title(status), status, f"This is not HTTP as we take it: {exc}"))
         lines = f"HTTP/1.1 {status} {title(status)}", "Connection: close", f"Content-Length: {len(body)}"
-        head = "\r\n".join([*lines, "Content-Type: application/problem+json", "", ""])
+        named = f"{trace.HEADER}: {request_id}", "Content-Type: application/problem+json"
+        head = "\r\n".join([*lines, *named, "", ""])
         with suppress(OSError):
             write(client, head.encode() + body)
 
