@@ -5,6 +5,7 @@ A handler's signature, docstring and decorator declare what it takes, gives and 
 
 import logging
 import os
+import platform
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -74,6 +75,7 @@ class Service:
         self.ledger = Ledger(
             settings, self.store, queue, self.listener, None, stopping, places, self.follower.wake
         )
+        self.metrics = metrics.registry(app.requests, self.ledger, self.listener, self)
         self._started = ExitStack()
 
     def __enter__(self) -> Self:
@@ -94,16 +96,30 @@ class Service:
         try:
             return self.store.read(function, *values, **named)
         except ERRORS as error:
-            log.error("the database cannot be read: %s", error)
+            log.error("the database cannot be read: %s", error, extra={"event": "database_unreadable"})
             raise NotRead("The database cannot be read now.") from None
 
     def changes(self, cursor: Cursor, limit: int, station_id: int | None) -> list[Change]:
         """What changed after a cursor; raises Unavailable."""
         return self.read(models.changes, cursor, limit, station_id)
 
+    def problems(self) -> dict[str, str]:
+        """By part, why it does not work now, or nothing. A part of which nothing is known is left out."""
+        store, ledger, listener = self.store, self.ledger, self.listener
+        database = store.problem or store.read_problem or ledger.stuck
+        problems = {"database": database if ledger.alive else "the ledger does not run"}
+        problems["broker"] = listener.problem
+        if listener.retains and not listener.problem:
+            problems["equipment"] = "" if "online" in listener.equipment.values() else "none is online"
+        return problems
+
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads besides the ledger's and the listener's."""
         yield metrics.gauge("energy2go_followers", "Clients that follow events", self.follower.following)
+        ready = {part: int(not problem) for part, problem in self.problems().items()}
+        yield metrics.gauges("energy2go_ready", "1 while this part of /readyz works", "part", ready)
+        build = {"version": VERSION, "python": platform.python_version()}
+        yield metrics.info("energy2go_build", "What runs here", build)
 
 
 class NotReady(Unavailable):
@@ -253,14 +269,8 @@ def readyz(service: Service) -> Readiness:
     """Tell whether the whole job can be done: stored, asked and answered."""
     with suppress(*ERRORS):  # `read_problem` says it
         service.store.read(check)
-    ledger, listener = service.ledger, service.listener
-    database = (
-        (service.store.problem or service.store.read_problem) if ledger.alive else "the ledger does not run"
-    )
+    problems, listener = service.problems(), service.listener
     equipment: schemas.Equipment = listener.equipment if listener.retains else "unknown"
-    known = equipment != "unknown" and not listener.problem
-    absent = "none is online" if known and "online" not in listener.equipment.values() else ""
-    problems = {"database": database or ledger.stuck, "broker": listener.problem, "equipment": absent}
     readiness = Readiness(problems["database"] or "ok", problems["broker"] or "ok", equipment)
     if detail := "; ".join(f"{part}: {problem}" for part, problem in problems.items() if problem):
         raise NotReady(detail, readiness)
@@ -269,8 +279,8 @@ def readyz(service: Service) -> Readiness:
 
 @app.get("/metrics", slot=False, media_type=metrics.CONTENT_TYPE)
 def read_metrics(service: Service) -> bytes:
-    """Read the service's metrics, as Prometheus does."""
-    return service.read(lambda _: metrics.text(service.ledger, service.listener, service))
+    """Read the service's metrics, as Prometheus does. What the database does not tell now is left out."""
+    return metrics.text(service.metrics)
 
 
 @app.get("/openapi.json", token=False)

@@ -79,7 +79,7 @@ class Batch:
         self.changed: list[UUID] = []  # no longer PENDING: wake those who wait for these
         self.counts: Counter[str] = Counter()
         self.delays: list[int] = []  # microseconds from question to verdict
-        self.events: list[tuple[str, UUID]] = []  # to log
+        self.events: list[tuple[str, UUID]] = []  # to log: what it is now
         self.more = False  # more questions can be opened at once
 
     def take_room(self, wanted: int) -> int:
@@ -114,7 +114,7 @@ def settle(batch: Batch, verdicts: Sequence[Verdict]) -> list[Settled]:
         if settled.kind in ("settled", "late"):
             batch.counts[verdict.status] += 1
             batch.changed.append(verdict.transaction_id)
-            batch.events.append((f"%(transaction)s is {verdict.status}", verdict.transaction_id))
+            batch.events.append((verdict.status, verdict.transaction_id))
         if settled.delay is not None:
             batch.delays.append(settled.delay)
     return results
@@ -145,7 +145,7 @@ def create(batch: Batch, drafts: Sequence[Draft]) -> list[Transaction | Refusal]
     for draft, answer in zip(drafts, answers, strict=True):
         if isinstance(answer, Transaction) and answer.id == draft.id:
             batch.counts[Status.PENDING] += 1
-            batch.events.append(("%(transaction)s is stored", draft.id))
+            batch.events.append(("stored", draft.id))
     return answers
 
 
@@ -154,7 +154,7 @@ def retry(batch: Batch, transaction_ids: Sequence[UUID]) -> list[Transaction | R
     answers = batch.open(models.retry, transaction_ids)
     again = [answer.id for answer in answers if isinstance(answer, Transaction)]
     batch.counts[Status.PENDING] += len(again)
-    batch.events += [("%(transaction)s is PENDING again", transaction_id) for transaction_id in again]
+    batch.events += [("retried", transaction_id) for transaction_id in again]
     return answers
 
 
@@ -171,6 +171,7 @@ def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
     batch.room += room - len(opened)
     batch.questions += again + opened
     batch.changed += expired
+    batch.events += [(Status.EXPIRED.value, transaction_id) for transaction_id in expired]
     batch.counts.update({Status.EXPIRED: len(expired), "again": len(again), "first": len(opened)})
     batch.more = len(opened) == models.CLAIM
     return [None] * len(items)
@@ -284,8 +285,12 @@ class Ledger(Writer):
         yield gauge("energy2go_queue_jobs", "Jobs that wait for the ledger", self.queue.qsize())
         yield gauge("energy2go_waiters", "Requests that wait for a verdict", waiting)
         yield gauge("energy2go_wal_bytes", "Size of SQLite's log", self.store.log_size)
-        oldest = self.store.read(models.oldest_pending)
+        try:
+            pending, oldest = self.store.read(models.pending)
+        except ERRORS:
+            return  # `energy2go_ready` tells
         age = max(0, self.clock.wall() - oldest) / SECOND if oldest else 0
+        yield gauge("energy2go_pending_transactions", "Transactions that are PENDING", pending)
         yield gauge("energy2go_oldest_pending_seconds", "Age of the oldest PENDING transaction, or 0", age)
 
     # What belongs to a batch (see Writer)
@@ -316,15 +321,25 @@ class Ledger(Writer):
         batch = Batch(self)
         ahead = (batch.now - self.clock.wall()) // SECOND
         if not self._compared and ahead > 60:
-            log.warning("the newest transaction is %d s ahead of the clock, so times stand still", ahead)
+            about = {"event": "clock_behind", "seconds": ahead}
+            log.warning(
+                "the newest transaction is %(seconds)d s ahead of the clock, so times stand still",
+                about,
+                extra=about,
+            )
         self._compared = True
         return batch
 
     def committed(self, batch: Batch, results: list[tuple[Job, Any]]) -> None:
         """Publish first, so that the equipment can already work on the questions."""
         requests = {result.id: job.request for job, result in results if isinstance(result, Transaction)}
-        for event, key in batch.events:
-            log.debug(event, {"transaction": key}, extra={"request": requests.get(key, "")})
+        for what, key in batch.events:
+            about = {
+                "event": f"transaction_{what.lower()}",
+                "transaction": key,
+                "request": requests.get(key),
+            }
+            log.debug(f"%(transaction)s is {what}", about, extra=about)
         self.publisher.publish(batch.questions)
         self._wake(batch.changed)
         if batch.events or batch.changed:
@@ -356,6 +371,6 @@ class Ledger(Writer):
         try:
             found = {} if self.stopping() else self.store.read(models.statuses, waiting)
         except ERRORS as error:
-            log.error("the database cannot be read: %s", error)
+            log.error("the database cannot be read: %s", error, extra={"event": "database_unreadable"})
         else:
             self._wake(key for key in waiting if found.get(key) is not Status.PENDING)

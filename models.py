@@ -155,12 +155,12 @@ def statuses(database: Database, transaction_ids: Collection[UUID]) -> dict[UUID
     return {uuid(row_id): Status(status) for row_id, status in rows}
 
 
-def oldest_pending(database: Database) -> int | None:
-    """When the oldest PENDING transaction was created, or None."""
-    rows = execute(
-        database, """SELECT created FROM "transaction" WHERE status = 'PENDING' ORDER BY id LIMIT 1"""
-    )
-    return rows[0][0] if rows else None
+def pending(database: Database) -> tuple[int, int | None]:
+    """How many transactions are PENDING, and when the oldest was created."""
+    condition = """FROM "transaction" WHERE status = 'PENDING'"""
+    ((count,),) = execute(database, f"SELECT count(*) {condition}")
+    oldest = execute(database, f"SELECT created {condition} ORDER BY id LIMIT 1")
+    return count, oldest[0][0] if oldest else None
 
 
 def newest_update(database: Database) -> int:

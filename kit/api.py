@@ -4,6 +4,7 @@ import hmac
 import inspect
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
@@ -14,7 +15,7 @@ import msgspec
 from bottle import Bottle, HTTPError, HTTPResponse, Route, request, response
 from gunicorn.http.errors import ParseException
 
-from kit import errors, mistakes, patience, trace
+from kit import errors, metrics, mistakes, patience, trace
 from kit.errors import Problem, Refusal, Unavailable, Unprocessable
 from kit.headers import ANSWERS
 
@@ -121,6 +122,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         self.absent = absent
         self.use(None)
         self.declarations: dict[Route, Declaration] = {}
+        self.requests = metrics.Requests()
         self.default_error_handler = answer_error
         self.add_hook("before_request", lambda: trace.begin(header(trace.HEADER)))
         self.add_hook("before_request", accept_trailing_slash)
@@ -151,6 +153,19 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
 
         route.callback = handle
         super().add_route(route)
+
+    def wsgi(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        """Answer a request, and measure that. A stream counts until it begins."""
+        began = time.perf_counter()
+
+        def start(status: str, *rest: Any) -> Any:
+            route = environ.get("bottle.route")
+            rule, took = route.rule if route else "unmatched", time.perf_counter() - began
+            self.requests.answered(rule, environ["REQUEST_METHOD"], status[:3], took)
+            return start_response(status, *rest)
+
+        with self.requests.in_progress.track_inprogress():
+            return super().wsgi(environ, start)
 
     @contextmanager
     def slot(self) -> Iterator[None]:

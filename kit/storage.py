@@ -136,7 +136,7 @@ class Store:
                 self._in_doubt = False
             with self.transaction():
                 probe(self.database)
-            log.info("the database can be written")
+            log.info("the database can be written", extra={"event": "database_writable"})
         except FAULTS as error:
             self._let_go()
             self._unusable = str(error) if isinstance(error, Unusable) and not self._opened else ""
@@ -158,7 +158,7 @@ class Store:
     def fail(self, problem: str) -> None:
         """Note why the database cannot be written."""
         if problem != self.problem:
-            log.error("the database cannot be written: %s", problem)
+            log.error("the database cannot be written: %s", problem, extra={"event": "database_unwritable"})
         self.problem = problem
 
     def _sentence(self, error: BaseException) -> str:

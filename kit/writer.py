@@ -162,7 +162,9 @@ class Writer:
                 self.step()
             finish(self._held, UNKNOWN)
         except BaseException:
-            log.critical("the ledger's thread died; the process ends", exc_info=True)
+            log.critical(
+                "the ledger's thread died; the process ends", exc_info=True, extra={"event": "thread_died"}
+            )
             # Fail jobs that have not started. Say nothing to jobs already in a batch: they may be committed.
             self._stopped = True
             finish(self._take(0), "The service restarts; nothing was stored.")
@@ -200,7 +202,7 @@ class Writer:
             self._commit(jobs)
         except Exception as error:
             if len(jobs) == 1:
-                log.exception("a job failed", extra={"request": jobs[0].request})
+                log.exception("a job failed", extra={"event": "job_failed", "request": jobs[0].request})
                 jobs[0].finish(error)
             else:
                 for job in jobs:

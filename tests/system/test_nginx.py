@@ -180,6 +180,7 @@ def test_only_what_may_be_done_twice_is_sent_twice(nginx, method, path, headers,
         answer = nginx(*replicas).request(method, path, body, **headers)
         assert answer.status == 502
         assert answer.headers["Retry-After"]
+        assert "may be stored" in answer.json["detail"]
         assert sum(len(replica.requests) for replica in replicas) == times
 
 
@@ -196,6 +197,7 @@ def test_what_the_proxy_answers_itself_is_a_problem_too(nginx, service):
         answers[-1].json = json.loads(answers[-1].read())
     other.close()
     assert [answer.status for answer in answers] == [413, 502, 403, 403, 403, 403, 403]
+    assert "nothing was stored" in answers[1].json["detail"]
     for answer in answers:
         assert answer.headers["Content-Type"] == "application/problem+json"
         assert answer.json["status"] == answer.status
@@ -255,6 +257,23 @@ def test_the_largest_body_gets_through_and_the_service_refuses_a_larger_one(ngin
         answer = proxy.post("/stations", body.ljust(size))
         assert answer.status == status, answer.body
     assert "65536" in answer.json["detail"]
+
+
+def test_answers_are_compressed_but_events_are_not(nginx, service):
+    running = service()
+    proxy = nginx(running)
+    for _ in range(30):
+        running.post("/stations", {"description": "a description that is repeated"})
+    answer = proxy.get("/stations", Accept_Encoding="gzip")
+    assert answer.headers["Content-Encoding"] == "gzip"
+    assert answer.headers["Vary"] == "Accept-Encoding"
+    assert json.loads(gzip.decompress(answer.body)) == running.get("/stations").json
+    assert len(answer.body) < len(running.get("/stations").body) / 3
+    with raw.connect(proxy.port) as connection:
+        connection.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n")
+        head = connection.recv(4096).partition(b"\r\n\r\n")[0]
+    assert b"text/event-stream" in head
+    assert b"Content-Encoding" not in head
 
 
 def test_what_the_service_needs_reaches_it_and_no_secret_is_logged(nginx, service, equipment):

@@ -13,7 +13,7 @@ def test_the_lines_of_a_request_have_its_id(service, log_format):
     started.post("/stations", {"description": "Teste"})
     started.post("/transactions", {"station_id": 1}, X_Request_ID="mine-1")
     started.get("/stations")
-    mark = '"request": "mine-1"' if log_format == "json" else "request=mine-1"
+    mark = '"request_id": "mine-1"' if log_format == "json" else "request=mine-1"
 
     def lines():
         return [line for line in started.said().splitlines() if mark in line]

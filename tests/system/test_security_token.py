@@ -112,7 +112,7 @@ def test_swagger_ui_can_offer_to_authorize(run, broker):
 def test_listening_to_other_machines_without_a_token_logs_a_warning(run, broker, host, token, warned):
     port = free_port()
     service = run(Service, broker, port=port, BIND=f"{host}:{port}", API_TOKEN=token)
-    wait_until(lambda: "ready at" in service.said(), "it is ready")
+    wait_until(service.ready, "it has started")
     warnings = [line for line in service.said().splitlines() if "WARNING gunicorn" in line]
     assert len(warnings) == warned
     assert all("API_TOKEN" in line and f"BIND={host}:{port}" in line for line in warnings)

@@ -331,7 +331,7 @@ def every_query(queries) -> None:
     queries.statuses([key])
     queries.create(key="key")
     queries.room()
-    queries.oldest_pending()
+    queries.pending()
     queries.newest_update()
     queries.newest_change()
     for station in (None, 1):
