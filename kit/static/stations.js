@@ -22,7 +22,7 @@ let shown = "";
 export async function load(always = true) {
   const asked = url();
   if (asked === shown && !always) return;
-  if (document.activeElement !== $("q")) $("q").value = view().q ?? "";
+  if (asked !== shown) $("q").value = view().q ?? "";
   shown = asked;
   const { items, next } = await call(asked);
   if (asked !== url()) return; // the user has moved on

@@ -259,8 +259,8 @@ $("clear").addEventListener("click", () => {
 });
 $("transactions").addEventListener("click", (event) => {
   const row = event.target.closest("tr");
-  if (!row || event.ctrlKey || event.metaKey || event.shiftKey || getSelection().containsNode(row, true))
-    return;
+  const selects = row && !getSelection().isCollapsed && getSelection().containsNode(row, true);
+  if (!row || selects || event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
   row.querySelector("a").focus();
   go({ transaction: row.dataset.id }, { opened: row.dataset.id });

@@ -27,10 +27,12 @@ class Tab:
     def __init__(self, chromium):
         self.context = chromium.new_context()
         self.context.set_default_timeout(30_000)
-        self.complaints, self.requests, self._trouble = [], [], False
+        self.complaints, self.requests, self.ended, self._trouble = [], [], set(), False
         self.context.on("console", self._on_console)
         self.context.on("weberror", lambda error: self.complaints.append(str(error.error)))
         self.context.on("request", lambda request: self.requests.append(request))
+        self.context.on("requestfinished", lambda request: self.ended.add(request))
+        self.context.on("requestfailed", lambda request: self.ended.add(request))
         self.page = self.context.new_page()
 
     def _on_console(self, message):
@@ -47,6 +49,15 @@ class Tab:
         self._trouble = True
         yield
         self._trouble = False
+
+    def at_rest(self) -> int:
+        """Wait until the page waits for nothing but events, and return how many requests it made."""
+        for _ in range(300):
+            self.page.evaluate("new Promise((resolve) => setTimeout(resolve, 50))")
+            waiting = [request for request in self.requests if request not in self.ended]
+            if all(request.url.endswith("/events") for request in waiting):
+                return len(self.requests)
+        raise AssertionError(f"no answer to {[request.url for request in waiting]}")
 
     def asked(self, method: str, path: str = "") -> list:
         """The requests so far with this method and this text in the URL."""

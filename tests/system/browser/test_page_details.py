@@ -74,7 +74,7 @@ def test_the_details_count_down_and_an_expired_transaction_can_be_asked_again(ru
     again = page.get_by_role("button", name="Ask again")
     expect(again).to_be_hidden()
     expect(field(page, "Status")).to_have_text("EXPIRED")
-    expect(field(page, "Expires in")).to_have_text("–")
+    expect(field(page, "Expires in")).to_have_text("\N{EN DASH}")
     expect(rows(page).first).to_contain_text("EXPIRED")
     again.click()
     expect(field(page, "Status")).to_have_text("PENDING")

@@ -6,9 +6,9 @@ import time
 from contextlib import closing
 
 import pytest
+from kit.ids import uuid7
 from playwright.sync_api import expect
 
-from kit.ids import uuid7
 from load import Load
 from programs import wait_until
 from tab import button, chart, live, rows
@@ -55,10 +55,10 @@ def test_all_of_10000_stations_and_100000_transactions_can_be_reached(large, tab
     expect(page.locator("#known option").first).to_have_attribute("value", "777 · Station 777")
     station.fill("777 · Station 777")  # as if chosen from the list
     expect(rows(page)).to_have_count(10)
-    page.get_by_label("EXPIRED").check()
+    page.get_by_role("checkbox", name="EXPIRED").check()
     expect(page.locator("#no-transactions, #transactions tr").first).to_be_visible()
     page.get_by_role("button", name="Clear").click()
-    page.get_by_label("EXPIRED").check()
+    page.get_by_role("checkbox", name="EXPIRED").check()
     expect(rows(page)).to_have_count(20)
     for _ in range(3):
         page.get_by_role("button", name="Older").click()

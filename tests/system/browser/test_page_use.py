@@ -1,12 +1,14 @@
 """The live page with a token, a keyboard, a narrow window, a slow network, and in a hidden tab."""
 
 import re
+from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
-from tab import LONG_WORD, NOTICES, VERDICT, button, live, outcome, part, rows
+from programs import ROOT
+from tab import LONG_WORD, NOTICES, VERDICT, button, live, outcome, part, row, rows
 
 
 def test_the_token_is_asked_for_once_kept_for_the_tab_and_forgotten(running, tab):
@@ -16,8 +18,7 @@ def test_the_token_is_asked_for_once_kept_for_the_tab_and_forgotten(running, tab
         page.goto(service.url)
         expect(token).to_be_focused()
         expect(page.locator("#token-said")).to_contain_text("asks for its token")
-        page.wait_for_load_state("networkidle")
-        asked = len(tab.requests)
+        asked = tab.at_rest()
         page.evaluate("new Promise((resolve) => setTimeout(resolve, 2500))")  # longer than between two polls
         assert len(tab.requests) == asked
         token.fill("wrong")
@@ -51,31 +52,25 @@ def test_the_token_is_asked_for_once_kept_for_the_tab_and_forgotten(running, tab
 def test_first_content_comes_two_round_trips_after_the_page(running, tab):
     service, page = running("Teste"), tab.page
     service.post("/transactions", {"station_id": 1}, Prefer="wait=5")
-    held, order = [], []
+    held = []
 
-    def hold(route):
-        held.append(route)
-        order[-1].append(re.sub(r"\?.*", "", route.request.url.removeprefix(service.url)))
-
-    page.route(re.compile("/(static|stations|transactions|readyz|events)"), hold)
-    page.goto(service.url, wait_until="commit")
-    for step in ("/static/words.js", "/stations"):  # each round trip brings all that was asked for
-        order.append([])
-        while not any(step in path for path in order[-1]):
-            page.evaluate(
-                "new Promise(requestAnimationFrame)"
-            ) if step == "/stations" else page.wait_for_timeout(50)
-        page.wait_for_timeout(300)
+    def answer_all(last: str) -> set[str]:
+        """Let one round trip happen: answer at once what was asked for until now; returns the paths."""
+        while last not in (paths := {urlsplit(route.request.url).path for route in held}):
+            page.evaluate("new Promise((resolve) => setTimeout(resolve, 50))")
         answered, held[:] = held[:], []
-        if step == "/stations":
-            order.append([])
         for route in answered:
             route.continue_()
-    page.unroute_all(behavior="ignoreErrors")
-    assert {"/static/page.js", "/static/api.js", "/static/lists.js", "/static/page.css"} <= set(order[0])
-    assert {"/readyz", "/stations", "/transactions", "/events"} <= set(order[1])
+        return paths
+
+    page.route(re.compile("/(static|stations|transactions|readyz|events)"), lambda route: held.append(route))
+    page.goto(service.url, wait_until="commit")
+    first = answer_all("/static/words.js")
+    assert {f"/static/{path.name}" for path in (ROOT / "kit/static").glob("*.[cj]s*")} <= first
+    assert {"/readyz", "/stations", "/transactions"} <= answer_all("/events")
     expect(rows(page)).to_have_count(1)
     expect(button(page, 1)).to_be_visible()
+    page.unroute_all(behavior="ignoreErrors")
 
 
 # How it behaves
@@ -85,9 +80,9 @@ OBSERVE = """() => {
     window.changes = [];
     const changed = ({ type, oldValue, target, attributeName }) =>
         type !== "attributes" || oldValue !== target.getAttribute(attributeName);
-    new MutationObserver((records) => changes.push(...records.filter(changed).map(({ target }) => target.outerHTML)))
-        .observe(document.querySelector("main"),
-            { subtree: true, childList: true, characterData: true, attributeOldValue: true });
+    const note = (records) => changes.push(...records.filter(changed).map(({ target }) => target.outerHTML));
+    const options = { subtree: true, childList: true, characterData: true, attributeOldValue: true };
+    new MutationObserver(note).observe(document.querySelector("main"), options);
 }"""
 
 
@@ -101,7 +96,7 @@ def test_events_move_and_take_nothing_from_the_user(running, tab):
     page.evaluate(OBSERVE)
     with page.expect_response("**/readyz"):  # it looks at what the stream does not tell
         pass
-    page.wait_for_load_state("networkidle")
+    tab.at_rest()
     assert [change for change in page.evaluate("changes") if "rect" not in change] == []
     service.post("/transactions", {"station_id": 2})
     expect(rows(page)).to_have_count(2)
@@ -145,8 +140,7 @@ def test_nothing_is_asked_or_followed_while_the_tab_is_hidden_or_paused(running,
     pause = page.get_by_role("button", name="Pause")
     hide(page, True) if way == "hidden" else pause.click()
     expect(part(page, "Updates")).to_contain_text("paused")
-    page.wait_for_load_state("networkidle")
-    asked = len(tab.requests)
+    asked = tab.at_rest()
     for _ in range(20):
         page.clock.run_for(3000)
     assert len(tab.requests) == asked
@@ -176,9 +170,9 @@ def test_the_keyboard_is_enough(running, tab):
     page.keyboard.press("Enter")
     expect(outcome(page, 1)).to_contain_text(VERDICT)
     expect(button(page, 1)).to_be_focused()
-    tab_to(page, page.get_by_role("button", name="Change station 2"))
+    tab_to(page, row(page, 2).get_by_role("button", name="Change station"))
     page.keyboard.press("Enter")
-    expect(page.get_by_label("Description").first).to_be_focused()
+    expect(row(page, 2).get_by_label("Description")).to_be_focused()
     page.keyboard.press("Control+A")
     page.keyboard.type("Flughafen")
     page.keyboard.press("Enter")
@@ -192,7 +186,7 @@ def test_the_keyboard_is_enough(running, tab):
     page.keyboard.type("1")
     page.keyboard.press("Enter")
     expect(page).to_have_url(re.compile("station_id=1"))
-    tab_to(page, page.get_by_label("EXPIRED"))
+    tab_to(page, page.get_by_role("checkbox", name="EXPIRED"))
     page.keyboard.press("Space")
     expect(page.locator("#no-transactions")).to_be_visible()
     page.keyboard.press("Space")
