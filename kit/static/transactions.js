@@ -116,15 +116,14 @@ function filter(changes) {
   go({ ...changes, after: "" }, { after: [] });
 }
 
-/** Offer the stations that match what was typed. */
+/** Offer the stations that match what was typed; without an answer there is nothing to offer. */
 async function suggest() {
+  clearTimeout(typing);
   const text = $("by-station").value.trim();
-  const found = await attempt(
-    $("filters"),
-    () => call(`/stations?${new URLSearchParams(text ? { q: text } : {})}`),
-    "Try again.",
-  );
-  if (found && text === $("by-station").value.trim()) options.show(found.items);
+  const found = await call(`/stations?${new URLSearchParams(text ? { q: text } : {})}`).catch(() => ({
+    items: [],
+  }));
+  if (text === $("by-station").value.trim()) options.show(found.items);
 }
 
 /** Filter by the station that was chosen or typed: its number is enough, or a text that only one station has. */
