@@ -6,7 +6,6 @@ same thread expires what is late and asks again what is due. Questions are publi
 
 import logging
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,11 +18,12 @@ from prometheus_client.core import Metric
 
 import models
 from kit import metrics
+from kit.clock import SECOND, Clock
 from kit.errors import Refusal
 from kit.settings import Settings
 from kit.storage import ERRORS, Store
 from kit.writer import Job, JobQueue, Writer
-from models import SECOND, Asked, Draft, Settled, Timeouts
+from models import Asked, Draft, Settled, Timeouts
 from schemas import Status, Transaction, Verdict
 
 log = logging.getLogger(__name__)
@@ -35,19 +35,6 @@ BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60)  # seconds
 ROUND = SECOND // 4  # how often the ledger looks for questions that are late or due
 LOOK = SECOND // 10  # how often it looks for verdicts that another process stored
-
-
-class Clock:
-    """Microseconds since 1970: `wall` for what people read; `steady`, which never jumps, for deadlines."""
-
-    def __init__(self) -> None:
-        self._offset = time.time_ns() - time.monotonic_ns()
-
-    def wall(self) -> int:
-        return time.time_ns() // 1000
-
-    def steady(self) -> int:
-        return (self._offset + time.monotonic_ns()) // 1000
 
 
 class Publisher(Protocol):

@@ -4,9 +4,7 @@ Every query is SQL text: building it from Peewee expressions took ten times as l
 are whole microseconds since 1970 (UTC) and come from the caller. Only the ledger calls what changes a row.
 """
 
-import secrets
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -22,11 +20,11 @@ from peewee import (
     UUIDField,
 )
 
+from kit.clock import SECOND, moment, uuid7
 from kit.errors import Conflict, NotFound, Refusal, Unprocessable
 from kit.storage import execute, placeholders
 from schemas import Question, Station, Status, Transaction, Verdict
 
-SECOND = 1_000_000
 LONGEST_BACKOFF = 30 * SECOND
 WINDOW = 1000  # questions that are open at one time: asked, not answered, and their deadline set
 CLAIM = 500  # rows that one claim takes at most
@@ -166,22 +164,6 @@ def _transaction(row: Sequence[Any]) -> Transaction:
 def _uuid(stored: str | UUID) -> UUID:
     """An id as the database returns it. SQLite knows no such type and stores 32 hexadecimal digits."""
     return stored if isinstance(stored, UUID) else UUID(stored)
-
-
-def moment(microseconds: int) -> datetime:
-    """A stored time as a datetime in UTC."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
-
-
-def uuid7(created: int, counter: int) -> UUID:
-    """An id that sorts by time: a UUIDv7 (RFC 9562, section 6.2, method 3) from microseconds and a counter.
-
-    48 bits of milliseconds, 12 of the fraction of a millisecond, 14 of the counter, 48 random ones.
-    """
-    milliseconds, microseconds = divmod(created, 1000)
-    high = milliseconds << 16 | 7 << 12 | microseconds * 4096 // 1000
-    low = 2 << 62 | counter << 48 | secrets.randbits(48)
-    return UUID(int=high << 64 | low)
 
 
 # What the ledger does

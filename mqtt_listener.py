@@ -28,10 +28,11 @@ from paho.mqtt.reasoncodes import ReasonCode
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from kit import metrics
+from kit.clock import SECOND
 from kit.settings import Settings
 from kit.writer import Job
 from ledger import ask_again, settle
-from models import SECOND, Asked
+from models import Asked
 from schemas import Verdict
 
 log = logging.getLogger(__name__)
@@ -147,9 +148,8 @@ class Listener:
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
-        yield metrics.gauge(
-            "energy2go_broker_connected", "1 while questions can be asked", int(not self.problem)
-        )
+        connected = int(not self.problem)
+        yield metrics.gauge("energy2go_broker_connected", "1 while questions can be asked", connected)
         online = GaugeMetricFamily("energy2go_equipment_online", "1 while it says so", labels=["equipment"])
         for equipment, status in list(self.equipment.items()):
             online.add_metric([equipment], int(status == "online"))

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ ERRORS = (peewee.DatabaseError, peewee.InterfaceError, ValueError)
 MISTAKES = (peewee.DataError, peewee.IntegrityError, peewee.ProgrammingError, peewee.NotSupportedError)
 # Not a mistake: someone has revoked a right or changed the schema (PostgreSQL, "Error Codes").
 ALTERED = ("42501", "42P01", "42703")
-PATIENCE = 5  # seconds that a thread waits for a connection of the pool
+PATIENCE = 5  # seconds that a thread waits for a connection, or until the database is open
 PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "journal_size_limit": 2**23}
 # A server that vanishes without a word is noticed within eleven seconds (libpq, "Parameter Key Words").
 NETWORK = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
@@ -61,15 +62,15 @@ class Store:
         self.problem, self.read_problem = OPENING, ""
         self._migrations, self._models = migrations, models
         self._opened = False
+        self._tried = threading.Event()  # to open it, for the first time
         self._unusable = ""  # why it must not be used until a restart
         self._in_doubt = False  # a COMMIT failed
-        self.writing_since = (
-            0.0  # when the current database transaction began (time.monotonic); 0: there is none
-        )
+        self.writing_since = 0.0  # time.monotonic() at the start of this database transaction; 0: none
         self._files: dict[str, tuple[int, int]] = {}  # device and inode of the file and of its log
 
     def read(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs) -> T:
         """Call `function(database, …)`, which only reads; once more if the connection was broken."""
+        self._tried.wait(PATIENCE)
         if not self._opened:  # closing a connection would write an unchecked log into the file
             raise peewee.OperationalError(self.problem)
 
@@ -137,6 +138,8 @@ class Store:
             self._let_go()
             self._unusable = str(error) if isinstance(error, Unusable) and not self._opened else ""
             self.fail(self._sentence(error))
+        finally:
+            self._tried.set()
 
     @property
     def log_size(self) -> int:

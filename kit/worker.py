@@ -20,7 +20,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from kit.errors import Problem, title
 
 ENOUGH = 65_536  # of anything that has no limit
-LINGER = 2.0  # seconds in which a client may still send what nobody will read
+LINGER = 2.0  # seconds in which a client may still send what is no longer read
 PAUSE = 0.2  # seconds without a byte of it
 STATUSES: dict[type, int] = {
     refusals.LimitRequestLine: 414,

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import models
 from clients import drive, request
+from kit.clock import SECOND
 from kit.storage import Store
 from programs import MIGRATIONS
 from schemas import Status, Verdict
@@ -21,7 +22,7 @@ STATIONS = 4  # few enough that a filtered page is full even with a thousand row
 BATCH = 32  # rows in one write: what the ledger finds in its queue at 32 clients
 SAMPLE = 100  # rows that are read by id, spread over the table
 DEPTH = 10  # the deep page begins after all but a tenth of the rows
-TIMEOUTS = models.Timeouts(5 * models.SECOND, 60 * models.SECOND)
+TIMEOUTS = models.Timeouts(5 * SECOND, 60 * SECOND)
 
 # One row per millisecond until now, in the order of the ids: 60 % confirmed, 38 % refused, 2 % expired.
 # Every tenth row has an idempotency key. Rows that are created later are newer than all of these.

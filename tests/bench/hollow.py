@@ -5,6 +5,7 @@ import time
 import models
 from app import app
 from bare import NOW
+from kit.clock import uuid7
 from kit.settings import load
 from kit.storage import Store
 from kit.writer import JobQueue
@@ -17,7 +18,7 @@ COMMIT = 0.0007  # seconds; a commit takes this long on a good disk
 class NoListener:
     """Takes the listener's place."""
 
-    alive, subscribed, unreadable = True, False, 0
+    alive, subscribed, unreadable, session = True, False, 0, 0
 
     def publish(self, questions):
         pass
@@ -35,7 +36,7 @@ class Hollow(Ledger):
     def _write(self, jobs):
         time.sleep(COMMIT)
         for counter, job in enumerate(job for job in jobs if job.item):
-            key = models.uuid7(self.clock.wall(), counter)
+            key = uuid7(self.clock.wall(), counter)
             job.finish(Transaction(key, Station(job.item.station_id, "Teste"), Status.PENDING, NOW, NOW))
 
 

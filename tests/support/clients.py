@@ -11,8 +11,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 SILENCE = 30  # seconds without any answer, after which the run fails
@@ -47,6 +46,63 @@ def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+class Connections:
+    """Keep-alive connections, each with at most one request on its way."""
+
+    def __init__(self, port: int, clients: int, status: int):
+        self.expected = f"HTTP/1.1 {status} ".encode()
+        self.sample = Sample([], [], [])
+        self.epoll = select.epoll()
+        made = [socket.create_connection(("127.0.0.1", port), SILENCE) for _ in range(clients)]
+        self.sockets = {connection.fileno(): connection for connection in made}
+        self.idle = deque(self.sockets)
+        self.due: dict[int, int] = {}  # of the requests on their way
+        self.received: dict[int, bytes] = {}  # the beginnings of answers
+
+    def __enter__(self) -> Self:
+        gc.disable()
+        for number, connection in self.sockets.items():
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.epoll.register(number, select.EPOLLIN)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        gc.enable()
+        for closable in (self.epoll, *self.sockets.values()):
+            closable.close()
+
+    def send(self, request: bytes, due: int) -> None:
+        """Send a request on an idle connection."""
+        number = self.idle.popleft()
+        self.due[number] = due
+        self.sockets[number].sendall(request)
+
+    def receive(self, until: int | None) -> None:
+        """Wait for answers, but only until it is time for the next request; raises WrongAnswer."""
+        if until is not None:
+            # epoll counts in milliseconds, which is too coarse for the next request.
+            select.select([self.epoll], (), (), max(0, until - time.monotonic_ns()) / SECOND)
+            events = self.epoll.poll(0)
+        elif not (events := self.epoll.poll(SILENCE)):
+            raise WrongAnswer(f"no answer for {SILENCE} seconds")
+        for number, _ in events:
+            self._read(number)
+
+    def _read(self, number: int) -> None:
+        piece = self.sockets[number].recv(65536)
+        data = self.received.pop(number, b"") + piece
+        head, complete, body = data.partition(b"\r\n\r\n")
+        if piece and not (complete and len(body) >= int(LENGTH.search(head)[1])):
+            self.received[number] = data
+            return
+        if not head.startswith(self.expected):
+            raise WrongAnswer(data.decode(errors="replace") or "the connection was closed")
+        self.sample.due.append(self.due.pop(number))
+        self.sample.done.append(time.monotonic_ns())
+        self.sample.ids.append(body[7:43])  # {"id":"…
+        self.idle.append(number)
+
+
 def drive(
     port: int,
     requests: Iterator[bytes],
@@ -62,50 +118,17 @@ def drive(
     due every 1/`rate` seconds, and its time counts from then, even while every connection is busy. So a
     service that stalls is charged for the requests that it delayed (no coordinated omission).
     """
-    expected = f"HTTP/1.1 {status} ".encode()
-    due, done, ids = sample = Sample([], [], [])
-    received, started = {}, {}
-    gc.disable()
-    with ExitStack() as ends:
-        ends.callback(gc.enable)
-        epoll = ends.enter_context(select.epoll())
-        sockets = {}
-        for _ in range(clients):
-            connection = ends.enter_context(socket.create_connection(("127.0.0.1", port), SILENCE))
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            epoll.register(connection, select.EPOLLIN)
-            sockets[connection.fileno()] = connection
-        idle = deque(sockets)
+    with Connections(port, clients, status) as connections:
         now = began = time.monotonic_ns()
         end, interval, sent = began + int(seconds * SECOND), SECOND / rate if rate else 0, 0
         while True:
             turn = began + int(sent * interval) if rate else now
-            while idle and turn <= now and turn < end and sent != most:
-                number = idle.popleft()
-                started[number] = turn if rate else time.monotonic_ns()
-                sockets[number].sendall(next(requests))
+            while connections.idle and turn <= now and turn < end and sent != most:
+                connections.send(next(requests), turn if rate else time.monotonic_ns())
                 sent += 1
                 turn = began + int(sent * interval) if rate else now
             over = turn >= end or sent == most
-            if over and not started:
-                return sample
-            if idle and not over:
-                # epoll counts in milliseconds, which is too coarse for the next request.
-                select.select([epoll], (), (), max(0, turn - time.monotonic_ns()) / SECOND)
-                events = epoll.poll(0)
-            elif not (events := epoll.poll(SILENCE)):
-                raise WrongAnswer(f"no answer for {SILENCE} seconds")
-            for number, _ in events:
-                piece = sockets[number].recv(65536)
-                data = received.pop(number, b"") + piece
-                head, complete, body = data.partition(b"\r\n\r\n")
-                if piece and not (complete and len(body) >= int(LENGTH.search(head)[1])):
-                    received[number] = data
-                    continue
-                if not head.startswith(expected):
-                    raise WrongAnswer(data.decode(errors="replace") or "the connection was closed")
-                due.append(started.pop(number))
-                done.append(time.monotonic_ns())
-                ids.append(body[7:43])  # {"id":"…
-                idle.append(number)
+            if over and not connections.due:
+                return connections.sample
+            connections.receive(turn if connections.idle and not over else None)
             now = time.monotonic_ns()

@@ -12,8 +12,9 @@ from peewee import Database
 
 import models
 from kit import storage
+from kit.clock import SECOND
 from load import Load
-from models import SECOND, Draft, Timeouts
+from models import Draft, Timeouts
 from programs import Broker, Equipment, Postgres, Program, Service, listening, wait_until
 
 TIMEOUTS = Timeouts(retry=5 * SECOND, timeout=60 * SECOND)

@@ -3,11 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import models
+from kit.clock import SECOND
 from kit.settings import Settings
 from kit.storage import Store
 from kit.writer import Job, JobQueue
 from ledger import Draft, Ledger, ask_again, create, settle
-from models import SECOND
 from programs import MIGRATIONS, wait_until
 from schemas import Status, Verdict
 

@@ -2,14 +2,24 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
+from certificates import make_certificates
 from checks import alive
 from pair import Pair
 from programs import Broker, Equipment, Service, free_port, wait_until
 from scripted import ScriptedBroker
 from trial import Trial
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory) -> Path:
+    """A folder with certificates: see `make_certificates`."""
+    folder = tmp_path_factory.mktemp("certificates")
+    make_certificates(folder)
+    return folder
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """DATABASE_URL: what it names is what is opened, or the service says why not."""
 
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -107,14 +106,6 @@ def test_a_file_that_cannot_be_opened_is_named_at_once_and_used_later(tmp_path, 
     recovers(started)
     assert started.post("/stations", {"description": "Teste"}).status == 201
     assert started.children == [worker]
-
-
-@pytest.mark.skipif(not os.geteuid(), reason="root may read every file")
-def test_a_file_that_may_not_be_read_is_named(tmp_path, service):
-    (tmp_path / "x.db").touch(0o000)
-    started = service(ready=False, DATABASE_URL=f"sqlite:///{tmp_path}/x.db")
-    says(started, "x.db")
-    refused_at_once(started, "x.db")
 
 
 @pytest.fixture

@@ -19,9 +19,8 @@ from urllib.parse import quote
 import pytest
 
 from idle import CROWDS, WAIT, Crowd
-from ledger import Clock
+from kit.clock import SECOND, Clock
 from load import Load
-from models import SECOND
 from pair import Pair
 from programs import ROOT, wait_until
 from raw import BODY, POST, answer, reset

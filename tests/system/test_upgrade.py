@@ -12,6 +12,7 @@ import pytest
 
 import models
 from kit import storage
+from kit.clock import SECOND, moment
 from programs import MIGRATIONS, wait_until
 
 FIRST_RELEASE = """
@@ -43,15 +44,15 @@ def schema(file: Path) -> set[str]:
 
 
 def test_a_file_of_the_first_release_is_upgraded_and_keeps_its_rows(tmp_path, service, equipment):
-    old, now = tmp_path / "energy2go.db", int(time.time() * models.SECOND)
-    created = now - 3600 * models.SECOND
+    old, now = tmp_path / "energy2go.db", int(time.time() * SECOND)
+    created = now - 3600 * SECOND
     rows = [
         # status, idempotency_key, attempts, asked_at, retry_at, expires_at
-        ("COMPLETED", None, 1, created, None, created + 60 * models.SECOND),
-        ("ERROR", "keyed", 1, created, None, created + 60 * models.SECOND),
-        ("EXPIRED", None, 5, created, None, created + 60 * models.SECOND),
+        ("COMPLETED", None, 1, created, None, created + 60 * SECOND),
+        ("ERROR", "keyed", 1, created, None, created + 60 * SECOND),
+        ("EXPIRED", None, 5, created, None, created + 60 * SECOND),
         ("PENDING", "waits", 0, None, created, None),
-        ("PENDING", "asked", 1, now, now + 5 * models.SECOND, now + 60 * models.SECOND),
+        ("PENDING", "asked", 1, now, now + 5 * SECOND, now + 60 * SECOND),
     ]
     keys = [uuid4() for _ in rows]
     with contextlib.closing(sqlite3.connect(old)) as database, database:
@@ -63,7 +64,7 @@ def test_a_file_of_the_first_release_is_upgraded_and_keeps_its_rows(tmp_path, se
     # The old rows read as before, and the PENDING ones get a verdict.
     found = [running.get(f"/transactions/{key}").json for key in keys]
     assert [one["status"] for one in found[:3]] == ["COMPLETED", "ERROR", "EXPIRED"]
-    assert {one["created"] for one in found} == {models.moment(created).isoformat().replace("+00:00", "Z")}
+    assert {one["created"] for one in found} == {moment(created).isoformat().replace("+00:00", "Z")}
     assert {one["station"]["description"] for one in found} == {"Hauptbahnhof"}
     equipment()
     for key in keys[3:]:

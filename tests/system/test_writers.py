@@ -11,10 +11,11 @@ from peewee import Database
 
 import models
 from kit import storage
+from kit.clock import SECOND, moment
 from kit.settings import Settings
 from kit.writer import Job
 from ledger import Ledger, change, create, settle
-from models import SECOND, Draft
+from models import Draft
 from programs import MIGRATIONS, Postgres, free_port, wait_until
 from replicas import NOW, TIMEOUTS, store, writing
 from schemas import Status, Verdict
@@ -139,7 +140,7 @@ def test_a_ledger_takes_its_time_after_the_writer_before_it(postgres, database, 
         models.settle(database, [Verdict(first, "ERROR")], hour, NOW)
     step.join(30)
     assert models.newest_update(database) > hour
-    assert job.result.created > models.moment(hour)
+    assert job.result.created > moment(hour)
 
 
 def test_updated_rises_in_the_order_of_commits(database, ledgers):

@@ -5,11 +5,11 @@ import logging
 import pytest
 
 import models
+from kit.clock import SECOND
 from kit.settings import Settings
 from kit.storage import execute
 from kit.writer import Job
 from ledger import Draft, create
-from models import SECOND
 from programs import wait_until
 from schemas import Status
 from stepped import Bench, Clock, Publisher, ledger

@@ -12,10 +12,10 @@ import pytest
 
 import models
 from kit import storage, writer
+from kit.clock import SECOND, Clock
 from kit.errors import NotFound, Refusal, Unavailable
 from kit.settings import Settings
-from ledger import Clock, Draft, Job, change, create, settle
-from models import SECOND
+from ledger import Draft, Job, change, create, settle
 from programs import ROOT, wait_until
 from schemas import Status, Verdict
 from stepped import Bench, Publisher, ledger

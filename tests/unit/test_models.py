@@ -9,8 +9,9 @@ from peewee import IntegrityError, OperationalError
 
 import models
 from kit import storage
+from kit.clock import SECOND, moment
 from kit.errors import Conflict, NotFound, Unprocessable
-from models import SECOND, Draft, Settled, Timeouts
+from models import Draft, Settled, Timeouts
 from programs import MIGRATIONS
 from schemas import Status, Verdict
 
@@ -98,7 +99,7 @@ def test_a_transaction_is_pending_until_its_verdict(queries):
     assert queries.settle({key: "COMPLETED", other: "ERROR"}, NOW + 5) == [("settled", 5)] * 2
     assert queries.status(key) is Status.COMPLETED
     assert queries.status(other) is Status.ERROR
-    assert queries.get_transaction(key).updated == models.moment(NOW + 5)
+    assert queries.get_transaction(key).updated == moment(NOW + 5)
 
 
 def test_the_first_verdict_wins(queries):

@@ -39,6 +39,11 @@ def test_a_service_that_was_stopped_takes_nothing_more(tmp_path):
         stopped.ledger.create(1, None)
 
 
+def test_a_request_that_comes_before_the_database_is_open_waits_for_it(tmp_path):
+    with serving(tmp_path, ready=False) as api:
+        assert send(api, "GET", "/stations").json["items"] == []
+
+
 def test_a_folder_that_does_not_exist_is_named_and_not_made(tmp_path):
     url = f"sqlite:///{tmp_path}/typo/energy2go.db"
     with serving(tmp_path, ready=False, database_url=url) as api:

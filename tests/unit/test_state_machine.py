@@ -10,11 +10,12 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule,
 import ledger
 import models
 import stepped
+from kit.clock import SECOND
 from kit.errors import Unprocessable
 from kit.settings import Settings
 from kit.storage import execute
 from kit.writer import Job
-from models import SECOND, Draft
+from models import Draft
 from schemas import Status, Verdict
 
 TIMEOUT = 60 * SECOND

@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -59,34 +57,6 @@ def another_broker(tmp_path, programs):
         return broker
 
     return start
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory) -> Path:
-    """A folder with two CAs, one of which signed the certificates of two brokers."""
-    folder = tmp_path_factory.mktemp("certificates")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    for ca in ("ca", "stranger"):
-        key = ("-newkey", "rsa:2048", "-nodes", "-keyout", f"{ca}.key")
-        openssl("req", "-x509", *key, "-subj", f"/CN={ca}", "-days", "2", "-out", f"{ca}.pem")
-    for name, address in (("here", "DNS:localhost,IP:127.0.0.1"), ("elsewhere", "DNS:broker.example")):
-        key = ("-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key")
-        openssl(
-            "req",
-            *key,
-            "-subj",
-            f"/CN={name}",
-            "-addext",
-            f"subjectAltName={address}",
-            "-out",
-            f"{name}.csr",
-        )
-        signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-copy_extensions", "copy")
-        openssl("x509", "-req", "-in", f"{name}.csr", *signed, "-days", "2", "-out", f"{name}.pem")
-    return folder
 
 
 @pytest.fixture

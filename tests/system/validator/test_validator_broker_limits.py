@@ -74,7 +74,7 @@ def test_it_waits_ten_seconds_for(run, scripted, late, waits_for):
     connection.close()
     started = time.monotonic()
     wait_until(
-        lambda: lines(validator)[-1] == "the broker does not answer", f"it has waited for {waits_for}", 20
+        lambda: lines(validator)[-1:] == ["the broker does not answer"], f"it has waited for {waits_for}", 20
     )
     assert 9.5 < time.monotonic() - started < 14
 

@@ -168,7 +168,7 @@ def test_a_wrong_password_is_told_once_and_tried_again(run, broker, programs, tm
 def test_idle_it_does_nothing(run, broker, certificates, there_is):
     if there_is != "a broker":
         broker.stop()
-    tls = {"MQTT_CA_FILE": f"{certificates}/ca.pem"} if "TLS" in there_is else {}
+    tls = {"MQTT_CA_FILE": f"{certificates}/ours.pem"} if "TLS" in there_is else {}
     validator = run(broker, online=there_is == "a broker", **tls)
     first_wait, first_tick = waits(validator), ticks(validator)
     wait_until(lambda: waits(validator) >= first_wait + 8, "it has slept eight times", 30)
