@@ -102,8 +102,8 @@ export async function readiness() {
 /** An Idempotency-Key; `crypto.randomUUID` exists on localhost and over TLS only. */
 export const newKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 
-/** Follow `/events` until the stream ends: `opened()`, `heard(transaction)` for each event, `alive()` for each piece.
- * `place.id` is the last id, where the next stream goes on. Throws Refused or Away; returns if `stop` was aborted. */
+/** Follow `/events`: `opened()`, `heard(transaction)` for each event and `alive()` for each piece.
+ * The next stream goes on after `place.id`. Throws Refused or Away; returns if `stop` was aborted. */
 export async function follow({ place, stop, opened, heard, alive }) {
   const silence = new AbortController();
   const signal = AbortSignal.any([stop, silence.signal]);
@@ -130,7 +130,7 @@ export async function follow({ place, stop, opened, heard, alive }) {
   }
 }
 
-/** A function that takes a stream of events in pieces (WHATWG HTML, 9.2.6, as far as this service uses it). */
+/** A function that takes a stream of events in pieces (HTML, section 9.2.6, as far as it is used). */
 function parser(place, heard) {
   let rest = "";
   let event = {};

@@ -35,8 +35,8 @@ export function onSubmit(form, act) {
   });
 }
 
-/** Do this once, even if pressed twice. If it fails, show why in `.wrong` until the next try or input. `unknown` says
- * what to do if no answer came, since it is unknown then whether the service did it. */
+/** Do this once, even if pressed twice. If it fails, show why in `.wrong` until the next try or input.
+ * `unknown` says what to do if no answer came: the service may have done it. */
 export async function attempt(element, work, unknown) {
   if (element.ariaBusy === "true") return undefined;
   element.ariaBusy = "true";

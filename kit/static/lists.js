@@ -1,9 +1,9 @@
-// Lists on the page: what the URL asks for, pages of it, and rows that stay what they are while their text changes.
+// Lists on the page: what the URL asks for, its pages, and rows that stay while their text changes.
 
 /** What the page shows, as its URL says it; names and values are those of the API where it has them. */
 export const view = () => Object.fromEntries(new URLSearchParams(location.search));
 
-/** Change what the page shows. It becomes an entry of the history, which keeps `state` too, unless it replaces one. */
+/** Change what the page shows: a new entry of the history, or `replace` the last one. It keeps `state` too. */
 export function go(changes, state = {}, replace = false) {
   const query = new URLSearchParams(Object.entries({ ...view(), ...changes }).filter(([, value]) => value));
   const url = `${location.pathname}${query.size ? `?${query}` : ""}`;
@@ -12,7 +12,7 @@ export function go(changes, state = {}, replace = false) {
 }
 addEventListener("popstate", () => document.dispatchEvent(new Event("view")));
 
-/** The children of an element, one for each item of a list; those that stay are neither moved nor made again. */
+/** The children of an element, one for each item; those that stay are neither moved nor made again. */
 export class Rows {
   constructor(parent, template, fill, made = () => {}) {
     Object.assign(this, { parent, template, fill, made, elements: new Map() });
@@ -44,7 +44,7 @@ export class Rows {
   }
 }
 
-/** The two buttons under a list. The pages before this one are in the history's state, so a reload keeps them. */
+/** The two buttons under a list. The history keeps the pages before this one, also over a reload. */
 export class Pager {
   constructor(element, after) {
     Object.assign(this, { element, after, last: null });

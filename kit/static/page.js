@@ -19,7 +19,7 @@ import * as transactions from "./transactions.js";
 import { clock, equipmentOf, meaning, milliseconds, partsOf } from "./words.js";
 
 const PAUSE = 2; // seconds between two questions while there are no events
-const LOOK = 14_000; // ms between two looks at what the stream does not tell; every 15 s it gives a sign of life
+const LOOK = 14_000; // ms between two looks at what the stream does not tell
 const FRESH = 60_000; // ms; a stream that broke off less long ago is resumed
 
 // What is wrong: a sentence for each cause, until the cause is gone
@@ -52,7 +52,7 @@ listener.away = ({ message }) => {
 
 const timers = new Map();
 
-/** Do some of the page's work. If that fails, say why, and try again until it works or would be refused again. */
+/** Do some of the page's work. If that fails, say why, and try again if that may help. */
 async function guarded(cause, work) {
   clearTimeout(timers.get(cause));
   try {
@@ -127,7 +127,7 @@ function useToken() {
 
 // Follow the events, or ask
 
-const latest = new Map(); // by id: the newest changes, because an answer may come after the event that followed it
+const latest = new Map(); // by id: the newest changes, because an event may come before an older answer
 let changes = [];
 const place = { id: "" }; // in the stream
 let aliveAt = 0; // when the stream gave a sign of life

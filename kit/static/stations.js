@@ -7,7 +7,7 @@ import { inWords, took } from "./words.js";
 
 const LIMIT = 10;
 
-/** The list of the API that the URL asks for. `#42` finds the station with that number, and those after it. */
+/** The list of the API that the URL asks for. `#42` finds station 42 and those after it. */
 function url() {
   const { q = "", stations_after: after } = view();
   const number = /^#\s*(\d{1,9})$/.exec(q)?.[1];

@@ -126,7 +126,7 @@ async function suggest() {
   if (text === $("by-station").value.trim()) options.show(found.items);
 }
 
-/** Filter by the station that was chosen or typed: its number is enough, or a text that only one station has. */
+/** Filter by the station that was chosen or typed: by its number, or a text that only one station has. */
 async function choose(final) {
   const text = $("by-station").value.trim();
   const chosen = [...$("known").children].find(({ value }) => value === text);

@@ -61,7 +61,7 @@ export function partsOf(ready, updates) {
   ];
 }
 
-/** The equipment that is known: a word for all of it, and one for each. What it said before the broker went is old. */
+/** A word for all equipment, and one for each. What it said before the broker went is old. */
 export function equipmentOf(ready) {
   const known = ready?.broker === "ok" && ready.equipment !== "unknown";
   const each = Object.entries(known ? ready.equipment : {}).map(([id, word]) =>
