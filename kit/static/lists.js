@@ -3,7 +3,7 @@
 /** What the page shows, as its URL says it; names and values are those of the API where it has them. */
 export const view = () => Object.fromEntries(new URLSearchParams(location.search));
 
-/** Change what the page shows: a new entry of the history, or `replace` the last one. It keeps `state` too. */
+/** Change what the page shows: a new entry of the history, or instead of the last one. It keeps `state`. */
 export function go(changes, state = {}, replace = false) {
   const query = new URLSearchParams(Object.entries({ ...view(), ...changes }).filter(([, value]) => value));
   const url = `${location.pathname}${query.size ? `?${query}` : ""}`;

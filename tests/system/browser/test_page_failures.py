@@ -3,6 +3,8 @@
 import pytest
 from playwright.sync_api import expect
 
+from load import Load
+from programs import wait_until
 from tab import NOTICES, VERDICT, button, chart, equipment, live, outcome, part, rows
 
 
@@ -89,13 +91,16 @@ def test_nothing_that_happened_while_the_stream_was_broken_is_missed(running, ta
         tab.context.set_offline(True)
         service.stop()
         service.start()
-        for _ in range(30):
-            service.post("/transactions", {"station_id": 1}, Prefer="wait=10")
+        Load(service, total=250).start().join()  # more than one list holds
+        wait_until(lambda: not service.get("/transactions?status=PENDING").json["items"], "all are settled")
         tab.context.set_offline(False)
         live(page)
     expect(rows(page)).to_have_count(20)
-    statuses = [item["status"] for item in service.get("/transactions?limit=200").json["items"]]
+    newest = service.get("/transactions?limit=200").json
+    items = newest["items"] + service.get(newest["next"]).json["items"]
+    statuses = [item["status"] for item in items]
     completed, refused = statuses.count("COMPLETED"), statuses.count("ERROR")
+    assert completed + refused == 250
     expect(chart(page)).to_have_accessible_name(f"{completed} COMPLETED {refused} ERROR 0 EXPIRED")
 
 
@@ -158,6 +163,22 @@ def test_an_answer_that_gets_lost_starts_nothing_twice(running, tab):
     button(page, 1).click()
     expect(outcome(page, 1)).to_contain_text(VERDICT)
     assert len(service.get("/transactions").json["items"]) == 1
+
+
+def test_an_answer_that_comes_after_its_event_hides_no_verdict(running, tab):
+    service, page = running("Teste"), tab.page
+    page.goto(service.url)
+    live(page)
+
+    def delay(route):
+        answer = route.fetch()
+        expect(rows(page).first).to_contain_text(VERDICT)
+        route.fulfill(response=answer)
+
+    page.route("**/transactions", delay, times=1)
+    button(page, 1).click()
+    expect(outcome(page, 1)).to_contain_text(VERDICT)
+    expect(rows(page).first).to_contain_text(VERDICT)
 
 
 def test_a_list_that_was_refused_is_asked_for_again(running, tab):

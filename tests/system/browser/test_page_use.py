@@ -56,8 +56,12 @@ def test_first_content_comes_two_round_trips_after_the_page(running, tab):
 
     def answer_all(last: str) -> set[str]:
         """Let one round trip happen: answer at once what was asked for until now; returns the paths."""
-        while last not in (paths := {urlsplit(route.request.url).path for route in held}):
+        for _ in range(200):
             page.evaluate("new Promise((resolve) => setTimeout(resolve, 50))")
+            paths = {urlsplit(route.request.url).path for route in held}
+            if last in paths:
+                break
+        assert last in paths, paths
         answered, held[:] = held[:], []
         for route in answered:
             route.continue_()
