@@ -16,16 +16,18 @@ function url() {
   return `/stations?${new URLSearchParams(given)}`;
 }
 
-let shown = "";
+let shown = ""; // the list that is shown
+let filled = ""; // the list whose search is in the form
 
 /** Show what the URL asks for; with `always`, ask for it again. */
 export async function load(always = true) {
   const asked = url();
   if (asked === shown && !always) return;
-  if (asked !== shown) $("q").value = view().q ?? "";
-  shown = asked;
+  if (asked !== filled) $("q").value = view().q ?? "";
+  filled = asked;
   const { items, next } = await call(asked);
   if (asked !== url()) return; // the user has moved on
+  shown = asked;
   rows.show(items);
   pager.show(next && items.at(-1).id);
   $("no-stations").hidden = items.length > 0;

@@ -16,7 +16,8 @@ function url() {
 
 let items = [];
 let more = false;
-let shown = "";
+let shown = ""; // the list that is shown
+let filled = ""; // the list whose filters are in the form
 let refill;
 let missed = null; // changes that came while a list was on its way
 
@@ -25,12 +26,13 @@ export async function load(always = true) {
   open(always);
   const asked = url();
   if (asked === shown && !always) return items;
-  const turned = shown && asked !== shown;
-  if (asked !== shown) showFilters();
-  shown = asked;
+  if (asked !== filled) showFilters();
+  filled = asked;
   const since = (missed = []);
   const page = await call(asked);
   if (asked !== url()) return items; // the user has moved on
+  const turned = shown && asked !== shown;
+  shown = asked;
   items = page.items;
   more = Boolean(page.next);
   if (missed === since) missed = null;

@@ -7,6 +7,7 @@ from statistics import median
 import pytest
 from playwright.sync_api import expect
 
+from programs import wait_until
 from tab import VERDICT, button, chart, live, outcome, rows, shown, took
 
 
@@ -198,6 +199,22 @@ def test_a_row_that_no_longer_matches_leaves_the_list(running, tab):
     expect(rows(page)).to_have_count(1)
     expect(rows(page)).to_have_count(0)
     expect(outcome(page, 1)).to_contain_text(VERDICT)
+
+
+def test_a_list_that_rows_leave_is_filled_again(running, tab):
+    service, page = running("Teste", VALIDATION_RETRY="1", VALIDATION_TIMEOUT="2"), tab.page
+    service.equipment.stop()
+    for _ in range(22):
+        service.post("/transactions", {"station_id": 1})
+    page.goto(f"{service.url}/?status=EXPIRED")
+    expect(rows(page)).to_have_count(20)
+    wait_until(lambda: not service.get("/transactions?status=PENDING").json["items"], "all have expired")
+    service.equipment.start()
+    live(page)
+    expired = [item["id"] for item in service.get("/transactions").json["items"]]
+    service.post(f"/transactions/{expired[0]}/retry", None, Prefer="wait=10")
+    expect(rows(page).last).to_have_attribute("data-id", expired[20])
+    expect(rows(page)).to_have_count(20)
 
 
 MARKUP = (

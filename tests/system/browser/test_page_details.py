@@ -41,6 +41,8 @@ def test_a_row_opens_the_details_and_back_and_reload_keep_them(running, tab):
     details.get_by_role("button", name="Close").click()
     expect(details).to_be_hidden()
     expect(page).to_have_url(f"{service.url}/")
+    page.go_forward()  # to close was to go back
+    expect(details).to_be_visible()
 
 
 def test_the_id_is_copied(running, tab):
