@@ -41,14 +41,22 @@ coverage: .venv/dev setup browser ## run every test and print which lines and br
 	.venv/bin/coverage combine -q
 	.venv/bin/coverage report
 
-docker-test: ## build the containers, run them, break them, and remove them
+docker-test: .venv/dev ## build the containers, run them, break them, and remove them
 	@sh tests/system/docker-test.sh
+	@sh tests/system/docker-replicas-test.sh
 
 bench: .venv/dev setup ## measure speed, growth and crowds against a bare route, in 5 minutes
 	@$(BENCH) tests/bench/run.py
 
-soak: .venv/dev setup ## send 200,000 transactions and watch the memory
+soak: .venv/dev setup ## run a year in ten minutes, with retention and faults, and print what grows
 	@$(BENCH) tests/bench/soak.py
+
+backup: .venv/run ## copy the database while the service runs, and print the name of the copy
+	@$(VENV) -m kit.backup
+
+restore: .venv/run ## put a backup in the database's place: make restore FILE=var/energy2go-….db
+	@mkdir -p var
+	@$(VENV) -m kit.backup restore "$$FILE"
 
 fuzz: setup fuzzer ## send generated questions to the equipment's rules for a minute
 	@$(MAKE) -s -C validator fuzz
@@ -85,7 +93,7 @@ packages:
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || set -- $$@ python3-venv; \
 	[ $$# = 0 ] || { $(APT); }
 
-# Install the apt packages that only tests need: the browser, PostgreSQL, the proxy.
+# Install the apt packages that only tests need: the browser, PostgreSQL, the proxy, Prometheus.
 browser:
 	@set --; \
 	PATH="$$PATH:/usr/sbin"; \
@@ -93,6 +101,15 @@ browser:
 	command -v nginx >/dev/null || set -- $$@ nginx; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || set -- $$@ postgresql; \
 	[ $$# = 0 ] || { $(APT); }
+	@command -v promtool >/dev/null || $(MAKE) -s .venv/prometheus
+
+# Only unpack Prometheus: its package would leave a daemon on port 9090.
+.venv/prometheus:
+	@echo "downloading prometheus"
+	@rm -rf $@.new && mkdir -p $@.new && cd $@.new && { apt-get download -qq prometheus 2>/dev/null || \
+	    { if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=$$(command -v sudo); fi && \
+	    $$sudo apt-get update -qq && apt-get download -qq prometheus; }; } && dpkg -x prometheus_*.deb . && rm -f *.deb
+	@mv $@.new $@
 
 # libFuzzer comes in a package that has clang's version in its name.
 fuzzer:
@@ -119,5 +136,5 @@ elif [ -e $@ ]; then echo "$(1) could not be installed; .venv stays as it was." 
 else exit 1; fi
 endef
 
-.PHONY: help setup run check fix test test-faults coverage docker-test bench soak fuzz clean lint \
+.PHONY: help setup run check fix test test-faults coverage docker-test bench soak backup restore fuzz clean lint \
     packages browser fuzzer

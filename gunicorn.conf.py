@@ -45,7 +45,9 @@ def when_ready(server: Any) -> None:
     """Warn about what is allowed but may not be meant."""
     host, _ = settings.address
     if host not in ("localhost", "::1") and not host.startswith("127.") and not settings.api_token:
-        warn(server, "open", f"BIND={settings.bind} is open to other machines, and no API_TOKEN is set")
+        # A container does not know who can reach its port.
+        reached = f"every machine that can reach BIND={settings.bind} can use the service"
+        warn(server, "open", f"no API_TOKEN is set, so {reached}")
     if room.waits < wanted:
         limits = "the limits of descriptors and processes"
         warn(server, "few_waits", f"{limits} leave room for WAITS={room.waits} only")

@@ -25,7 +25,7 @@ SQLITE = r"^sqlite:///(?!:memory:)[^?#]+$"
 SECRETS = ("DATABASE_URL", "MQTT_PASSWORD", "API_TOKEN")  # not to be shown
 # What the equipment and compose read.
 OTHERS = {"USERNAME", "PASSWORD", "ID", "CONFIRM_RATE", "SEED", "DELAY_MS", "VERBOSE"}
-OTHERS = {f"VALIDATOR_{name}" for name in OTHERS} | {"PUBLISH"}
+OTHERS = {f"VALIDATOR_{name}" for name in OTHERS} | {"PUBLISH", "PUBLISH_PROMETHEUS", "POSTGRES_PASSWORD"}
 
 Host = Annotated[
     str, Meta(pattern=HOST, description="a host name or an IP address, such as 127.0.0.1 or ::1")
@@ -40,6 +40,9 @@ Timeout = Annotated[
 ]
 Bind = Annotated[
     str, Meta(pattern=ADDRESS, description="a host and a port, such as 127.0.0.1:8000 or [::1]:8000")
+]
+Days = Annotated[
+    int, Meta(ge=0, le=36_500, description="a whole number from 0 to 36500; 0 keeps everything")
 ]
 Url = Annotated[
     str,
@@ -61,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     threads: Threads = 16
     waits: Waits = 1000
     database_url: Url = "sqlite:///var/energy2go.db"
+    retention_days: Days = 0
     mqtt_host: Host = "127.0.0.1"
     mqtt_port: Port = 18830
     mqtt_username: str = ""

@@ -55,6 +55,21 @@ class Worker(ThreadWorker):
             self.murder_keepalived()
             enabled = True
         super().set_accept_enabled(enabled)
+        if not self.alive:
+            self.accept_the_last()
+
+    def accept_the_last(self) -> None:
+        """Before it stops, take each connection that waits to be accepted. From then on, refuse new ones.
+
+        Otherwise the kernel would go on taking connections, and reset them when the process ends.
+        """
+        for listener in self.sockets:
+            listener.setblocking(False)
+            known = -1
+            while known < self.nr_conns < self.worker_connections:
+                known = self.nr_conns
+                self.accept(listener)
+            listener.close()
 
     def handle(self, conn: TConn) -> Any:
         """Close a connection in this thread as far as one may have to wait for the client."""

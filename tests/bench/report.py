@@ -50,6 +50,12 @@ def goals(found: dict) -> list[Goal]:
         Goal("post → verdict p50 at 32 clients", phases[CLIENTS]["verdict ms"]["p50"], 30, " ms"),
         Goal("PENDING at the end", found["pending"], 0),
         Goal(f"slowest growth, {few:,} to {many:,} rows: {worst}", grown[worst], 1.5, " ×"),
+        Goal(
+            f"longest commit while {many:,} old rows are deleted",
+            found["deleting"]["round ms"]["max"],
+            100,
+            " ms",
+        ),
         Goal("RSS of the service, at most", peak["service"], 60, " MB"),
         Goal("RSS of the equipment, at most", peak["equipment"], 6, " MB"),
         Goal("verdicts for 1,000 clients that wait", crowds["verdicts"], 1000, least=True),
@@ -160,6 +166,18 @@ def growth_table(growth: dict[int, dict]) -> str:
     )
 
 
+def deletion_table(deleting: dict[str, dict], rows: int) -> str:
+    """How long posts and commits take while old rows are deleted."""
+    names = {
+        "round ms": "round of deletion with its commit",
+        "post ms": "POST, 100 a second, at the same time",
+    }
+    return table(
+        (f"ms, {rows:,} old rows", "p50", "p99", "max"),
+        ((name, *map(number, deleting[key].values())) for key, name in names.items()),
+    )
+
+
 def crowd_table(crowds: dict) -> str:
     """What others notice of many clients at once."""
     rows = [
@@ -186,8 +204,8 @@ def text(found: dict, goals: list[Goal]) -> str:
     """The whole report; the ratios that other machines should find too come first."""
     machine = found["machine"]
     tables = [goal_table(goals), ratio_table(found["rounds"]), phase_table(found["phases"])]
-    tables += [growth_table(found["growth µs"]), crowd_table(found["crowds"])]
-    tables += [memory_table(found["peak MB"])]
+    tables += [growth_table(found["growth µs"]), deletion_table(found["deleting"], max(found["growth µs"]))]
+    tables += [crowd_table(found["crowds"]), memory_table(found["peak MB"])]
     tables.append(
         f"{machine['processors']} processors, of which others kept {machine['others']:.1f} busy; "
         f"the disk syncs 4 KiB in {machine['sync µs']:.0f} µs."

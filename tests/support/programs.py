@@ -218,7 +218,8 @@ class Answer:
 
     def __init__(self, status: int, headers, body: bytes):
         self.status, self.headers, self.body = status, headers, body
-        self.json = json.loads(body) if "json" in headers.get("Content-Type", "") else None
+        plain = "json" in headers.get("Content-Type", "") and "Content-Encoding" not in headers
+        self.json = json.loads(body) if plain else None
 
 
 class HttpServer(Program):

@@ -58,7 +58,9 @@ def test_without_a_network_a_new_venv_fails(make, tmp_path):
 
 def test_make_alone_lists_every_target_with_what_it_does(make):
     listed = dict(line.split(maxsplit=1) for line in make("", PIP_WORKS).stdout.splitlines())
-    targets = "help setup run check fix test test-faults coverage docker-test bench soak fuzz clean"
+    targets = (
+        "help setup run check fix test test-faults coverage docker-test bench soak backup restore fuzz clean"
+    )
     assert set(targets.split()) <= listed.keys()
 
 
