@@ -25,7 +25,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from kit import metrics
 from kit.clock import SECOND
@@ -46,6 +46,7 @@ KEEPALIVE = 5  # seconds
 IN_FLIGHT = 20  # publishes that wait for their PUBACK; a broker may allow fewer (Receive Maximum)
 PACKET = 512  # bytes; a question with its topic and properties is well below that
 EQUIPMENT = 100  # status topics that are remembered
+NO_DELAY = socket.IPPROTO_TCP, socket.TCP_NODELAY, 1  # else Nagle's algorithm adds 40 ms to a hop
 PATIENCE = 10  # seconds that the broker may take for SUBACK, and for each PUBACK
 
 PROPERTIES: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # of every question
@@ -103,10 +104,9 @@ class Listener:
         client.reconnect_delay_set(0.1, 2)  # type: ignore[arg-type]  # until it is connected first
         guard = self._guarded
         client.on_pre_connect = guard(lambda *_: self._on_pre_connect())
-        client.on_socket_open = guard(lambda _, __, sock: self._on_socket_open(sock))
-        client.on_connect_fail = guard(
-            lambda *_: self._say(f"{self._broker} cannot be reached: {sys.exception()}")
-        )
+        client.on_socket_open = guard(lambda _, __, connection: connection.setsockopt(*NO_DELAY))
+        unreached = f"{self._broker} cannot be reached"
+        client.on_connect_fail = guard(lambda *_: self._say(f"{unreached}: {sys.exception()}"))
         client.on_connect = guard(lambda _, __, flags, code, limits: self._on_connect(code, limits))
         client.on_subscribe = guard(lambda _, __, mid, codes, properties: self._on_subscribe(codes))
         client.on_disconnect = guard(lambda _, __, flags, code, ___: self._on_disconnect(flags, code))
@@ -150,10 +150,8 @@ class Listener:
         """What Prometheus reads."""
         connected = int(not self.problem)
         yield metrics.gauge("energy2go_broker_connected", "1 while questions can be asked", connected)
-        online = GaugeMetricFamily("energy2go_equipment_online", "1 while it says so", labels=["equipment"])
-        for equipment, status in list(self.equipment.items()):
-            online.add_metric([equipment], int(status == "online"))
-        yield online
+        online = {name: int(status == "online") for name, status in self.equipment.copy().items()}
+        yield metrics.gauges("energy2go_equipment_online", "1 while it says so", "equipment", online)
 
     # Called by the ledger
 
@@ -203,9 +201,7 @@ class Listener:
             info = self._client.publish(QUESTIONS, payload, connection.qos, properties=properties)
             if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
                 about["event"] = "publish_failed"
-                log.warning(
-                    "%(transaction)s could not be published; it will be asked again", about, extra=about
-                )
+                log.warning("%(transaction)s was not published; it is asked again", about, extra=about)
                 return  # the connection is gone, and this window with it
 
     def _hand_over(self, job: Job) -> None:
@@ -252,10 +248,6 @@ class Listener:
         self._thread = threading.current_thread()
         self._connection, self._reason, self._ended = None, "", False
         self._client._keepalive = KEEPALIVE  # the last broker may have chosen another
-
-    def _on_socket_open(self, sock: Any) -> None:
-        # Without this, Nagle's algorithm and delayed ACKs add 40 ms to a hop.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _on_connect(self, code: ReasonCode, limits: Any) -> None:
         self._client.drop_out_messages()  # paho would send again what was not acknowledged
