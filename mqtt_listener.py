@@ -29,6 +29,7 @@ from prometheus_client.core import Metric
 
 from kit import metrics
 from kit.clock import SECOND
+from kit.logs import note
 from kit.settings import Settings
 from kit.writer import Job
 from ledger import ask_again, settle
@@ -192,16 +193,16 @@ class Listener:
             properties = copy(PROPERTIES)  # making them anew costs as much as all the rest of publishing
             properties.MessageExpiryInterval = max(1, backoff // SECOND)
             properties.CorrelationData = question.transaction_id.bytes
-            about = {"event": "transaction_asked", "transaction": question.transaction_id}
-            log.debug("%(transaction)s is asked", about, extra=about)
+            key = question.transaction_id
+            note(log.debug, "transaction_asked", "%(transaction)s is asked", transaction=key)
             if not connection.sent:
                 connection.last_puback = time.monotonic()
             connection.sent.append((since, (question, backoff)))
             payload = msgspec.json.encode(question)
             info = self._client.publish(QUESTIONS, payload, connection.qos, properties=properties)
             if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                about["event"] = "publish_failed"
-                log.warning("%(transaction)s was not published; it is asked again", about, extra=about)
+                text = "%(transaction)s was not published; it is asked again"
+                note(log.warning, "publish_failed", text, transaction=key)
                 return  # the connection is gone, and this window with it
 
     def _hand_over(self, job: Job) -> None:
@@ -323,8 +324,8 @@ class Listener:
         try:
             if topic == VERDICTS:
                 verdict = decode_verdict(payload)
-                about = {"event": "transaction_answered", "transaction": verdict.transaction_id}
-                log.debug("%s is answered: %s", verdict.transaction_id, verdict.status, extra=about)
+                text = f"%(transaction)s is answered: {verdict.status}"
+                note(log.debug, "transaction_answered", text, transaction=verdict.transaction_id)
                 self._hand_over(Job(settle, verdict, lambda _: acknowledge()))
                 return
             self._note(topic.removeprefix(STATUSES), payload.decode("ascii"), retained)
@@ -343,8 +344,7 @@ class Listener:
             self.equipment[equipment] = status
         # A retained message was published before we subscribed, and SUBACK has asked everything again.
         if not retained:
-            about = {"event": "equipment_status", "equipment": equipment, "status": status}
-            level = logging.INFO if first else logging.WARNING
-            log.log(level, "equipment %(equipment).80r is %(status)s", about, extra=about)
+            write, text = log.info if first else log.warning, "equipment %(equipment).80r is %(status)s"
+            note(write, "equipment_status", text, equipment=equipment, status=status)
         if status == "online" and not retained:
             self._hand_over(Job(ask_again, 0))
