@@ -20,6 +20,7 @@ import models
 from kit import metrics
 from kit.clock import SECOND, Clock
 from kit.errors import Refusal
+from kit.events import FIRST
 from kit.settings import Settings
 from kit.storage import ERRORS, Store
 from kit.writer import Job, JobQueue, Writer
@@ -34,6 +35,8 @@ T = TypeVar("T")
 BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60)  # seconds
 ROUND = SECOND // 4  # how often the ledger looks for questions that are late or due
+DAY = 24 * 60 * 60 * SECOND
+DELETION = 300  # transactions that one round deletes at most
 LOOK = SECOND // 10  # how often it looks for verdicts that another process stored
 
 
@@ -66,12 +69,9 @@ class Batch:
     """One database transaction: its times, and what to do after its commit."""
 
     def __init__(self, ledger: "Ledger"):
-        self.database, self.timeouts, self.publisher = (
-            ledger.store.database,
-            ledger.timeouts,
-            ledger.publisher,
-        )
-        self.room, self.session = ledger.room, ledger.session
+        self.database, self.publisher = ledger.store.database, ledger.publisher
+        self.timeouts, self.room, self.session = ledger.timeouts, ledger.room, ledger.session
+        self.retention, self.deleted = ledger.retention, ledger.deleted
         # Taken under the lock that orders commits, so `updated` rises with every commit of every process.
         self.now = max(ledger.clock.wall(), models.newest_update(self.database) + 1)
         self.clock = ledger.clock.steady()
@@ -79,7 +79,7 @@ class Batch:
         self.changed: list[UUID] = []  # no longer PENDING: wake those who wait for these
         self.counts: Counter[str] = Counter()
         self.delays: list[int] = []  # microseconds from question to verdict
-        self.events: list[tuple[str, UUID]] = []  # to log
+        self.events: list[tuple[str, UUID]] = []  # to log: what it is now
         self.more = False  # more questions can be opened at once
 
     def take_room(self, wanted: int) -> int:
@@ -91,6 +91,16 @@ class Batch:
         taken = min(self.room, wanted)
         self.room -= taken
         return taken
+
+    def open(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Transaction | Refusal]:
+        """Call a function of `models` that makes transactions PENDING, and ask about those it says."""
+        room = self.take_room(len(items))
+        answers: list[Transaction | Refusal]
+        answers, questions = function(self.database, items, self.now, self.clock, self.timeouts, room)
+        self.room += room - len(questions)
+        self.questions += questions
+        self.counts["first"] += len(questions)
+        return answers
 
 
 # Batch functions: each gets all items of its kind in a batch, and returns a result for each.
@@ -104,7 +114,7 @@ def settle(batch: Batch, verdicts: Sequence[Verdict]) -> list[Settled]:
         if settled.kind in ("settled", "late"):
             batch.counts[verdict.status] += 1
             batch.changed.append(verdict.transaction_id)
-            batch.events.append((f"%(transaction)s is {verdict.status}", verdict.transaction_id))
+            batch.events.append((verdict.status, verdict.transaction_id))
         if settled.delay is not None:
             batch.delays.append(settled.delay)
     return results
@@ -131,16 +141,20 @@ def ask_again(batch: Batch, sessions: Sequence[int]) -> list[None]:
 
 def create(batch: Batch, drafts: Sequence[Draft]) -> list[Transaction | Refusal]:
     """Store new transactions as PENDING, and ask about as many as there is room for."""
-    room = batch.take_room(len(drafts))
-    times = batch.now, batch.clock, batch.timeouts
-    answers, questions = models.create_transactions(batch.database, drafts, *times, room)
-    batch.room += room - len(questions)
-    batch.questions += questions
-    batch.counts["first"] += len(questions)
+    answers = batch.open(models.create_transactions, drafts)
     for draft, answer in zip(drafts, answers, strict=True):
         if isinstance(answer, Transaction) and answer.id == draft.id:
             batch.counts[Status.PENDING] += 1
-            batch.events.append(("%(transaction)s is stored", draft.id))
+            batch.events.append(("stored", draft.id))
+    return answers
+
+
+def retry(batch: Batch, transaction_ids: Sequence[UUID]) -> list[Transaction | Refusal]:
+    """Make EXPIRED transactions PENDING again, and ask about them as about new ones."""
+    answers = batch.open(models.retry, transaction_ids)
+    again = [answer.id for answer in answers if isinstance(answer, Transaction)]
+    batch.counts[Status.PENDING] += len(again)
+    batch.events += [("retried", transaction_id) for transaction_id in again]
     return answers
 
 
@@ -157,17 +171,28 @@ def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
     batch.room += room - len(opened)
     batch.questions += again + opened
     batch.changed += expired
+    batch.events += [(Status.EXPIRED.value, transaction_id) for transaction_id in expired]
     batch.counts.update({Status.EXPIRED: len(expired), "again": len(again), "first": len(opened)})
     batch.more = len(opened) == models.CLAIM
     return [None] * len(items)
 
 
+def delete_old(batch: Batch, items: Sequence[None]) -> list[None]:
+    """Delete some of the transactions that have been finished for longer than RETENTION_DAYS."""
+    before = batch.now - batch.retention
+    batch.deleted = models.delete_finished(batch.database, before, batch.deleted, DELETION)
+    return [None] * len(items)
+
+
 # Verdicts come first, so that they are settled before anything expires.
-ORDER = (settle, change, ask_again, create, look_after)
+ORDER = (settle, change, ask_again, create, retry, look_after, delete_old)
 
 
 class Ledger(Writer):
-    """The single writer. `stopping` tells whether the process is about to stop: then no request waits."""
+    """The single writer. `stopping` tells whether the process is about to stop: then no request waits.
+
+    `places` is how many requests may wait, and `changed` is called after each change of a status.
+    """
 
     def __init__(
         self,
@@ -177,6 +202,8 @@ class Ledger(Writer):
         publisher: Publisher,
         clock: Clock | None = None,
         stopping: Callable[[], bool] = lambda: False,
+        places: threading.Semaphore | None = None,
+        changed: Callable[[], None] = lambda: None,
     ):
         self.clock, self.publisher = clock or Clock(), publisher
         super().__init__(store, queue, ORDER, lambda: self.clock.steady() / SECOND, stopping)
@@ -188,18 +215,29 @@ class Ledger(Writer):
         )
         self.sizes = Histogram("energy2go_batch_jobs", "Jobs in a batch", registry=None, buckets=BATCH_SIZES)
         self.room = 0  # questions that may be opened; never more than models.room() says
+        self.retention = settings.retention_days * DAY  # 0: keep everything
+        self.deleted = FIRST  # up to here, in the order of `updated`
         self.session = 0  # the listener's, once everything was asked again in it; 0: some may be lost
         self._compared = False  # the clock with the newest transaction
         self._next_round = self._next_look = 0
         self._waiting: dict[UUID, list[threading.Event]] = {}
         self._waiting_lock = threading.Lock()
-        self._most_waiting = settings.waits
+        self._places = places or threading.BoundedSemaphore(settings.waits)
+        self._changed = changed
 
     # Called by requests
 
-    def create(self, station_id: int, idempotency_key: str | None) -> Transaction:
-        """Store a new transaction as PENDING; raises Unprocessable or Unavailable."""
-        transaction: Transaction = self.run(Creation(create, Draft(station_id, idempotency_key)))
+    def create(self, draft: Draft) -> Transaction:
+        """Store a draft as PENDING; raises Unprocessable or Unavailable.
+
+        The transaction has another id than the draft if the idempotency key was used before.
+        """
+        transaction: Transaction = self.run(Creation(create, draft))
+        return transaction
+
+    def retry(self, transaction_id: UUID) -> Transaction:
+        """Ask about an EXPIRED transaction again; raises NotFound, Conflict or Unavailable."""
+        transaction: Transaction = self.run(Job(retry, transaction_id))
         return transaction
 
     def change(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **_: P.kwargs) -> T:
@@ -212,10 +250,10 @@ class Ledger(Writer):
 
         False if too many requests wait already.
         """
+        if not self._places.acquire(blocking=False):
+            return False
         event = threading.Event()
         with self._waiting_lock:
-            if sum(map(len, self._waiting.values())) >= self._most_waiting:
-                return False
             self._waiting.setdefault(transaction_id, []).append(event)
         try:
             # The verdict may have been stored before this request was listed.
@@ -227,11 +265,14 @@ class Ledger(Writer):
                 self._waiting[transaction_id].remove(event)
                 if not self._waiting[transaction_id]:
                     del self._waiting[transaction_id]
+            self._places.release()
         return True
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
         counts, counter, gauge = self.counts, metrics.counter, metrics.gauge
+        with self._waiting_lock:
+            waiting = sum(map(len, self._waiting.values()))
         statuses = {status.value: counts[status] for status in Status}
         yield counter("energy2go_transactions", "Transactions that became", "status", statuses)
         kinds = {kind: counts[kind] for kind in ("settled", "late", "duplicate", "contradiction", "unknown")}
@@ -242,10 +283,14 @@ class Ledger(Writer):
         yield from self.delays.collect()
         yield from self.sizes.collect()
         yield gauge("energy2go_queue_jobs", "Jobs that wait for the ledger", self.queue.qsize())
-        yield gauge("energy2go_waiters", "Requests that wait for a verdict", len(self._waiting))
+        yield gauge("energy2go_waiters", "Requests that wait for a verdict", waiting)
         yield gauge("energy2go_wal_bytes", "Size of SQLite's log", self.store.log_size)
-        oldest = self.store.read(models.oldest_pending)
+        try:
+            pending, oldest = self.store.read(models.pending)
+        except ERRORS:
+            return  # `energy2go_ready` tells
         age = max(0, self.clock.wall() - oldest) / SECOND if oldest else 0
+        yield gauge("energy2go_pending_transactions", "Transactions that are PENDING", pending)
         yield gauge("energy2go_oldest_pending_seconds", "Age of the oldest PENDING transaction, or 0", age)
 
     # What belongs to a batch (see Writer)
@@ -269,28 +314,42 @@ class Ledger(Writer):
             return []
         session = self.publisher.session
         lost = self.publisher.subscribed and self.session < session
-        return [*([Job(ask_again, session)] if lost else []), Job(look_after, None)]
+        old = [Job(delete_old, None)] if self.retention else []
+        return [*([Job(ask_again, session)] if lost else []), Job(look_after, None), *old]
 
     def begin(self) -> Batch:
         batch = Batch(self)
         ahead = (batch.now - self.clock.wall()) // SECOND
         if not self._compared and ahead > 60:
-            log.warning("the newest transaction is %d s ahead of the clock, so times stand still", ahead)
+            about = {"event": "clock_behind", "seconds": ahead}
+            log.warning(
+                "the newest transaction is %(seconds)d s ahead of the clock, so times stand still",
+                about,
+                extra=about,
+            )
         self._compared = True
         return batch
 
     def committed(self, batch: Batch, results: list[tuple[Job, Any]]) -> None:
         """Publish first, so that the equipment can already work on the questions."""
-        for event, transaction_id in batch.events:
-            log.debug(event, {"transaction": transaction_id})
+        requests = {result.id: job.request for job, result in results if isinstance(result, Transaction)}
+        for what, key in batch.events:
+            about = {
+                "event": f"transaction_{what.lower()}",
+                "transaction": key,
+                "request": requests.get(key),
+            }
+            log.debug(f"%(transaction)s is {what}", about, extra=about)
         self.publisher.publish(batch.questions)
         self._wake(batch.changed)
-        self.room, self.session = batch.room, batch.session
+        if batch.events or batch.changed:
+            self._changed()
+        self.room, self.session, self.deleted = batch.room, batch.session, batch.deleted
         self._next_round = 0 if batch.more else self._next_round
         self.counts.update(batch.counts)
         for delay in batch.delays:
             self.delays.observe(delay / SECOND)
-        if size := sum(job.function is not look_after for job, _ in results):
+        if size := sum(job.function not in (look_after, delete_old) for job, _ in results):
             self.sizes.observe(size)
 
     def failed(self) -> None:
@@ -312,6 +371,6 @@ class Ledger(Writer):
         try:
             found = {} if self.stopping() else self.store.read(models.statuses, waiting)
         except ERRORS as error:
-            log.error("the database cannot be read: %s", error)
+            log.error("the database cannot be read: %s", error, extra={"event": "database_unreadable"})
         else:
             self._wake(key for key in waiting if found.get(key) is not Status.PENDING)

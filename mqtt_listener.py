@@ -194,14 +194,18 @@ class Listener:
             properties = copy(PROPERTIES)  # making them anew costs as much as all the rest of publishing
             properties.MessageExpiryInterval = max(1, backoff // SECOND)
             properties.CorrelationData = question.transaction_id.bytes
-            log.debug("%(transaction)s is asked", {"transaction": question.transaction_id})
+            about = {"event": "transaction_asked", "transaction": question.transaction_id}
+            log.debug("%(transaction)s is asked", about, extra=about)
             if not connection.sent:
                 connection.last_puback = time.monotonic()
             connection.sent.append((since, (question, backoff)))
             payload = msgspec.json.encode(question)
             info = self._client.publish(QUESTIONS, payload, connection.qos, properties=properties)
             if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                log.warning("a question could not be published; it will be asked again: %s", info.rc.name)
+                about["event"] = "publish_failed"
+                log.warning(
+                    "%(transaction)s could not be published; it will be asked again", about, extra=about
+                )
                 return  # the connection is gone, and this window with it
 
     def _hand_over(self, job: Job) -> None:
@@ -225,7 +229,8 @@ class Listener:
         if sentence != self._logged:
             self._logged = sentence
             level = logging.WARNING if sentence else logging.INFO
-            log.log(level, "%s", sentence or f"subscribed at {self._broker}")
+            text = sentence or f"subscribed at {self._broker}"
+            log.log(level, "%s", text, extra={"event": "connection_changed"})
 
     def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
         """A callback whose exceptions cost one reconnect. One that escapes would end paho's thread."""
@@ -234,7 +239,7 @@ class Listener:
             try:
                 callback(*arguments)
             except Exception as error:
-                log.exception("an MQTT callback failed; connecting anew")
+                log.exception("an MQTT callback failed; connecting anew", extra={"event": "callback_failed"})
                 self._connection = None
                 self._disconnected = f"a packet from {self._broker} cannot be handled: {error!r}"
                 self._lose(self._disconnected)
@@ -326,14 +331,15 @@ class Listener:
         try:
             if topic == VERDICTS:
                 verdict = decode_verdict(payload)
-                answered = {"transaction": verdict.transaction_id, "status": verdict.status}
-                log.debug("%(transaction)s is answered: %(status)s", answered)
+                about = {"event": "transaction_answered", "transaction": verdict.transaction_id}
+                log.debug("%s is answered: %s", verdict.transaction_id, verdict.status, extra=about)
                 self._hand_over(Job(settle, verdict, lambda _: acknowledge()))
                 return
             self._note(topic.removeprefix(STATUSES), payload.decode("ascii"), retained)
         except (ValueError, RecursionError) as error:  # msgspec.DecodeError is a ValueError
             self.unreadable += 1
-            log.warning("ignored on %.80r: %.80s: %r", topic, error, payload[:64])
+            about = {"event": "message_ignored"}
+            log.warning("ignored on %.80r: %.80s: %r", topic, error, payload[:64], extra=about)
         acknowledge()
 
     def _note(self, equipment: str, status: str, retained: bool) -> None:
@@ -345,6 +351,8 @@ class Listener:
             self.equipment[equipment] = status
         # A retained message was published before we subscribed, and SUBACK has asked everything again.
         if not retained:
-            log.log(logging.INFO if first else logging.WARNING, "equipment %.80r is %s", equipment, status)
+            about = {"event": "equipment_status", "equipment": equipment, "status": status}
+            level = logging.INFO if first else logging.WARNING
+            log.log(level, "equipment %(equipment).80r is %(status)s", about, extra=about)
         if status == "online" and not retained:
             self._hand_over(Job(ask_again, 0))

@@ -4,8 +4,10 @@ import hmac
 import inspect
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple, get_type_hints
 
@@ -13,8 +15,9 @@ import msgspec
 from bottle import Bottle, HTTPError, HTTPResponse, Route, request, response
 from gunicorn.http.errors import ParseException
 
-from kit import errors
+from kit import errors, metrics, mistakes, patience, trace
 from kit.errors import Problem, Refusal, Unavailable, Unprocessable
+from kit.headers import ANSWERS
 
 LARGEST_BODY = 64 * 1024  # bytes
 PATIENCE = 10  # seconds that a request waits for a slot
@@ -34,6 +37,7 @@ class Options(NamedTuple):
     status: int = 200  # of a successful answer
     errors: tuple[type[Refusal], ...] = ()  # besides those that follow from what the route takes
     sends: tuple[str, ...] = ()  # names of headers of a successful answer
+    also: tuple[tuple[int, tuple[str, ...]], ...] = ()  # other statuses but errors, and what they send
     media_type: str = JSON
     token: bool = True  # ask for the API token, if there is one
     slot: bool = True  # it counts as one of the requests that are worked on at once
@@ -64,12 +68,12 @@ def declaration(route: Route) -> Declaration:
     """Read a route's declaration; raises TypeError, which names the route, for a mistake in it."""
     options = {name: value for name, value in route.config.items() if name not in route.app.config}
     try:
-        return declared_by(route.callback, route.rule, Options(**options))
+        return declared_by(route.callback, route.method, route.rule, Options(**options))
     except (TypeError, ValueError, NameError) as mistake:
         raise TypeError(f"{route.method} {route.rule} ({route.callback.__name__}): {mistake}") from None
 
 
-def declared_by(handler: Callable[..., Any], rule: str, options: Options) -> Declaration:
+def declared_by(handler: Callable[..., Any], method: str, rule: str, options: Options) -> Declaration:
     """The same, without the name of the route in the error."""
     summary, _, description = (inspect.getdoc(handler) or "").partition("\n\n")
     if not summary:
@@ -85,20 +89,29 @@ def declared_by(handler: Callable[..., Any], rule: str, options: Options) -> Dec
         raise TypeError("query, headers and body must be Structs")
     if not all(issubclass(refusal, Refusal) for refusal in options.errors):
         raise TypeError("errors must be Refusals")
+    if unknown := {*options.sends, *(name for _, names in options.also for name in names)} - ANSWERS.keys():
+        raise TypeError(f"kit.headers does not say what {sorted(unknown)} mean")
     json = [returns] if options.media_type == JSON and not options.page else []
     msgspec.json.schema_components([*filter(None, structs), *hints.values(), *json])  # may find no schema
-    refusals = set(options.errors)
-    if body:
-        refusals |= {errors.BadRequest, errors.ContentTooLarge, errors.UnsupportedMediaType}
-    if hints or any(structs):
-        refusals.add(Unprocessable)
-    if options.token:
-        refusals.add(errors.Unauthorized)
-    if service:
-        refusals.add(Unavailable)
+    refusals = {*options.errors, *implied(method, options, bool(hints or any(structs)), body, service)}
     takes = hints, query, headers, body, service
     by_status = sorted(refusals, key=lambda refusal: refusal.status)
     return Declaration(handler.__name__, summary, description, *takes, returns, options, by_status)
+
+
+def implied(method: str, options: Options, takes: bool, body: Any, service: bool) -> Iterator[type[Refusal]]:
+    """The errors that follow from what a route takes."""
+    yield errors.MethodNotAllowed
+    if body:
+        yield from (errors.BadRequest, errors.ContentTooLarge, errors.UnsupportedMediaType)
+    if takes:
+        yield Unprocessable
+    if options.token:
+        yield errors.Unauthorized
+    if service and options.slot:
+        yield errors.NotRead if method == "GET" else errors.NotStored
+    elif service:
+        yield Unavailable
 
 
 class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
@@ -109,10 +122,12 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         self.absent = absent
         self.use(None)
         self.declarations: dict[Route, Declaration] = {}
+        self.requests = metrics.Requests()
         self.default_error_handler = answer_error
+        self.add_hook("before_request", lambda: trace.begin(header(trace.HEADER)))
         self.add_hook("before_request", accept_trailing_slash)
         self.add_hook("before_request", refuse_path_that_is_not_utf_8)
-        self.add_hook("after_request", set_security_headers)
+        self.add_hook("after_request", set_common_headers)
 
     def use(self, service: Any, token: str = "", slots: int = 1) -> None:
         """Hand this service to handlers from now on, or none.
@@ -129,13 +144,28 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         def handle(**path: str) -> Any:
             try:
                 arguments = self.arguments(declared, path)
-                with self.slot() if declared.service and declared.options.slot else nullcontext():
+                response.status = declared.options.status  # a handler may set one of `also`
+                needs_slot = declared.service and declared.options.slot
+                with patience.request(), self.slot() if needs_slot else nullcontext():
                     return write(handler(**arguments), declared.options)
             except Refusal as refusal:
                 return answer(refusal.problem(), refusal.headers)
 
         route.callback = handle
         super().add_route(route)
+
+    def wsgi(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        """Answer a request, and measure that. A stream counts until it begins."""
+        began = time.perf_counter()
+
+        def start(status: str, *rest: Any) -> Any:
+            route = environ.get("bottle.route")
+            rule, took = route.rule if route else "unmatched", time.perf_counter() - began
+            self.requests.answered(rule, environ["REQUEST_METHOD"], status[:3], took)
+            return start_response(status, *rest)
+
+        with self.requests.in_progress.track_inprogress():
+            return super().wsgi(environ, start)
 
     @contextmanager
     def slot(self) -> Iterator[None]:
@@ -170,7 +200,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         for name, text in path.items():
             given[name] = convert(text, declared.path[name], name)
         if declared.query:
-            given["query"] = convert(query(), declared.query, "query")
+            given["query"] = convert(query(declared.query), declared.query, "query")
         if declared.headers:
             texts = {name: header(name) for name in header_names(declared.headers)}
             sent = {name: text for name, text in texts.items() if text is not None}
@@ -191,12 +221,29 @@ def header(name: str) -> str | None:
     return raw
 
 
-def query() -> dict[str, str]:
-    """The parameters of the query; raises Unprocessable if one is given twice."""
+def query(struct: type[msgspec.Struct]) -> dict[str, str | list[str]]:
+    """The parameters of the query. A list has commas, or is given several times, as some clients do.
+
+    Raises Unprocessable if any other is given twice.
+    """
+    lists, given = list_names(struct), dict[str, str | list[str]]()
     for name in request.query:
-        if len(request.query.getall(name)) > 1:
+        raw = request.query.getall(name)
+        if len(raw) > 1 and name not in lists:
             raise Unprocessable(f"query.{name}: must be given only once.")
-    return dict(request.query)
+        try:
+            text = ",".join(raw).encode("latin1").decode()  # Bottle gives a character for each byte
+        except UnicodeDecodeError:
+            raise Unprocessable(f"query.{name}: must be UTF-8.") from None
+        given[name] = text.split(",") if name in lists else text
+    return given
+
+
+@cache
+def list_names(struct: type[msgspec.Struct]) -> list[str]:
+    """The fields of a Struct that take a list."""
+    fields: Any = msgspec.json.schema_components([struct])[1][struct.__name__]["properties"]
+    return [name for name, field in fields.items() if field.get("type") == "array"]
 
 
 @cache
@@ -210,13 +257,15 @@ def convert(data: Any, kind: Any, place: str) -> Any:
     try:
         found = msgspec.convert(data, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise Unprocessable(named(error, place)) from None
-    # msgspec takes 1.0 and 01 for whole numbers, too; one thing has one name.
+        raise Unprocessable(mistakes.sentence(error, kind, place)) from None
+    # msgspec takes 1.0 and 01 for whole numbers, too, and 2026 for a time; one thing has one name.
     fields = {f"{place}.{name}": name for name in data} if isinstance(data, dict) else {place: None}
     for where, name in fields.items():
         text, value = (data[name], getattr(found, name, None)) if name else (data, found)
         if isinstance(value, int) and str(value) != text:
             raise Unprocessable(f"{where}: Expected `int`, got `{text:.40}`")
+        if isinstance(value, datetime) and "-" not in text[1:]:
+            raise Unprocessable(f"{where}: {mistakes.TIME}")
     return found
 
 
@@ -231,7 +280,7 @@ def read_body(struct: type[msgspec.Struct]) -> Any:
     try:
         return msgspec.json.decode(receive(), type=struct)
     except msgspec.ValidationError as error:
-        raise Unprocessable(named(error, "body")) from None
+        raise Unprocessable(mistakes.sentence(error, struct, "body")) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.BadRequest(f"body: is not JSON: {error}") from None
 
@@ -248,12 +297,6 @@ def receive() -> bytes:
     if len(body) > LARGEST_BODY:
         raise errors.ContentTooLarge(f"body: must not be longer than {LARGEST_BODY} bytes.")
     return body
-
-
-def named(error: msgspec.ValidationError, place: str) -> str:
-    """What msgspec found, after the name of the field in which it found it."""
-    reason, _, path = str(error).partition(" - at `$")
-    return f"{place}{path.rstrip('`')}: {reason}"
 
 
 def authorize(token: str) -> None:
@@ -281,12 +324,13 @@ def refuse_path_that_is_not_utf_8() -> None:
 
 
 def write(result: Any, options: Options) -> Any:
-    """A handler's result as Bottle sends it: as it is if it is an answer already, else as JSON."""
-    response.status = options.status
+    """A handler's result as Bottle sends it: an answer, bytes or a stream as it is, all else as JSON."""
     if result is None or isinstance(result, HTTPResponse):
         return result
+    if response.status_code == 304:
+        return None  # it has no content (RFC 9110, section 15.4.5)
     response.content_type = options.media_type
-    return result if isinstance(result, bytes) else msgspec.json.encode(result)
+    return result if isinstance(result, bytes | Iterator) else msgspec.json.encode(result)
 
 
 def answer(problem: Problem, headers: dict[str, str]) -> bytes:
@@ -300,12 +344,20 @@ def answer(problem: Problem, headers: dict[str, str]) -> bytes:
 
 def answer_error(error: HTTPError) -> bytes:
     """The errors that Bottle finds: no such route, no such method, a handler that failed."""
-    set_security_headers()  # an exception in a handler skips the hook
+    set_common_headers()  # an exception in a handler skips the hook
+    if error.status_code == 405:
+        methods = set(error.get_header("Allow").split(","))
+        methods |= {"OPTIONS", "HEAD"} if "GET" in methods else {"OPTIONS"}
+        response.set_header("Allow", ", ".join(sorted(methods)))
+        if request.method == "OPTIONS":
+            response.status = 204
+            return b""
     detail = errors.INTERNAL if error.status_code == 500 else str(error.body)
     return answer(Problem(errors.title(error.status_code), error.status_code, detail), {})
 
 
-def set_security_headers() -> None:
-    """Tell browsers what not to do with an answer."""
+def set_common_headers() -> None:
+    """Tell browsers what not to do with an answer, and clients the id of their request."""
+    response.set_header(trace.HEADER, trace.REQUEST.get() or trace.begin())
     for name, value in SECURITY_HEADERS.items():
         response.set_header(name, value)

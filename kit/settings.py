@@ -25,7 +25,7 @@ SQLITE = r"^sqlite:///(?!:memory:)[^?#]+$"
 SECRETS = ("DATABASE_URL", "MQTT_PASSWORD", "API_TOKEN")  # not to be shown
 # What the equipment and compose read.
 OTHERS = {"USERNAME", "PASSWORD", "ID", "CONFIRM_RATE", "SEED", "DELAY_MS", "VERBOSE"}
-OTHERS = {f"VALIDATOR_{name}" for name in OTHERS} | {"PUBLISH"}
+OTHERS = {f"VALIDATOR_{name}" for name in OTHERS} | {"PUBLISH", "PUBLISH_PROMETHEUS", "POSTGRES_PASSWORD"}
 
 Host = Annotated[
     str, Meta(pattern=HOST, description="a host name or an IP address, such as 127.0.0.1 or ::1")
@@ -40,6 +40,9 @@ Timeout = Annotated[
 ]
 Bind = Annotated[
     str, Meta(pattern=ADDRESS, description="a host and a port, such as 127.0.0.1:8000 or [::1]:8000")
+]
+Days = Annotated[
+    int, Meta(ge=0, le=36_500, description="a whole number from 0 to 36500; 0 keeps everything")
 ]
 Url = Annotated[
     str,
@@ -61,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     threads: Threads = 16
     waits: Waits = 1000
     database_url: Url = "sqlite:///var/energy2go.db"
+    retention_days: Days = 0
     mqtt_host: Host = "127.0.0.1"
     mqtt_port: Port = 18830
     mqtt_username: str = ""
@@ -151,12 +155,16 @@ def unknown_names() -> list[str]:
     return sorted(name for name in names if not name.startswith(("COMPOSE_", "DOCKER_")))
 
 
+def broker_address(settings: Settings) -> tuple[str, int]:
+    """Where the broker of `make run` listens."""
+    return "::1" if settings.mqtt_host == "::1" else "127.0.0.1", settings.mqtt_port
+
+
 def check_ports(settings: Settings) -> None:
     """Raise SystemExit if a port that `make run` is about to listen on is taken."""
-    broker = "::1" if settings.mqtt_host == "::1" else "127.0.0.1", settings.mqtt_port
     for variable, address, example in (
         ("BIND", settings.address, "BIND=127.0.0.1:8001"),
-        ("MQTT_PORT", broker, "MQTT_PORT=18831"),
+        ("MQTT_PORT", broker_address(settings), "MQTT_PORT=18831"),
     ):
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
@@ -168,7 +176,3 @@ def check_ports(settings: Settings) -> None:
                 f"{variable}: port {address[1]} on {address[0]} cannot be used ({error.strerror}). "
                 f"Choose another: {example} make run, or change it in .env."
             ) from None
-
-
-if __name__ == "__main__":
-    check_ports(load())

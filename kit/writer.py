@@ -13,7 +13,9 @@ from queue import Empty, Full, SimpleQueue
 from typing import Any, Self
 
 from kit.errors import Unavailable
+from kit.patience import waited
 from kit.storage import LONGEST_WRITE, OPENING, InDoubt, NotWritten, Store, is_postgresql
+from kit.trace import REQUEST
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ class Job:
     def __init__(self, function: Callable[..., Any], item: Any, then: Callable[[Any], None] | None = None):
         self.function, self.item, self.then = function, item, then
         self.result: Any = None
+        self.request = REQUEST.get()  # the id of the request that waits for it
         self.in_doubt = False  # its COMMIT failed, so it may be stored
         self._taken, self._done = threading.Lock(), threading.Lock()
         self._done.acquire()
@@ -108,7 +111,10 @@ class Writer:
         return "a write takes too long" if since and time.monotonic() - since > LONGEST_WRITE else ""
 
     def run(self, job: Job) -> Any:
-        """Hand over a job and wait for its result; after PATIENCE, withdraw it if it was not taken."""
+        """Hand over a job and wait for its result; after PATIENCE, withdraw it if it was not taken.
+
+        What the request has waited for a slot counts, too.
+        """
         if self._stopped:
             raise Unavailable("The service is stopping; nothing was stored.")
         if problem := self.store.problem.replace(OPENING, "") or self.stuck:
@@ -117,7 +123,7 @@ class Writer:
             self.queue.put(job)
         except Full:
             raise Unavailable("Too many requests are waiting; nothing was stored.") from None
-        if not job.wait(PATIENCE):
+        if not job.wait(max(0.0, PATIENCE - waited())):
             if job.take():
                 raise Unavailable("The database was busy for too long; nothing was stored.")
             if not job.wait(PATIENCE):
@@ -156,7 +162,9 @@ class Writer:
                 self.step()
             finish(self._held, UNKNOWN)
         except BaseException:
-            log.critical("the ledger's thread died; the process ends", exc_info=True)
+            log.critical(
+                "the ledger's thread died; the process ends", exc_info=True, extra={"event": "thread_died"}
+            )
             # Fail jobs that have not started. Say nothing to jobs already in a batch: they may be committed.
             self._stopped = True
             finish(self._take(0), "The service restarts; nothing was stored.")
@@ -194,7 +202,7 @@ class Writer:
             self._commit(jobs)
         except Exception as error:
             if len(jobs) == 1:
-                log.exception("a job failed")
+                log.exception("a job failed", extra={"event": "job_failed", "request": jobs[0].request})
                 jobs[0].finish(error)
             else:
                 for job in jobs:

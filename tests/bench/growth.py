@@ -12,7 +12,9 @@ from uuid import UUID
 import models
 from clients import drive, request
 from kit.clock import SECOND
+from kit.events import FIRST
 from kit.storage import Store
+from ledger import DAY, DELETION
 from programs import MIGRATIONS
 from schemas import Status, Verdict
 from stack import STATION, Stack
@@ -22,9 +24,10 @@ STATIONS = 4  # few enough that a filtered page is full even with a thousand row
 BATCH = 32  # rows in one write: what the ledger finds in its queue at 32 clients
 SAMPLE = 100  # rows that are read by id, spread over the table
 DEPTH = 10  # the deep page begins after all but a tenth of the rows
+AGE = 10  # days; a service with RETENTION_DAYS=1 deletes the rows
 TIMEOUTS = models.Timeouts(5 * SECOND, 60 * SECOND)
 
-# One row per millisecond until now, in the order of the ids: 60 % confirmed, 38 % refused, 2 % expired.
+# One row per millisecond until AGE ago, in the order of the ids: 60 % confirmed, 38 % refused, 2 % expired.
 # Every tenth row has an idempotency key. Rows that are created later are newer than all of these.
 FILL = """
 WITH RECURSIVE row(number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM row WHERE number < :rows),
@@ -47,16 +50,16 @@ class Rows:
         self.folder, self.times = folder, {}
         file = folder / "energy2go.db"
         folder.mkdir()
-        self.store = Store(f"sqlite:///{file}", 1, MIGRATIONS, models.TABLES)
-        self.store.recover()
-        assert not self.store.problem, self.store.problem
+        self.store = self._opened()
         with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
             database.execute("PRAGMA synchronous = OFF")
             database.execute("BEGIN")
             database.executemany(
                 "INSERT INTO station (description) VALUES (?)", [(f"{n}",) for n in range(STATIONS)]
             )
-            database.execute(FILL, {"rows": rows, "stations": STATIONS, "now": time.time_ns() // 1000})
+            database.execute(
+                FILL, {"rows": rows, "stations": STATIONS, "now": time.time_ns() // 1000 - AGE * DAY}
+            )
             database.execute("COMMIT")
             database.execute("PRAGMA synchronous = FULL")
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -64,6 +67,12 @@ class Rows:
             places = [rows // DEPTH, *range(0, rows, rows // SAMPLE)]
             found = [UUID(database.execute(offset, (place,)).fetchone()[0]) for place in places]
         self.deep, self.some = found[0], itertools.cycle(found[1:])
+
+    def _opened(self) -> Store:
+        store = Store(f"sqlite:///{self.folder}/energy2go.db", 1, MIGRATIONS, models.TABLES)
+        store.recover()
+        assert not store.problem, store.problem
+        return store
 
     @contextlib.contextmanager
     def _timed(self, name: str):
@@ -100,7 +109,7 @@ class Rows:
         with self._timed("deep page"):
             models.list_transactions(database, 50, self.deep)
         with self._timed("filtered page"):
-            models.list_transactions(database, 50, None, Status.ERROR, STATION)
+            models.list_transactions(database, 50, None, [Status.ERROR], STATION)
 
     def requests(self, stack: Stack, repeats: int) -> None:
         """Time `repeats` requests of each kind to a service on these rows, one after the other."""
@@ -114,6 +123,22 @@ class Rows:
             sample = drive(stack.port, itertools.cycle(requests), 1, 60, status=status, most=repeats)
             self.times.setdefault(name, []).extend(took * 1000 for took in sample.milliseconds())
         stack.drain(30)
+
+    def deletions(self, rounds: int) -> list[float]:
+        """Delete old rows as the ledger does; returns how long each round took with its commit, in ms."""
+        self.store = self._opened()  # the files are new since a service had them
+        took, place = [], FIRST
+        for _ in range(rounds):
+            began = time.perf_counter_ns()
+            with self.store.transaction():
+                place = models.delete_finished(
+                    self.store.database, time.time_ns() // 1000 - DAY, place, DELETION
+                )
+            took.append((time.perf_counter_ns() - began) / 1e6)
+            if place == FIRST:  # none is left
+                break
+        self.store.close()
+        return took
 
     def medians(self) -> dict[str, float]:
         """The median of each operation, in microseconds."""

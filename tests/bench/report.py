@@ -33,7 +33,7 @@ def ratio(rounds: list[dict], value: Callable[[dict], float], over: Callable[[di
 def goals(found: dict) -> list[Goal]:
     """The goals, and whether this run meets them."""
     rounds, phases, growth, peak = found["rounds"], found["phases"], found["growth µs"], found["peak MB"]
-    few, many = min(growth), max(growth)
+    few, many, crowds = min(growth), max(growth), found["crowds"]
     grown = {
         name: growth[many][name] / growth[few][name] for name in growth[few] if not name.endswith(": commit")
     }
@@ -50,8 +50,19 @@ def goals(found: dict) -> list[Goal]:
         Goal("post → verdict p50 at 32 clients", phases[CLIENTS]["verdict ms"]["p50"], 30, " ms"),
         Goal("PENDING at the end", found["pending"], 0),
         Goal(f"slowest growth, {few:,} to {many:,} rows: {worst}", grown[worst], 1.5, " ×"),
+        Goal(
+            f"longest commit while {many:,} old rows are deleted",
+            found["deleting"]["round ms"]["max"],
+            100,
+            " ms",
+        ),
         Goal("RSS of the service, at most", peak["service"], 60, " MB"),
         Goal("RSS of the equipment, at most", peak["equipment"], 6, " MB"),
+        Goal("verdicts for 1,000 clients that wait", crowds["verdicts"], 1000, least=True),
+        Goal("RSS of the service with them, at most", crowds["MB"], 128, " MB"),
+        Goal("other requests, p90, while they wait", crowds["ms"]["p90"], 100, " ms"),
+        Goal("other requests, p90, beside 200 half heads", crowds["half ms"]["p90"], 100, " ms"),
+        Goal("clients of 100 that were told everything", crowds["told"], 100, least=True),
     ]
 
 
@@ -155,6 +166,36 @@ def growth_table(growth: dict[int, dict]) -> str:
     )
 
 
+def deletion_table(deleting: dict[str, dict], rows: int) -> str:
+    """How long posts and commits take while old rows are deleted."""
+    names = {
+        "round ms": "round of deletion with its commit",
+        "post ms": "POST, 100 a second, at the same time",
+    }
+    return table(
+        (f"ms, {rows:,} old rows", "p50", "p99", "max"),
+        ((name, *map(number, deleting[key].values())) for key, name in names.items()),
+    )
+
+
+def crowd_table(crowds: dict) -> str:
+    """What others notice of many clients at once."""
+    rows = [
+        (name, number(crowds[key]["p90"]), number(crowds[key]["max"]))
+        for name, key in (
+            ("4 clients alone", "alone ms"),
+            ("while 1,000 wait for a verdict", "ms"),
+            ("beside 200 that sent half a head", "half ms"),
+        )
+    ]
+    settled = f"{number(crowds['followed'])}, {crowds['followed ÷ alone']:.2f} of the rate without them"
+    return (
+        table(("other requests, ms", "p90", "max"), rows)
+        + f"\n\nThe 1,000 have their verdicts after {crowds['seconds']:.1f} s. "
+        + f"Settled/s while 100 clients follow: {settled}."
+    )
+
+
 def memory_table(peak: dict[str, float]) -> str:
     return table(("peak RSS", "MB"), ((name, number(held)) for name, held in peak.items()))
 
@@ -163,7 +204,8 @@ def text(found: dict, goals: list[Goal]) -> str:
     """The whole report; the ratios that other machines should find too come first."""
     machine = found["machine"]
     tables = [goal_table(goals), ratio_table(found["rounds"]), phase_table(found["phases"])]
-    tables += [growth_table(found["growth µs"]), memory_table(found["peak MB"])]
+    tables += [growth_table(found["growth µs"]), deletion_table(found["deleting"], max(found["growth µs"]))]
+    tables += [crowd_table(found["crowds"]), memory_table(found["peak MB"])]
     tables.append(
         f"{machine['processors']} processors, of which others kept {machine['others']:.1f} busy; "
         f"the disk syncs 4 KiB in {machine['sync µs']:.0f} µs."

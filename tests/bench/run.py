@@ -14,9 +14,10 @@ from statistics import median
 
 import growth
 import report
+import waiting
 from progress import Progress
 from stack import Bare, Fixed, Stack, end_on_signals
-from traffic import POST_AND_WAIT, Phase, measure, middle
+from traffic import POST_AND_WAIT, Phase, measure, middle, spread
 
 VAR = Path(__file__).resolve().parent.parent.parent / "var"
 ROUNDS = 4
@@ -35,6 +36,8 @@ PHASES = (
     Phase("100 posts a second", "service", 2.5, rate=100),
     Phase("500 posts a second", "service", 2.5, rate=500),
 )
+DELETING = Phase("100 posts a second", "service", 5, rate=100)
+DELETIONS = 300  # rounds of deletion
 FILL = 25e-6  # seconds to insert one row
 
 
@@ -62,8 +65,23 @@ def under_traffic(folder: Path, rounds: int, speed: float, progress: Progress) -
         }
 
 
-def with_rows(folder: Path, sizes: tuple[int, ...], rounds: int, progress: Progress) -> dict[int, dict]:
-    """Run every operation with each number of rows in every round; returns medians in microseconds."""
+def deleting(rows: growth.Rows, speed: float, progress: Progress) -> dict:
+    """Times of posts while the service deletes old rows, and of each round of deletion; milliseconds."""
+    progress.step("deleting old rows under traffic", DELETING.seconds / speed + 2)
+    with contextlib.ExitStack() as ends:
+        stack = Stack(rows.folder, ends, RETENTION_DAYS="1")
+        posts = measure(DELETING._replace(seconds=DELETING.seconds / speed), stack)["post ms"]
+    progress.step("deleting old rows", DELETIONS / speed * 0.01)
+    return {"post ms": posts, "round ms": spread(rows.deletions(round(DELETIONS / speed)))}
+
+
+def with_rows(
+    folder: Path, sizes: tuple[int, ...], rounds: int, speed: float, progress: Progress
+) -> tuple[dict[int, dict], dict]:
+    """Run every operation with each number of rows in every round; returns medians in microseconds.
+
+    Then delete rows from the largest database: see `deleting`.
+    """
     found = {}
     for rows in sizes:
         progress.step(f"making {rows:,} rows", rows * FILL)
@@ -82,7 +100,8 @@ def with_rows(folder: Path, sizes: tuple[int, ...], rounds: int, progress: Progr
             progress.step(f"requests with {sizes[0]:,} to {sizes[-1]:,} rows, round {number + 1}", 0.6)
             for rows, one in found.items():
                 one.requests(stacks[rows], 10)
-    return {rows: one.medians() for rows, one in found.items()}
+    medians = {rows: one.medians() for rows, one in found.items()}
+    return medians, deleting(found[sizes[-1]], speed, progress)
 
 
 def sync_time(folder: Path) -> float:
@@ -116,14 +135,17 @@ def main() -> None:
     end_on_signals()
     traffic = sum(phase.seconds / speed + 0.3 for phase in PHASES)
     requests = QUERIES / 5 + 0.6 * REQUESTS / 10
-    progress = Progress(4 + 3 + rounds * (traffic + requests) + sum(sizes) * FILL)
+    traffic_and_rows = rounds * (traffic + requests) + sum(sizes) * FILL
+    progress = Progress(4 + 3 + waiting.EXPECTED + 10 / speed + traffic_and_rows)
     # Use var/, like `make run`: /tmp may be in memory, where writing costs nothing.
     VAR.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=VAR) as name:
         folder = Path(name)
         sync = sync_time(folder)
         found = under_traffic(folder, rounds, speed, progress)
-        found["growth µs"] = with_rows(folder, sizes, rounds, progress)
+        progress.step("crowds that wait, hang and follow", waiting.EXPECTED)
+        found["crowds"] = waiting.crowds(folder)
+        found["growth µs"], found["deleting"] = with_rows(folder, sizes, rounds, speed, progress)
     progress.end()
     found["machine"] = machine(found["rounds"], sync)
     goals = report.goals(found)

@@ -1,62 +1,170 @@
-"""`make soak`: send 200,000 transactions at a fixed rate and record the memory of each process."""
+"""`make soak`: a year in a few minutes, with retention and faults; what grows, and is anything lost?"""
 
 import argparse
 import contextlib
-import itertools
 import json
+import os
 import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from clients import drive
+from clients import drive, request
+from load import Load
+from programs import ROOT
 from progress import Progress
 from report import Goal, goal_table, number, table
-from stack import Stack, end_on_signals, memory
-from traffic import POST, WINDOW
+from stack import STATION, Stack, end_on_signals, memory
+from traffic import BODY, WINDOW, spread
 
-VAR = Path(__file__).resolve().parent.parent.parent / "var"
-PARTS = 20
-FLAT = 1.02  # allowed memory at the end, relative to half-way
+VAR = ROOT / "var"
+POSTS, PARTS = 200_000, 20
+DAYS = 90  # RETENTION_DAYS
+YEAR = 365 * 24 * 60 * 60  # seconds
+DOWN = 3.0  # seconds that a killed program stays away
+# In these parts of the year a program is killed; the service only early, so that its memory may grow.
+FAULTS = {
+    3: "service",
+    4: "broker",
+    6: "service",
+    7: "equipment",
+    10: "broker",
+    13: "equipment",
+    16: "broker",
+}
+SHOWN = (1, 11, PARTS)  # after these parts, none with a fault, we look
+SIZE = "bytes of the database for each transaction"
+GROWTH = 1.05  # allowed at the end, relative to the second look
 
 
-def soak(folder: Path, posts: int, rate: float) -> list[dict[str, float]]:
-    """The RSS of every process in MB, before the first part and after each part when nothing is PENDING."""
-    part = posts // PARTS
-    progress = Progress(posts / rate)
+class Year:
+    """The three programs in a year that takes `seconds`, and what they were sent."""
+
+    def __init__(self, folder: Path, ends: contextlib.ExitStack, seconds: float):
+        self.speed, self.began = YEAR / seconds, time.time_ns()
+        options = {"YEAR_BEGAN": str(self.began), "YEAR_SPEED": str(self.speed), "RETENTION_DAYS": str(DAYS)}
+        options["PYTHONPATH"] = f"{ROOT}:{ROOT}/tests/bench"
+        self.stack = Stack(folder, ends, "year:app", **options)
+        self.accepted, self.unanswered = 0, 0
+        self.lost: list[str] = []
+
+    def part(self, posts: int, rate: float, fault: str) -> list[float]:
+        """Send this many posts while a program is killed; returns the time of each post, in milliseconds."""
+        seconds = posts / rate
+        with ThreadPoolExecutor(1) as pool:
+            breaking = pool.submit(self._break, fault, seconds / 3)
+            if fault == "service":
+                ids, times = self._through_a_restart(posts, rate, breaking), []
+            else:
+                sample = drive(self.stack.port, self._posts(posts), WINDOW, seconds + 1, rate, most=posts)
+                ids, times = [key.decode() for key in sample.ids], sample.milliseconds()
+            breaking.result()
+        self.stack.drain(60)
+        self.accepted += len(ids)
+        self._compare(ids)
+        return times
+
+    def _posts(self, count: int) -> Iterator[bytes]:
+        return (
+            request("POST", "/transactions", BODY, Idempotency_Key=f"{self.accepted} {number}")
+            for number in range(count)
+        )
+
+    def _through_a_restart(self, posts: int, rate: float, breaking: Future) -> list[str]:
+        """Post, and send again what got no answer, with the same key, when the service is back."""
+        load = Load(self.stack.service, clients=WINDOW, total=posts, pause=WINDOW / rate).start()
+        load.join(600)
+        breaking.result()
+        again = load.broken + load.unknown + load.refused
+        self.unanswered += len(again)
+        service, body = self.stack.service, {"station_id": STATION}
+        answers = [service.post("/transactions", body, Idempotency_Key=key) for key in again]
+        return load.accepted + [answer.json["id"] for answer in answers]
+
+    def _break(self, name: str, after: float) -> None:
+        if name:
+            program = getattr(self.stack, name)
+            time.sleep(after)
+            program.crash() if name == "service" else program.kill()
+            time.sleep(min(DOWN, after))
+            program.start()
+            self.stack.ready()
+
+    def _compare(self, ids: list[str]) -> None:
+        """Note what has no verdict although it is too young to be deleted. An id begins with its time."""
+        now = self.began // 1_000_000 + (time.time_ns() - self.began) / 1_000_000 * self.speed  # ms
+        found = self.stack.rows(0)
+        for key in (key.replace("-", "") for key in ids):
+            if key not in found and int(key[:12], 16) > now - DAYS * YEAR / 365 * 1000:
+                self.lost.append(key)
+
+    def look(self, times: list[float]) -> dict[str, float]:
+        """What is shown in a column of the table."""
+        pids, file = self.stack.pids, self.stack.file
+        found = {f"RSS of the {name}, MB": memory(pid, "VmRSS") for name, pid in pids.items()}
+        found["descriptors of the service"] = len(os.listdir(f"/proc/{pids['service']}/fd"))
+        found["WAL, MB"] = Path(f"{file}-wal").stat().st_size / 2**20
+        found["database, MB"] = file.stat().st_size / 2**20
+        found["transactions in it"] = self.stack.query('SELECT count(*) FROM "transaction"')[0][0]
+        found[SIZE] = file.stat().st_size / found["transactions in it"]
+        expired = "SELECT count(*) FROM \"transaction\" WHERE status = 'EXPIRED'"
+        found["EXPIRED"] = self.stack.query(expired)[0][0]
+        return found | {f"POST {name}, ms": value for name, value in spread(times).items() if name != "max"}
+
+
+def soak(folder: Path, posts: int, rate: float) -> tuple[Year, dict[int, dict[str, float]]]:
+    """The year, and what was seen in it by number of transactions."""
+    part, looks = posts // PARTS, {}
+    progress = Progress(posts / rate + DOWN * len(FAULTS))
     with contextlib.ExitStack() as ends:
-        stack = Stack(folder / "soak", ends)
-        held = [{name: memory(pid, "VmRSS") for name, pid in stack.pids.items()}]
-        for done in range(0, PARTS * part, part):
-            progress.step(f"{done:,} of {posts:,} transactions, {rate:g} a second", part / rate)
-            sample = drive(stack.port, itertools.repeat(POST), WINDOW, part / rate + 1, rate, most=part)
-            assert len(sample.done) == part, f"{len(sample.done)} of {part} posts were sent"
-            stack.drain(60)
-            held.append({name: memory(pid, "VmRSS") for name, pid in stack.pids.items()})
-        verdicts = stack.query(
-            "SELECT count(*) FROM \"transaction\" WHERE status IN ('COMPLETED', 'ERROR')"
-        )[0][0]
-        assert verdicts == PARTS * part, f"{verdicts} verdicts for {PARTS * part} transactions"
+        year = Year(folder / "soak", ends, posts / rate)
+        for number_of_part in range(1, PARTS + 1):
+            fault = FAULTS.get(number_of_part, "")
+            what = f", the {fault} is killed" if fault else ""
+            progress.step(f"{(number_of_part - 1) * part:,} of {posts:,} transactions{what}", part / rate)
+            times = year.part(part, rate, fault)
+            if number_of_part in SHOWN:
+                looks[number_of_part * part] = year.look(times)
+        (year.expired,) = year.stack.query("SELECT count(*) FROM \"transaction\" WHERE status = 'EXPIRED'")[
+            0
+        ]
     progress.end()
-    return held
+    return year, looks
+
+
+def goals(year: Year, looks: dict[int, dict[str, float]]) -> list[Goal]:
+    _, middle, end = looks.values()
+    kept = year.accepted * DAYS / 365
+    found = [
+        Goal("transactions that were accepted and have no verdict", len(year.lost), 0),
+        Goal("EXPIRED", end["EXPIRED"], 0),
+        Goal("transactions kept ÷ those of the last 90 days", end["transactions in it"] / kept, 1.5),
+        Goal("WAL at the end", end["WAL, MB"], 8, " MB"),
+    ]
+    growing = [name for name in end if name.startswith(("RSS", "descriptors", SIZE))]
+    return found + [Goal(f"{name}, end ÷ middle", end[name] / middle[name], GROWTH) for name in growing]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--posts", type=int, default=200_000)
+    parser.add_argument("--posts", type=int, default=POSTS)
     parser.add_argument("--rate", type=float, default=400, help="posts a second")
     options = parser.parse_args()
     end_on_signals()
     VAR.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="soak-", dir=VAR) as name:
-        held = soak(Path(name), options.posts, options.rate)
-    part = options.posts // PARTS
-    half = held[PARTS // 2]
-    goals = [Goal(f"RSS of the {name}, end ÷ half-way", held[-1][name] / half[name], FLAT) for name in half]
-    print(goal_table(goals))
-    rows = ((f"{index * part:,}", *(number(one[name]) for name in half)) for index, one in enumerate(held))
-    print(table(("RSS in MB after … transactions", *half), rows))
-    (VAR / "soak.json").write_text(
-        json.dumps({"rate": options.rate, "part": part, "rss MB": held}, indent=1) + "\n"
+        year, looks = soak(Path(name), options.posts, options.rate)
+    print(goal_table(goals(year, looks)))
+    print(f"\n{year.accepted:,} accepted, {year.unanswered:,} of them after a request without an answer.\n")
+    names = next(iter(looks.values()))
+    rows = ((name, *(number(look[name]) for look in looks.values())) for name in names)
+    print(table(("after … transactions", *(f"{count:,}" for count in looks)), rows))
+    found = {"rate": options.rate, "accepted": year.accepted, "lost": year.lost, "looks": looks}
+    (VAR / ("soak.json" if options.posts == POSTS else "soak-quick.json")).write_text(
+        json.dumps(found, indent=1) + "\n"
     )
+    raise SystemExit(1 if year.lost else 0)
 
 
 if __name__ == "__main__":

@@ -54,25 +54,32 @@ class Server:
 
 
 class Stack(Server):
-    """The three programs, ready, with one station; the exit stack `ends` stops them."""
+    """The three programs, ready, with one station; the exit stack `ends` stops them.
 
-    def __init__(self, folder: Path, ends: contextlib.ExitStack):
+    `options` are variables of the equipment and the service.
+    """
+
+    def __init__(self, folder: Path, ends: contextlib.ExitStack, app: str = "app:app", **options: str):
         folder.mkdir(exist_ok=True)
         self.file = folder / "energy2go.db"
         self.broker = Broker(folder)
-        self.equipment = Equipment(folder, self.broker)
-        self.service = Service(folder, self.broker)
+        self.equipment = Equipment(folder, self.broker, **options)
+        self.service = Service(folder, self.broker, **options)
+        self.service.command[-1] = app
         ends.push(self._explain)
         for program in (self.broker, self.equipment, self.service):
             ends.callback(program.stop)
             program.start()
-        wait_until(self._online, "the service is ready and the equipment online", 30)
+        super().__init__(self.service.port, {})
+        self.ready()
         if not self.query("SELECT 1 FROM station"):
             self.service.post("/stations", {"description": "Teste"})
-        pids = {"service": self.service.children[0], "master": self.service.pid}
-        super().__init__(
-            self.service.port, pids | {"broker": self.broker.pid, "equipment": self.equipment.pid}
-        )
+
+    def ready(self) -> None:
+        """Wait until the whole job can be done, and note the processes."""
+        wait_until(self._online, "the service is ready and the equipment online", 30)
+        self.pids = {"service": self.service.children[0], "master": self.service.pid}
+        self.pids |= {"broker": self.broker.pid, "equipment": self.equipment.pid}
 
     def _explain(self, kind, error, traceback) -> None:
         """Print the programs' logs if the run ends with an error; the logs are removed with the folder."""

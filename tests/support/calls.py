@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from webtest import TestApp, TestRequest
+from webtest import TestApp, TestRequest, TestResponse
 
 import app
 from kit.settings import Settings
@@ -45,7 +45,19 @@ def send(api, method, path, body=None, content_type=JSON, **headers):
         request.body = body if isinstance(body, bytes) else json.dumps(body).encode()
         if content_type is not None:
             request.environ["CONTENT_TYPE"] = content_type
+    if method == "GET" and path.startswith("/events"):
+        return first_chunk(api, request)
     return api.do_request(request, expect_errors=True)
+
+
+def first_chunk(api, request: TestRequest) -> TestResponse:
+    """The answer to a request, without what comes after its first chunk: a stream does not end."""
+    status, headers, chunks = request.call_application(api.app)
+    try:
+        return TestResponse(status=status, headerlist=headers, app_iter=[next(iter(chunks))])
+    finally:
+        if hasattr(chunks, "close"):
+            chunks.close()
 
 
 def new_station(api, description="Teste") -> int:

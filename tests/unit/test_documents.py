@@ -8,7 +8,15 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_every_route_and_every_variable_is_in_the_readme():
-    for route in ("/stations", "/transactions", "/healthz", "/readyz", "/swagger/", "/openapi.json"):
+    for route in (
+        "/stations",
+        "/transactions",
+        "/events",
+        "/healthz",
+        "/readyz",
+        "/swagger/",
+        "/openapi.json",
+    ):
         assert f"{route}" in README
     for variable in re.findall(r"^([A-Z_]+)=", (ROOT / ".env").read_text(), re.MULTILINE):
         assert f"`{variable}`" in README

@@ -89,7 +89,7 @@ def test_a_refused_change_hurts_no_other(bench):
 
 def test_a_request_withdraws_after_its_patience_and_is_never_written(bench, monkeypatch):
     monkeypatch.setattr(writer, "PATIENCE", 0.2)
-    waiting = bench.submit(bench.ledger.create, 1, None)
+    waiting = bench.submit(bench.ledger.create, Draft(1))
     with pytest.raises(Unavailable, match="nothing was stored"):
         waiting.result(5)
     bench.step()
@@ -134,9 +134,9 @@ def test_a_request_whose_job_takes_too_long_is_told_that_its_outcome_is_unknown(
 
 def test_a_full_queue_refuses_requests(bench, monkeypatch):
     monkeypatch.setattr(writer, "QUEUE", 1)
-    first = bench.submit(bench.ledger.create, 1, None)
+    first = bench.submit(bench.ledger.create, Draft(1))
     with pytest.raises(Unavailable, match="Too many"):
-        bench.ledger.create(1, None)
+        bench.ledger.create(Draft(1))
     bench.step()
     assert bench.status(first.result(1).id) is Status.PENDING
 
@@ -296,6 +296,32 @@ def test_at_most_so_many_requests_wait(bench):
     assert all(future.result(5) for future in waiting)
 
 
+def test_it_says_when_a_status_has_changed_and_only_then(bench):
+    told = []
+    bench.ledger._changed = lambda: told.append(bench.list()[0].status)
+    (key,) = bench.create()
+    bench.step(1)
+    assert told == ["PENDING"]
+    bench.step(bench.settings.validation_timeout)
+    assert told == ["PENDING", "EXPIRED"]
+    bench.answer(key)
+    bench.answer(key)
+    bench.step(1)
+    assert told == ["PENDING", "EXPIRED", "COMPLETED"]
+
+
+def test_a_metric_counts_the_requests_that_wait(bench):
+    keys = bench.create(2)
+    waiting = [bench.run(bench.ledger.wait, key, 30) for key in (*keys, *keys)]
+    wait_until(lambda: waiters(bench) == 4, "four wait, two each for the same")
+    (gauge,) = [metric for metric in bench.ledger.collect() if metric.name == "energy2go_waiters"]
+    assert [sample.value for sample in gauge.samples] == [4]
+    for key in keys:
+        bench.answer(key)
+    bench.step()
+    assert all(future.result(5) for future in waiting)
+
+
 def test_a_verdict_that_is_there_already_is_not_waited_for(bench):
     (key,) = bench.create()
     bench.answer(key)
@@ -307,7 +333,7 @@ def test_a_verdict_that_is_there_already_is_not_waited_for(bench):
 def test_a_failed_write_refuses_the_requests_and_asks_again_afterwards(bench):
     (key,) = bench.create()
     acknowledged = bench.answer(key)
-    waiting = bench.submit(bench.ledger.create, 1, None)
+    waiting = bench.submit(bench.ledger.create, Draft(1))
     bench.ledger.store.database.execute_sql("PRAGMA busy_timeout = 0")
     other = storage.connect(bench.settings.database_url, 1)
     other.execute_sql("BEGIN IMMEDIATE")
@@ -316,7 +342,7 @@ def test_a_failed_write_refuses_the_requests_and_asks_again_afterwards(bench):
         waiting.result(1)
     assert acknowledged == [True]
     with pytest.raises(Unavailable, match="nothing was stored: database is locked"):
-        bench.ledger.create(1, None)
+        bench.ledger.create(Draft(1))
     other.close_all()
     bench.publisher.published.clear()
     bench.step(2)
@@ -340,7 +366,7 @@ def test_the_thread_writes_what_is_in_the_queue_before_it_stops(bench, settings)
     assert not running.alive
     assert {job.result.status for job in jobs} == {Status.PENDING}
     with pytest.raises(Unavailable, match="stopping"):
-        running.create(1, None)
+        running.create(Draft(1))
     running.store.close()
 
 
@@ -358,11 +384,12 @@ def test_a_database_that_cannot_be_opened_yet_is_waited_for(tmp_path):
 SECOND_PROCESS = """
 import sys
 from kit.settings import Settings
+from models import Draft
 from stepped import ledger
 with ledger(Settings(database_url=sys.argv[1])) as writer:
     print("ready", flush=True)
     for _ in range(200):
-        writer.create(1, None)
+        writer.create(Draft(1))
 """
 
 
@@ -372,7 +399,7 @@ def test_two_processes_write_to_one_database(bench, settings):
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as other:
         assert other.stdout.readline() == "ready\n"
         with started(settings) as running:
-            for future in [bench.run(running.create, 1, None) for _ in range(200)]:
+            for future in [bench.run(running.create, Draft(1)) for _ in range(200)]:
                 future.result(30)
             assert other.wait(60) == 0
         running.store.close()

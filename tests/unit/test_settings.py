@@ -51,7 +51,8 @@ def environment():
 
 
 def test_every_variable_in_env_is_read_and_the_other_way_round():
-    assert ENV.keys() == FIELDS.keys() | defaults_of_the_equipment().keys()
+    of_compose = {"POSTGRES_PASSWORD"}
+    assert ENV.keys() == FIELDS.keys() | defaults_of_the_equipment().keys() | of_compose
 
 
 def test_only_the_settings_read_the_environment():
@@ -179,6 +180,7 @@ def test_an_address_is_a_host_and_a_port(bind, address):
         "DATABASE_URL": "x sqlite:// sqlite:/// sqlite:///:memory: sqlite:x.db mysql://a/b /var/energy2.db "
         "sqlite:///a#b.db sqlite:///a?z.db sqlite:///a.db?mode=ro sqlite:///a.db?journal_mode=delete "
         "postgresql://h/d?timeout=3 postgresql://h/d?max_connections=1 postgresql://h/d?stale_timeout=1 postgresql://h:x/d",
+        "RETENTION_DAYS": "-1 1.5 36501 30d x never",
         "MQTT_PORT": "1e3 +1883 1883.0 0 -1 65536 x 1883.5 1883/tcp",
         "MQTT_CA_FILE": "/nowhere/ca.pem / /dev/null pyproject.toml",
         "VALIDATION_RETRY": "0 0.04 30.1 -1 x nan inf 5s",
@@ -211,6 +213,7 @@ def test_a_bad_value_is_refused_in_a_sentence_that_names_it(environment, name, v
         ("VALIDATION_RETRY", "5s", "must be a number of seconds from 0.05 to 30, such as 5"),
         ("THREADS", "abc", "must be a whole number from 2 to 256"),
         ("WAITS", "-1", "must be a whole number from 0 to 10000"),
+        ("RETENTION_DAYS", "30d", "must be a whole number from 0 to 36500; 0 keeps everything"),
         ("VALIDATION_TIMEOUT", "5", "must be longer than VALIDATION_RETRY, 5"),
         ("MQTT_HOST", "[::1]", "must be a host name or an IP address, such as 127.0.0.1 or ::1"),
         ("MQTT_PORT", "mqtt", "must be a whole number from 1 to 65535"),

@@ -1,0 +1,127 @@
+"""Backup and restore with the real programs: under load, on a full disk, with make, on PostgreSQL."""
+
+import contextlib
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from programs import ROOT, wait_until
+
+PAGE = (ROOT / "docs/operations.md").read_text()
+SMALL_DISK = """
+mount -t tmpfs -o size=8m tmpfs "$DISK" && cp "$OLD" "$DISK/energy2go.db" && cd "$ROOT" || exit 3
+"$PYTHON" -m kit.backup $COMMAND
+echo "$?"
+ls "$DISK"
+cmp "$OLD" "$DISK/energy2go.db" && echo "unchanged"
+"""
+
+
+def make(target: str, database: Path, **variables: str) -> subprocess.CompletedProcess:
+    """Run a target of the Makefile for this database, without installing anything."""
+    given = [f"{name}={value}" for name, value in variables.items()]
+    command = ["make", "-s", "-o", ".venv/run", f"VENV={sys.executable}", target, *given]
+    environment = os.environ | {"DATABASE_URL": f"sqlite:///{database}"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def stored(file: Path) -> dict[str, str]:
+    """The transactions in a file: their status by id."""
+    with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
+        return dict(database.execute('SELECT id, status FROM "transaction"'))
+
+
+def test_a_backup_under_load_has_what_was_accepted_before_and_a_restore_brings_it_back(trial):
+    run = trial().start()
+    file = run.folder / "energy2go.db"
+    for _ in range(3):
+        before = {key.replace("-", "") for key in run.load.accepted}
+        done = make("backup", file)
+        assert done.returncode == 0, done.stderr
+        copy = Path(done.stdout.rstrip("\n"))
+        assert re.fullmatch(r"energy2go-\d{8}T\d{6}Z\.db", copy.name)
+        assert before <= stored(copy).keys()
+        run.more()
+    assert set(run.load.statuses) == {201}
+    refused = make("restore", file, FILE=str(copy))
+    assert refused.returncode
+    assert (
+        f"FILE={copy}: nothing was restored: a process has {file} open, so stop the service"
+        in refused.stderr
+    )
+    run.more()
+    run.load.stop()
+    run.service.crash()
+    everything, kept_in_backup = stored(file), stored(copy)
+    done = make("restore", file, FILE=str(copy))
+    assert done.returncode == 0, done.stderr
+    kept = re.fullmatch(r".* is restored\. The file that it replaced is (.*)\.\n", done.stdout)[1]
+    assert stored(Path(kept)) == everything
+    assert stored(file) == kept_in_backup
+    run.service.start()
+    run.ready()
+    wait_until(lambda: run.status("PENDING") == 0, "what was PENDING is settled")
+    assert stored(file).keys() == kept_in_backup.keys()
+    settled = {key for key, status in kept_in_backup.items() if status != "PENDING"}
+    assert {key: stored(file)[key] for key in settled} == {key: kept_in_backup[key] for key in settled}
+
+
+def test_make_restore_without_a_file_asks_for_it(tmp_path):
+    refused = make("restore", tmp_path / "energy2go.db")
+    assert refused.returncode
+    assert refused.stderr.startswith("FILE: name the backup, as in: make restore FILE=")
+
+
+@pytest.mark.parametrize("command", ["", "restore large.db", "restore log.db"])
+def test_a_full_disk_leaves_the_old_database_and_nothing_half_written(command, started, folder, tmp_path):
+    started.stop()
+    file = folder / "energy2go.db"
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
+        database.execute("PRAGMA journal_mode = DELETE")
+        database.execute("CREATE TABLE filling AS SELECT randomblob(5000000) AS content")
+    (tmp_path / "large.db").write_bytes(file.read_bytes())
+    (tmp_path / "log.db").write_bytes(b"small")
+    with (tmp_path / "log.db-wal").open("wb") as log:
+        log.truncate(20_000_000)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    environment = {
+        "DISK": str(disk),
+        "OLD": str(file),
+        "ROOT": str(ROOT),
+        "PYTHON": sys.executable,
+        "COMMAND": command.replace("restore ", f"restore {tmp_path}/"),
+        "DATABASE_URL": f"sqlite:///{disk}/energy2go.db",
+        "PATH": os.environ["PATH"],
+    }
+    script = ["unshare", "--mount", *user, "sh", "-c", SMALL_DISK]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split("\n") == ["1", "energy2go.db", "unchanged", ""], done
+    assert re.search(r"(No space left on device|database or disk is full)\.\n$", done.stderr)
+
+
+def test_the_commands_for_postgresql_bring_everything_back(postgres, service, equipment, tmp_path):
+    url = postgres.create()
+    dump, restore = re.findall(r"^\$ (pg_.*)$", PAGE, re.MULTILINE)
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))[-1]
+    environment = {"DATABASE_URL": url, "PATH": f"{programs}:{os.environ['PATH']}"}
+    equipment()
+    running = service(DATABASE_URL=url)
+    running.post("/stations", {"description": "Teste"})
+    first = running.post("/transactions", {"station_id": 1}, Prefer="wait=10").json
+    subprocess.run(dump, shell=True, check=True, cwd=tmp_path, env=environment)
+    later = running.post("/transactions", {"station_id": 1}).json
+    running.stop()
+    subprocess.run(restore, shell=True, check=True, cwd=tmp_path, env=environment)
+    running.start()
+    wait_until(running.ready, "it is ready")
+    assert running.get(f"/transactions/{first['id']}").json == first
+    assert running.get(f"/transactions/{later['id']}").status == 404
+    assert running.post("/stations", {"description": "next"}).json["id"] == 2
+    assert running.post("/transactions", {"station_id": 2}, Prefer="wait=10").status == 201

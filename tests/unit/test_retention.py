@@ -1,0 +1,137 @@
+"""RETENTION_DAYS: what is finished and old is deleted in steps, and everything else stays."""
+
+from uuid import UUID
+
+import pytest
+
+import models
+from kit.clock import SECOND
+from kit.errors import NotFound
+from kit.events import FIRST
+from kit.settings import Settings
+from kit.storage import execute, is_postgresql
+from ledger import DAY, DELETION
+from schemas import Status
+from stepped import Bench
+
+DAYS = 30
+INSERT = """INSERT INTO "transaction"
+    (id, station_id, status, created, updated, attempts, retry_at, expires_at) VALUES {}"""
+
+
+@pytest.fixture
+def bench(database_url):
+    bench = Bench(Settings(database_url=database_url, retention_days=DAYS))
+    yield bench
+    bench.close()
+
+
+def insert(bench: Bench, count: int, updated: int, status: str = "COMPLETED") -> None:
+    """Store transactions that changed at this time, all in one moment."""
+    later = 2 * bench.clock.steady() if status == "PENDING" else "NULL"
+    first = count_rows(bench)
+    rows = (
+        f"('{UUID(int=first + number).hex}', 1, '{status}', {updated}, {updated}, 1, {later}, {later})"
+        for number in range(count)
+    )
+    execute(bench.database, INSERT.format(", ".join(rows)))
+
+
+def count_rows(bench: Bench) -> int:
+    return execute(bench.database, 'SELECT count(*) FROM "transaction"')[0][0]
+
+
+def a_round(bench: Bench) -> None:
+    bench.step(0.25)
+
+
+def test_what_is_finished_is_deleted_after_its_days_with_its_idempotency_key(bench):
+    (key,) = bench.create(key="used")
+    bench.answer(key)
+    bench.step()
+    bench.step(DAYS * DAY / SECOND - 1)
+    assert bench.status(key) is Status.COMPLETED
+    bench.step(2)
+    with pytest.raises(NotFound):
+        bench.status(key)
+    (again,) = bench.create(key="used")
+    assert again != key
+
+
+@pytest.mark.parametrize("status", ["COMPLETED", "ERROR", "EXPIRED"])
+def test_every_status_but_pending_is_deleted(bench, status):
+    insert(bench, 1, bench.clock.wall() - DAYS * DAY - SECOND, status)
+    a_round(bench)
+    assert count_rows(bench) == 0
+
+
+def test_what_is_pending_stays_until_it_has_been_finished_for_so_long(bench):
+    (key,) = bench.create()
+    bench.publisher.subscribed = False  # its clock stops
+    bench.step(2 * DAYS * DAY / SECOND)
+    assert bench.status(key) is Status.PENDING
+    bench.answer(key)
+    bench.step()
+    bench.step(DAYS * DAY / SECOND - 1)
+    assert bench.status(key) is Status.COMPLETED
+
+
+def test_a_late_verdict_starts_the_days_anew(bench):
+    insert(bench, 1, bench.clock.wall() - DAYS * DAY + 10 * SECOND, "EXPIRED")
+    (row,) = bench.list()
+    bench.answer(row.id)
+    bench.step()
+    bench.step(20)
+    assert bench.status(row.id) is Status.COMPLETED
+
+
+def test_one_round_deletes_a_few_hundred_until_none_is_left(bench):
+    insert(bench, 2 * DELETION + 1, bench.clock.wall() - DAYS * DAY - SECOND)
+    (young,) = bench.create()
+    left = []
+    for _ in range(3):
+        a_round(bench)
+        left.append(count_rows(bench) - 1)
+    assert left == [DELETION + 1, 1, 0]
+    assert bench.status(young) is Status.PENDING
+
+
+def test_it_begins_with_the_first_round_and_needs_no_broker(bench):
+    insert(bench, 1, bench.clock.wall() - DAYS * DAY - SECOND)
+    bench.publisher.subscribed = False
+    bench.restart()
+    assert count_rows(bench) == 0
+
+
+def test_many_old_ones_that_are_pending_do_not_hide_the_others(bench):
+    old = bench.clock.wall() - DAYS * DAY - 10 * SECOND
+    insert(bench, 2 * DELETION, old, "PENDING")
+    insert(bench, 5, old + SECOND)
+    bench.publisher.subscribed = False
+    for _ in range(3):
+        a_round(bench)
+    assert count_rows(bench) == 2 * DELETION
+
+
+def test_without_days_everything_is_kept(database_url):
+    bench = Bench(Settings(database_url=database_url))
+    insert(bench, 1, 1)
+    a_round(bench)
+    assert count_rows(bench) == 1
+    bench.close()
+
+
+def test_it_reads_a_few_hundred_entries_of_an_index(bench, caplog):
+    insert(bench, 3000, 1)
+    with caplog.at_level("DEBUG", "peewee"):
+        models.delete_finished(bench.database, 2, FIRST, DELETION)
+    (look, values), *_ = [record.msg for record in caplog.records if record.name == "peewee"]
+    assert values[-1] == DELETION
+    explain = "EXPLAIN QUERY PLAN"
+    if is_postgresql(bench.database):
+        explain = "EXPLAIN"
+        execute(bench.database, "ANALYZE")
+    plan = str(bench.database.execute_sql(f"{explain} {look}", values).fetchall())
+    assert "transaction_updated_id" in plan
+    assert "Sort" not in plan
+    assert "TEMP B-TREE" not in plan
