@@ -4,20 +4,16 @@ A handler's signature, docstring and decorator declare what it takes, gives and 
 """
 
 import logging
-import os
 import platform
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
-from urllib.parse import urlencode
 from uuid import UUID
 
 import msgspec
-from bottle import HTTPResponse, request, response, static_file
+from bottle import HTTPResponse, request, response
 from msgspec import UNSET
 from peewee import Database
 from prometheus_client.core import Metric
@@ -26,9 +22,11 @@ from swagger_ui_bundle import swagger_ui_path
 import models
 import schemas
 from kit import events, metrics, openapi, tags
-from kit.api import Api
-from kit.errors import BadRequest, NotFound, NotRead, PreconditionFailed, Problem, Unavailable, Unprocessable
+from kit.api import Api, file
+from kit.errors import BadRequest, NotFound, NotRead, PreconditionFailed, Unavailable, Unprocessable
 from kit.events import Change, Cursor, Follower, Stream
+from kit.pages import next_url
+from kit.requests import preferred_wait
 from kit.settings import ROOT, VERSION, Settings
 from kit.storage import ERRORS, Store, check
 from kit.writer import JobQueue
@@ -120,20 +118,6 @@ class Service:
         yield metrics.gauges("energy2go_ready", "1 while this part of /readyz works", "part", ready)
         build = {"version": VERSION, "python": platform.python_version()}
         yield metrics.info("energy2go_build", "What runs here", build)
-
-
-class NotReady(Unavailable):
-    """The whole job cannot be done now. The detail has a sentence for each problem."""
-
-    shape = schemas.Unready
-
-    def __init__(self, detail: str, readiness: Readiness):
-        super().__init__(detail)
-        self.readiness = readiness
-
-    def problem(self) -> Problem:
-        fields = msgspec.structs.asdict(super().problem()) | msgspec.structs.asdict(self.readiness)
-        return schemas.Unready(**fields)
 
 
 @app.post("/stations", status=201, sends=("Location", "ETag"))
@@ -264,7 +248,7 @@ def healthz(service: Service) -> schemas.Health:
     return schemas.Health(VERSION)
 
 
-@app.get("/readyz", token=False, slot=False, errors=(NotReady,))
+@app.get("/readyz", token=False, slot=False, errors=(schemas.NotReady,))
 def readyz(service: Service) -> Readiness:
     """Tell whether the whole job can be done: stored, asked and answered."""
     with suppress(*ERRORS):  # `read_problem` says it
@@ -273,7 +257,7 @@ def readyz(service: Service) -> Readiness:
     equipment: schemas.Equipment = listener.equipment if listener.retains else "unknown"
     readiness = Readiness(problems["database"] or "ok", problems["broker"] or "ok", equipment)
     if detail := "; ".join(f"{part}: {problem}" for part, problem in problems.items() if problem):
-        raise NotReady(detail, readiness)
+        raise schemas.NotReady(detail, readiness)
     return readiness
 
 
@@ -316,15 +300,6 @@ def swagger_file(name: str) -> HTTPResponse:
     return file(name, STATIC / "swagger", swagger_ui_path)
 
 
-def file(name: str, *folders: Path | str) -> HTTPResponse:
-    """The file of this name in the first folder that has one; raises NotFound."""
-    for folder in folders:
-        if name in os.listdir(folder):
-            # no-cache: a browser asks each time (304: not changed), so files of two releases never meet.
-            return static_file(name, root=folder, headers={"Cache-Control": "no-cache"})
-    raise NotFound(f"There is no file {name}.")
-
-
 def tagged(station: Station) -> Station:
     """The station, with its tag in the answer."""
     response.set_header("ETag", tags.of(station))
@@ -341,10 +316,10 @@ def stored(service: Service, transaction: Transaction, prefer: str) -> Transacti
 
 def waited(service: Service, transaction_id: UUID, prefer: str) -> Transaction | None:
     """The transaction after waiting as `Prefer: wait=N` asks (RFC 7240); None without a wait."""
-    wanted = re.search(r"(?:^|[,;])\s*wait\s*=\s*(\"?)(\d{1,4000})\1\s*(?:$|[,;])", prefer, re.IGNORECASE)
-    seconds = min(int(wanted[2]), LONGEST_WAIT) if wanted else 0
-    if not wanted:
+    wanted = preferred_wait(prefer)
+    if wanted is None:
         return None
+    seconds = min(wanted, LONGEST_WAIT)
     if not service.ledger.wait(transaction_id, seconds, app.no_slot):
         response.set_header("Retry-After", "1")  # too many requests wait already
         return None
@@ -362,8 +337,6 @@ def page(
     items = found[: query.limit]
     if len(found) == len(items):
         return items, None
-    texts = msgspec.to_builtins(query) | {"after": str(items[-1].id)}
-    texts |= {name: ",".join(value) for name, value in texts.items() if isinstance(value, list)}
-    following = f"{path}?{urlencode(texts, safe=',:')}"
+    following = next_url(path, query, items[-1].id)
     response.set_header("Link", f'<{following}>; rel="next"')
     return items, following

@@ -8,7 +8,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from uuid import UUID
 
@@ -21,14 +21,15 @@ from kit import metrics
 from kit.clock import SECOND, Clock
 from kit.errors import Refusal
 from kit.events import FIRST
+from kit.logs import note
 from kit.settings import Settings
 from kit.storage import ERRORS, Store
+from kit.waiting import Idle, Waiting
 from kit.writer import Job, JobQueue, Writer
 from models import Asked, Draft, Settled, Timeouts
 from schemas import Status, Transaction, Verdict
 
 log = logging.getLogger(__name__)
-Idle = Callable[[], AbstractContextManager[None]]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -220,9 +221,7 @@ class Ledger(Writer):
         self.session = 0  # the listener's, once everything was asked again in it; 0: some may be lost
         self._compared = False  # the clock with the newest transaction
         self._next_round = self._next_look = 0
-        self._waiting: dict[UUID, list[threading.Event]] = {}
-        self._waiting_lock = threading.Lock()
-        self._places = places or threading.BoundedSemaphore(settings.waits)
+        self.waiting = Waiting[UUID](places or threading.BoundedSemaphore(settings.waits))
         self._changed = changed
 
     # Called by requests
@@ -250,29 +249,16 @@ class Ledger(Writer):
 
         False if too many requests wait already.
         """
-        if not self._places.acquire(blocking=False):
-            return False
-        event = threading.Event()
-        with self._waiting_lock:
-            self._waiting.setdefault(transaction_id, []).append(event)
-        try:
-            # The verdict may have been stored before this request was listed.
-            if self.store.read(models.statuses, [transaction_id]).get(transaction_id) is Status.PENDING:
-                with idle():
-                    event.wait(seconds)
-        finally:
-            with self._waiting_lock:
-                self._waiting[transaction_id].remove(event)
-                if not self._waiting[transaction_id]:
-                    del self._waiting[transaction_id]
-            self._places.release()
-        return True
+
+        def pending() -> bool:
+            found = self.store.read(models.statuses, [transaction_id])
+            return found.get(transaction_id) is Status.PENDING
+
+        return self.waiting.wait(transaction_id, seconds, pending, idle)
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
         counts, counter, gauge = self.counts, metrics.counter, metrics.gauge
-        with self._waiting_lock:
-            waiting = sum(map(len, self._waiting.values()))
         statuses = {status.value: counts[status] for status in Status}
         yield counter("energy2go_transactions", "Transactions that became", "status", statuses)
         kinds = {kind: counts[kind] for kind in ("settled", "late", "duplicate", "contradiction", "unknown")}
@@ -283,7 +269,7 @@ class Ledger(Writer):
         yield from self.delays.collect()
         yield from self.sizes.collect()
         yield gauge("energy2go_queue_jobs", "Jobs that wait for the ledger", self.queue.qsize())
-        yield gauge("energy2go_waiters", "Requests that wait for a verdict", waiting)
+        yield gauge("energy2go_waiters", "Requests that wait for a verdict", len(self.waiting))
         yield gauge("energy2go_wal_bytes", "Size of SQLite's log", self.store.log_size)
         try:
             pending, oldest = self.store.read(models.pending)
@@ -296,12 +282,12 @@ class Ledger(Writer):
     # What belongs to a batch (see Writer)
 
     def patience(self) -> float:
-        due = min(self._next_round, self._next_look) if self._waiting else self._next_round
+        due = min(self._next_round, self._next_look) if self.waiting else self._next_round
         return (due - self.clock.steady()) / SECOND
 
     def timed(self, jobs: list[Job]) -> list[Job]:
         clock = self.clock.steady()
-        if self._waiting and clock >= self._next_look:
+        if self.waiting and clock >= self._next_look:
             self._next_look = clock + LOOK
             self._look()
         if clock < self._next_round and not any(job.function is ask_again for job in jobs):
@@ -321,12 +307,8 @@ class Ledger(Writer):
         batch = Batch(self)
         ahead = (batch.now - self.clock.wall()) // SECOND
         if not self._compared and ahead > 60:
-            about = {"event": "clock_behind", "seconds": ahead}
-            log.warning(
-                "the newest transaction is %(seconds)d s ahead of the clock, so times stand still",
-                about,
-                extra=about,
-            )
+            text = "the newest transaction is %(seconds)d s ahead of the clock, so times stand still"
+            note(log.warning, "clock_behind", text, seconds=ahead)
         self._compared = True
         return batch
 
@@ -334,14 +316,10 @@ class Ledger(Writer):
         """Publish first, so that the equipment can already work on the questions."""
         requests = {result.id: job.request for job, result in results if isinstance(result, Transaction)}
         for what, key in batch.events:
-            about = {
-                "event": f"transaction_{what.lower()}",
-                "transaction": key,
-                "request": requests.get(key),
-            }
-            log.debug(f"%(transaction)s is {what}", about, extra=about)
+            event, text = f"transaction_{what.lower()}", f"%(transaction)s is {what}"
+            note(log.debug, event, text, transaction=key, request=requests.get(key))
         self.publisher.publish(batch.questions)
-        self._wake(batch.changed)
+        self.waiting.wake(batch.changed)
         if batch.events or batch.changed:
             self._changed()
         self.room, self.session, self.deleted = batch.room, batch.session, batch.deleted
@@ -356,21 +334,14 @@ class Ledger(Writer):
         self.session = self.room = 0
 
     def dying(self) -> None:
-        self._wake(list(self._waiting))
-
-    def _wake(self, transaction_ids: Iterable[UUID]) -> None:
-        """Wake the requests that wait for these."""
-        with self._waiting_lock:
-            for transaction_id in transaction_ids:
-                for event in self._waiting.get(transaction_id, ()):
-                    event.set()
+        self.waiting.wake(self.waiting.keys)
 
     def _look(self) -> None:
         """Wake those whose verdict another process stored, or all if the process is about to stop."""
-        waiting = list(self._waiting)
+        waiting = self.waiting.keys
         try:
             found = {} if self.stopping() else self.store.read(models.statuses, waiting)
         except ERRORS as error:
             log.error("the database cannot be read: %s", error, extra={"event": "database_unreadable"})
         else:
-            self._wake(key for key in waiting if found.get(key) is not Status.PENDING)
+            self.waiting.wake(key for key in waiting if found.get(key) is not Status.PENDING)

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 from uuid import UUID
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
+from msgspec.structs import asdict
 
 from kit import tags
-from kit.errors import Conflict, Problem, Unprocessable
+from kit.errors import Conflict, Problem, Unavailable, Unprocessable
 
 
 class Status(StrEnum):
@@ -206,6 +207,20 @@ class Readiness(Struct):
     database: State
     broker: State
     equipment: Equipment
+
+
+class NotReady(Unavailable):
+    """The whole job cannot be done now. The detail has a sentence for each problem."""
+
+    shape = Unready
+
+    def __init__(self, detail: str, readiness: Readiness):
+        super().__init__(detail)
+        self.readiness = readiness
+
+    def problem(self) -> Problem:
+        fields = asdict(super().problem()) | asdict(self.readiness)
+        return Unready(**fields)
 
 
 class Question(Struct, frozen=True):

@@ -1,27 +1,24 @@
 """A Bottle app whose routes declare what they take, give and refuse, and that reads and writes by this."""
 
-import hmac
 import inspect
+import os
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import datetime
-from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 import msgspec
-from bottle import Bottle, HTTPError, HTTPResponse, Route, request, response
-from gunicorn.http.errors import ParseException
+from bottle import Bottle, HTTPError, HTTPResponse, Route, request, response, static_file
 
-from kit import errors, metrics, mistakes, patience, trace
-from kit.errors import Problem, Refusal, Unavailable, Unprocessable
+from kit import errors, metrics, patience, requests, trace
+from kit.errors import NotFound, Problem, Refusal, Unavailable, Unprocessable
 from kit.headers import ANSWERS
+from kit.requests import JSON, convert, header
 
-LARGEST_BODY = 64 * 1024  # bytes
 PATIENCE = 10  # seconds that a request waits for a slot
-JSON = "application/json"
 SECURITY_HEADERS = {
     # Swagger UI draws its icons from data URLs. Everything else comes from here, and nothing is inline.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -196,115 +193,23 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
             if given["service"] is None:
                 raise Unavailable(self.absent)
         if declared.options.token and self.config["api_token"]:
-            authorize(self.config["api_token"])
+            requests.authorize(self.config["api_token"])
         for name, text in path.items():
             given[name] = convert(text, declared.path[name], name)
         if declared.query:
-            given["query"] = convert(query(declared.query), declared.query, "query")
+            given["query"] = convert(requests.query(declared.query), declared.query, "query")
         if declared.headers:
-            texts = {name: header(name) for name in header_names(declared.headers)}
+            texts = {name: header(name) for name in requests.header_names(declared.headers)}
             sent = {name: text for name, text in texts.items() if text is not None}
             given["headers"] = convert(sent, declared.headers, "headers")
         if declared.body:
-            given["body"] = read_body(declared.body)
+            given["body"] = requests.read_body(declared.body)
         elif request.method not in ("GET", "HEAD"):
-            receive()  # a request that was cut off must not change anything
+            requests.receive()  # a request that was cut off must not change anything
         return given
 
 
 # Requests
-
-
-def header(name: str) -> str | None:
-    """A header of the request, one character per byte. (Bottle's own fails where that is not UTF-8.)"""
-    raw: str | None = request.headers.raw(name)
-    return raw
-
-
-def query(struct: type[msgspec.Struct]) -> dict[str, str | list[str]]:
-    """The parameters of the query. A list has commas, or is given several times, as some clients do.
-
-    Raises Unprocessable if any other is given twice.
-    """
-    lists, given = list_names(struct), dict[str, str | list[str]]()
-    for name in request.query:
-        raw = request.query.getall(name)
-        if len(raw) > 1 and name not in lists:
-            raise Unprocessable(f"query.{name}: must be given only once.")
-        try:
-            text = ",".join(raw).encode("latin1").decode()  # Bottle gives a character for each byte
-        except UnicodeDecodeError:
-            raise Unprocessable(f"query.{name}: must be UTF-8.") from None
-        given[name] = text.split(",") if name in lists else text
-    return given
-
-
-@cache
-def list_names(struct: type[msgspec.Struct]) -> list[str]:
-    """The fields of a Struct that take a list."""
-    fields: Any = msgspec.json.schema_components([struct])[1][struct.__name__]["properties"]
-    return [name for name, field in fields.items() if field.get("type") == "array"]
-
-
-@cache
-def header_names(struct: type[msgspec.Struct]) -> list[str]:
-    """The headers that the fields of a Struct stand for."""
-    return [field.encode_name for field in msgspec.structs.fields(struct)]
-
-
-def convert(data: Any, kind: Any, place: str) -> Any:
-    """Strings from a path, a query or headers as the types of `kind`; Unprocessable names the field."""
-    try:
-        found = msgspec.convert(data, kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise Unprocessable(mistakes.sentence(error, kind, place)) from None
-    # msgspec takes 1.0 and 01 for whole numbers, too, and 2026 for a time; one thing has one name.
-    fields = {f"{place}.{name}": name for name in data} if isinstance(data, dict) else {place: None}
-    for where, name in fields.items():
-        text, value = (data[name], getattr(found, name, None)) if name else (data, found)
-        if isinstance(value, int) and str(value) != text:
-            raise Unprocessable(f"{where}: Expected `int`, got `{text:.40}`")
-        if isinstance(value, datetime) and "-" not in text[1:]:
-            raise Unprocessable(f"{where}: {mistakes.TIME}")
-    return found
-
-
-def read_body(struct: type[msgspec.Struct]) -> Any:
-    """The request's JSON body; raises BadRequest, ContentTooLarge, UnsupportedMediaType or Unprocessable."""
-    if request.content_type.partition(";")[0].strip().lower() != JSON:
-        raise errors.UnsupportedMediaType(f"Content-Type: must be {JSON}.")
-    if header("Content-Encoding") is not None:
-        raise errors.UnsupportedMediaType("Content-Encoding: must not be used.")
-    if (header("Transfer-Encoding") or "chunked").lower() != "chunked":
-        raise errors.UnsupportedMediaType("Transfer-Encoding: must be chunked or not be used.")
-    try:
-        return msgspec.json.decode(receive(), type=struct)
-    except msgspec.ValidationError as error:
-        raise Unprocessable(mistakes.sentence(error, struct, "body")) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.BadRequest(f"body: is not JSON: {error}") from None
-
-
-def receive() -> bytes:
-    """The request's body, complete; raises BadRequest or ContentTooLarge."""
-    try:
-        # Read straight from the server, which has decoded chunks already. Bottle would decode them again.
-        body: bytes = request.environ["wsgi.input"].read(LARGEST_BODY + 1)
-    except (ParseException, OSError):  # a chunk is malformed, or the client has gone
-        raise errors.BadRequest("body: ended early, or has a malformed chunk.") from None
-    if len(body) < min(request.content_length, LARGEST_BODY + 1):
-        raise errors.BadRequest("body: is shorter than Content-Length says.")
-    if len(body) > LARGEST_BODY:
-        raise errors.ContentTooLarge(f"body: must not be longer than {LARGEST_BODY} bytes.")
-    return body
-
-
-def authorize(token: str) -> None:
-    """Raise Unauthorized unless the request bears this token (RFC 6750)."""
-    scheme, _, given = (header("Authorization") or "").partition(" ")
-    matches = hmac.compare_digest(given.strip(" ").encode("latin1"), token.encode())
-    if not (scheme.lower() == "bearer" and matches):
-        raise errors.Unauthorized("Authorization: must bear the API token.")
 
 
 def accept_trailing_slash() -> None:
@@ -361,3 +266,12 @@ def set_common_headers() -> None:
     response.set_header(trace.HEADER, trace.REQUEST.get() or trace.begin())
     for name, value in SECURITY_HEADERS.items():
         response.set_header(name, value)
+
+
+def file(name: str, *folders: Path | str) -> HTTPResponse:
+    """The file of this name in the first folder that has one; raises NotFound."""
+    for folder in folders:
+        if name in os.listdir(folder):
+            # no-cache: a browser asks each time (304: not changed), so files of two releases never meet.
+            return static_file(name, root=folder, headers={"Cache-Control": "no-cache"})
+    raise NotFound(f"There is no file {name}.")

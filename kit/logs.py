@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,11 @@ from kit.trace import REQUEST
 
 WARNINGS, LINES = 10, 100  # that one place in the code may log a second; lines are those of level INFO
 PROBES = ("/healthz", "/readyz")  # answer 503 again and again while something is wrong
+
+
+def note(write: Callable[..., None], event: str, text: str, **fields: Any) -> None:
+    """Log an event with its fields, as in `note(log.debug, "began", "%(job)s has begun", job=7)`."""
+    write(text, fields, extra={"event": event, **fields}, stacklevel=2)
 
 
 class Context(logging.Filter):

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
+
+import msgspec
 
 
 def newest(table: str, equal: Sequence[tuple[str, Any]], lowest: UUID, bound: UUID) -> tuple[str, list[Any]]:
@@ -18,3 +21,10 @@ def newest(table: str, equal: Sequence[tuple[str, Any]], lowest: UUID, bound: UU
     statement = f"""SELECT * FROM {table} WHERE {same} {row} >= {place} AND {row} < {place}
         AND created BETWEEN ? AND ? ORDER BY {order} LIMIT ?"""
     return statement, [*(value for _, value in others), *key, lowest.hex, *key, bound.hex]
+
+
+def next_url(path: str, query: msgspec.Struct, last: object) -> str:
+    """The URL of the page after this item, with the same query."""
+    texts = msgspec.to_builtins(query) | {"after": str(last)}
+    texts |= {name: ",".join(value) for name, value in texts.items() if isinstance(value, list)}
+    return f"{path}?{urlencode(texts, safe=',:')}"

@@ -54,7 +54,9 @@ export class Pager {
       if (view()[after]) go({ [after]: before.pop() ?? "" }, { [after]: before });
     });
     this.on.addEventListener("click", () => {
-      if (this.last) go({ [after]: this.last }, { [after]: [...this.before, view()[after] ?? ""] });
+      const { last } = this;
+      this.last = null; // until the next page is there, another click is too early
+      if (last) go({ [after]: last }, { [after]: [...this.before, view()[after] ?? ""] });
     });
   }
 

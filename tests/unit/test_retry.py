@@ -127,7 +127,7 @@ def test_a_retry_answers_with_the_transaction_and_waits_if_asked_to(api):
     expire(key)
     with ThreadPoolExecutor() as pool:
         held = pool.submit(send, api, "POST", path + "/", Prefer="wait=30")
-        wait_until(lambda: service().ledger._waiting, "it waits")
+        wait_until(lambda: service().ledger.waiting, "it waits")
         settle(key, "ERROR")
         answer = held.result(20)
     assert (answer.json["status"], answer.headers["Preference-Applied"]) == ("ERROR", "wait=30")

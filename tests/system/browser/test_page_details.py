@@ -110,6 +110,8 @@ def test_the_details_of_no_transaction_say_so(running, tab):
     with tab.trouble():  # 404
         page.goto(f"{service.url}/?transaction=019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57")
         expect(page.locator("#details-said")).to_contain_text("There is no transaction")
+        live(page)
+        tab.at_rest()
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
     expect(page).to_have_url(f"{service.url}/")
