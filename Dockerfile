@@ -2,9 +2,9 @@
 FROM python:3.13-slim
 WORKDIR /energy2go
 COPY requirements.txt .
-# The source maps are two thirds of Swagger UI, and only people who debug Swagger UI need them.
+# Most of Swagger UI is source maps, which help to debug it, and the same scripts for bundlers.
 RUN pip install --no-cache-dir --root-user-action=ignore -r requirements.txt \
- && find /usr/local -path '*/swagger_ui_bundle/*.map' -delete
+ && find /usr/local -path '*/swagger_ui_bundle/*' \( -name '*.map' -o -name '*-es-*' \) -delete
 COPY pyproject.toml *.py ./
 COPY kit kit
 COPY migrations migrations

@@ -2,12 +2,9 @@
 .DELETE_ON_ERROR:
 PYTHON = python3
 VENV = .venv/bin/python
-WITH_ENV = .venv/bin/dotenv -f .env run --no-override --
 PYTEST = .venv/bin/pytest --basetemp=var/test
 BENCH = PYTHONPATH=.:tests/support $(VENV)
-SUDO = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
-APT = $(SUDO) sh -c 'echo "installing $$*" && apt-get update -qq && $(INSTALL) "$$@" >/dev/null' apt-get
+INSTALL = apt-get install -y --no-install-recommends
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -16,9 +13,7 @@ setup: packages .venv/run ## install what running needs and build the equipment
 	@$(MAKE) -s -C validator
 
 run: setup ## start broker, equipment and service; Ctrl-C stops them
-	@mkdir -p var
-	@$(WITH_ENV) $(VENV) -m kit.settings
-	@exec $(WITH_ENV) .venv/bin/honcho -e /dev/null start
+	@exec $(VENV) -m kit.desk
 
 check: lint ## check style and types and run the unit tests on SQLite, in 30 s
 	@mkdir -p var
@@ -46,8 +41,9 @@ coverage: .venv/dev setup browser ## run every test and print which lines and br
 	.venv/bin/coverage combine -q
 	.venv/bin/coverage report
 
-docker-test: ## build the containers, run them, break them, and remove them
+docker-test: .venv/dev ## build the containers, run them, break them, and remove them
 	@sh tests/system/docker-test.sh
+	@sh tests/system/docker-replicas-test.sh
 
 bench: .venv/dev setup ## measure speed, growth and crowds against a bare route, in 5 minutes
 	@$(BENCH) tests/bench/run.py
@@ -75,6 +71,13 @@ lint: .venv/dev
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
+# Install the apt packages that are the arguments of the shell. That takes root or sudo.
+define APT
+{ if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=$$(command -v sudo); fi && echo "installing $$*" && \
+    $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive $(INSTALL) -qq "$$@" >/dev/null; } || \
+    { echo "These packages are missing. As root, run: $(INSTALL) $$*" >&2; exit 1; }
+endef
+
 # Install missing apt packages.
 packages:
 	@set --; \
@@ -88,22 +91,31 @@ packages:
 	    [ -e /usr/include/$${header%:*} ] || set -- $$@ $${header#*:}; \
 	done; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || set -- $$@ python3-venv; \
-	[ $$# = 0 ] || { $(APT) "$$@"; }
+	[ $$# = 0 ] || { $(APT); }
 
-# Install the apt packages that only tests need: the browser, PostgreSQL, the proxy.
+# Install the apt packages that only tests need: the browser, PostgreSQL, the proxy, Prometheus.
 browser:
 	@set --; \
 	PATH="$$PATH:/usr/sbin"; \
 	command -v chromium >/dev/null || set -- $$@ chromium; \
 	command -v nginx >/dev/null || set -- $$@ nginx; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || set -- $$@ postgresql; \
-	[ $$# = 0 ] || { $(APT) "$$@"; }
+	[ $$# = 0 ] || { $(APT); }
+	@command -v promtool >/dev/null || $(MAKE) -s .venv/prometheus
+
+# Only unpack Prometheus: its package would leave a daemon on port 9090.
+.venv/prometheus:
+	@echo "downloading prometheus"
+	@rm -rf $@.new && mkdir -p $@.new && cd $@.new && { apt-get download -qq prometheus 2>/dev/null || \
+	    { if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=$$(command -v sudo); fi && \
+	    $$sudo apt-get update -qq && apt-get download -qq prometheus; }; } && dpkg -x prometheus_*.deb . && rm -f *.deb
+	@mv $@.new $@
 
 # libFuzzer comes in a package that has clang's version in its name.
 fuzzer:
-	@command -v clang >/dev/null || { $(APT) clang; }
+	@command -v clang >/dev/null || { set -- clang; $(APT); }
 	@[ -e "$$(clang -print-file-name=libclang_rt.fuzzer-$$(uname -m).a)" ] || \
-	    { $(APT) "libclang-rt-$$(clang -dumpversion | cut -d. -f1)-dev"; }
+	    { set -- "libclang-rt-$$(clang -dumpversion | cut -d. -f1)-dev"; $(APT); }
 
 # .venv/run marks that requirements.txt is installed, .venv/dev that requirements-dev.txt is.
 # Keep a .venv that works: install into it, and if that fails (no network), say so and go on with it.

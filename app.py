@@ -4,33 +4,34 @@ A handler's signature, docstring and decorator declare what it takes, gives and 
 """
 
 import logging
-import os
-import re
+import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
-from urllib.parse import urlencode
 from uuid import UUID
 
 import msgspec
-from bottle import HTTPResponse, request, response, static_file
+from bottle import HTTPResponse, request, response
+from msgspec import UNSET
 from peewee import Database
 from prometheus_client.core import Metric
 from swagger_ui_bundle import swagger_ui_path
 
 import models
 import schemas
-from kit import events, metrics, openapi
-from kit.api import Api
-from kit.errors import BadRequest, Conflict, NotFound, Problem, Unavailable, Unprocessable
+from kit import events, metrics, openapi, tags
+from kit.api import Api, file
+from kit.errors import BadRequest, NotFound, NotRead, PreconditionFailed, Unavailable, Unprocessable
 from kit.events import Change, Cursor, Follower, Stream
+from kit.pages import next_url
+from kit.requests import preferred_wait
 from kit.settings import ROOT, VERSION, Settings
 from kit.storage import ERRORS, Store, check
 from kit.writer import JobQueue
 from ledger import Ledger
+from models import Draft
 from mqtt_listener import Listener
 from schemas import NewStation, NewTransaction, Readiness, Station, StationId, Transaction, TransactionId
 
@@ -44,6 +45,12 @@ INFO = {
     "title": "energy2go",
     "version": VERSION,
     "description": "Starts transactions for battery stations, and tells what the equipment said.",
+    "license": {"name": "MIT", "url": "https://opensource.org/license/mit"},
+}
+TAGS = {
+    "stations": "Where transactions happen.",
+    "transactions": "Each is PENDING until the equipment confirms or refuses it, or until it expires.",
+    "service": "How the service is, and what it offers.",
 }
 
 app = Api("The service is not running. Start it with `gunicorn app:app`.")
@@ -66,6 +73,7 @@ class Service:
         self.ledger = Ledger(
             settings, self.store, queue, self.listener, None, stopping, places, self.follower.wake
         )
+        self.metrics = metrics.registry(app.requests, self.ledger, self.listener, self)
         self._started = ExitStack()
 
     def __enter__(self) -> Self:
@@ -82,101 +90,117 @@ class Service:
         self.store.close()
 
     def read(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs) -> T:
-        """Call a function of `models` that reads; raises what it raises, or Unavailable."""
+        """Call a function of `models` that reads; raises what it raises, or NotRead."""
         try:
             return self.store.read(function, *values, **named)
         except ERRORS as error:
-            log.error("the database cannot be read: %s", error)
-            raise Unavailable("The database cannot be read now.") from None
+            log.error("the database cannot be read: %s", error, extra={"event": "database_unreadable"})
+            raise NotRead("The database cannot be read now.") from None
 
     def changes(self, cursor: Cursor, limit: int, station_id: int | None) -> list[Change]:
         """What changed after a cursor; raises Unavailable."""
         return self.read(models.changes, cursor, limit, station_id)
 
+    def problems(self) -> dict[str, str]:
+        """By part, why it does not work now, or nothing. A part of which nothing is known is left out."""
+        store, ledger, listener = self.store, self.ledger, self.listener
+        database = store.problem or store.read_problem or ledger.stuck
+        problems = {"database": database if ledger.alive else "the ledger does not run"}
+        problems["broker"] = listener.problem
+        if listener.retains and not listener.problem:
+            problems["equipment"] = "" if "online" in listener.equipment.values() else "none is online"
+        return problems
+
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads besides the ledger's and the listener's."""
         yield metrics.gauge("energy2go_followers", "Clients that follow events", self.follower.following)
+        ready = {part: int(not problem) for part, problem in self.problems().items()}
+        yield metrics.gauges("energy2go_ready", "1 while this part of /readyz works", "part", ready)
+        build = {"version": VERSION, "python": platform.python_version()}
+        yield metrics.info("energy2go_build", "What runs here", build)
 
 
-class NotReady(Unavailable):
-    """The whole job cannot be done now. The detail has a sentence for each problem."""
-
-    shape = schemas.Unready
-
-    def __init__(self, detail: str, readiness: Readiness):
-        super().__init__(detail)
-        self.readiness = readiness
-
-    def problem(self) -> Problem:
-        fields = msgspec.structs.asdict(super().problem()) | msgspec.structs.asdict(self.readiness)
-        return schemas.Unready(**fields)
-
-
-@app.post("/stations", status=201, sends=("Location",))
+@app.post("/stations", status=201, sends=("Location", "ETag"))
 def create_station(service: Service, body: NewStation) -> Station:
     """Create a station."""
     station = service.ledger.change(models.create_station, body.description)
     response.set_header("Location", f"/stations/{station.id}")
+    return tagged(station)
+
+
+@app.get("/stations", sends=("Link",))
+def list_stations(service: Service, query: schemas.StationQuery) -> schemas.StationPage:
+    """List stations, newest last."""
+    return schemas.StationPage(*page(service, "/stations", models.list_stations, query))
+
+
+@app.get("/stations/<id>", errors=(NotFound,), sends=("ETag",), also=((304, ("ETag",)),))
+def get_station(service: Service, id: StationId, headers: schemas.ReadHeaders) -> Station:
+    """Read one station. Its `ETag` changes with it."""
+    station = tagged(service.read(models.get_station, id))
+    if headers.if_none_match and tags.match(headers.if_none_match, station):
+        response.status = 304
     return station
 
 
-@app.get("/stations")
-def list_stations(service: Service, query: schemas.StationQuery) -> schemas.StationPage:
-    """List stations, newest last."""
-    found = service.read(models.list_stations, query.limit + 1, query.after or 0)
-    return schemas.StationPage(*page("/stations", query, found))
-
-
-@app.get("/stations/<id>", errors=(NotFound,))
-def get_station(service: Service, id: StationId) -> Station:
-    """Read one station."""
-    return service.read(models.get_station, id)
-
-
-@app.put("/stations/<id>", errors=(NotFound,))
-def replace_station(service: Service, id: StationId, body: NewStation) -> Station:
+@app.put("/stations/<id>", errors=(NotFound, PreconditionFailed))
+def replace_station(
+    service: Service, id: StationId, body: NewStation, headers: schemas.ChangeHeaders
+) -> Station:
     """Replace a station's description."""
-    return service.ledger.change(models.change_station, id, body.description)
+    # No ETag: the station that we store is not literally the body (RFC 9110, section 9.3.4).
+    return service.ledger.change(models.change_station, id, body.description, headers.if_match)
 
 
-@app.route("/stations/<id>", "PATCH", errors=(NotFound,))
-def change_station(service: Service, id: StationId, body: schemas.StationChange) -> Station:
+@app.route("/stations/<id>", "PATCH", errors=(NotFound, PreconditionFailed), sends=("ETag",))
+def change_station(
+    service: Service, id: StationId, body: schemas.StationChange, headers: schemas.ChangeHeaders
+) -> Station:
     """Change those fields of a station that the body names."""
-    if body.description is msgspec.UNSET:
-        return service.read(models.get_station, id)
-    return service.ledger.change(models.change_station, id, body.description)
+    if body.description is UNSET:
+        station = service.read(models.get_station, id)
+        tags.require(headers.if_match, station)
+    else:
+        station = service.ledger.change(models.change_station, id, body.description, headers.if_match)
+    return tagged(station)
 
 
-@app.delete("/stations/<id>", status=204, errors=(NotFound, Conflict))
-def delete_station(service: Service, id: StationId) -> None:
+@app.delete("/stations/<id>", status=204, errors=(NotFound, schemas.HasTransactions, PreconditionFailed))
+def delete_station(service: Service, id: StationId, headers: schemas.ChangeHeaders) -> None:
     """Delete a station that has no transactions."""
-    service.ledger.change(models.delete_station, id)
+    service.ledger.change(models.delete_station, id, headers.if_match)
 
 
-@app.post("/transactions", status=201, sends=("Location", "Preference-Applied", "Retry-After"))
+@app.post(
+    "/transactions",
+    status=201,
+    errors=(schemas.NoStation, schemas.KeyUsed),
+    sends=("Location", "Preference-Applied", "Retry-After"),
+    also=((200, ("Idempotent-Replayed", "Location", "Preference-Applied", "Retry-After")),),
+)
 def create_transaction(
     service: Service, body: NewTransaction, headers: schemas.TransactionHeaders
 ) -> Transaction:
     """Start a transaction: store it as PENDING, and ask the equipment whether it is valid.
 
-    With an `Idempotency-Key` it is safe to send this again: the same key and body get the first answer.
+    With an `Idempotency-Key` it is safe to send this again: the same key and body get the same transaction
+    as it is now, with 200.
     """
     if "," in (headers.idempotency_key or ""):
         raise BadRequest("Idempotency-Key: must be sent once, and have no comma.")
-    transaction = service.ledger.create(body.station_id, headers.idempotency_key)
+    draft = Draft(body.station_id, headers.idempotency_key)
+    transaction = service.ledger.create(draft)
     response.set_header("Location", f"/transactions/{transaction.id}")
-    try:
-        return waited(service, transaction.id, headers.prefer) or transaction
-    except Unavailable:
-        return transaction  # it is stored, so that is the answer
+    if transaction.id != draft.id:
+        response.status = 200
+        response.set_header("Idempotent-Replayed", "true")
+    return stored(service, transaction, headers.prefer)
 
 
-@app.get("/transactions")
+@app.get("/transactions", sends=("Link",))
 def list_transactions(service: Service, query: schemas.TransactionQuery) -> schemas.TransactionPage:
     """List transactions, newest first."""
-    filters = query.after or None, query.status or None, query.station_id or None
-    found = service.read(models.list_transactions, query.limit + 1, *filters)
-    return schemas.TransactionPage(*page("/transactions", query, found))
+    return schemas.TransactionPage(*page(service, "/transactions", models.list_transactions, query))
 
 
 @app.get("/transactions/<id>", errors=(NotFound,), sends=("Preference-Applied", "Retry-After"))
@@ -184,6 +208,16 @@ def get_transaction(service: Service, id: TransactionId, headers: schemas.WaitHe
     """Read one transaction; with `Prefer: wait=N`, once it has its verdict."""
     transaction = service.read(models.get_transaction, id)
     return waited(service, id, headers.prefer) or transaction
+
+
+@app.post(
+    "/transactions/<id>/retry",
+    errors=(NotFound, schemas.NotExpired),
+    sends=("Preference-Applied", "Retry-After"),
+)
+def retry_transaction(service: Service, id: TransactionId, headers: schemas.WaitHeaders) -> Transaction:
+    """Ask about an EXPIRED transaction again: it is PENDING until its verdict or its new deadline."""
+    return stored(service, service.ledger.retry(id), headers.prefer)
 
 
 @app.get("/events", media_type=events.MEDIA_TYPE, sends=("Cache-Control",))
@@ -214,35 +248,29 @@ def healthz(service: Service) -> schemas.Health:
     return schemas.Health(VERSION)
 
 
-@app.get("/readyz", token=False, slot=False, errors=(NotReady,))
+@app.get("/readyz", token=False, slot=False, errors=(schemas.NotReady,))
 def readyz(service: Service) -> Readiness:
     """Tell whether the whole job can be done: stored, asked and answered."""
     with suppress(*ERRORS):  # `read_problem` says it
         service.store.read(check)
-    ledger, listener = service.ledger, service.listener
-    database = (
-        (service.store.problem or service.store.read_problem) if ledger.alive else "the ledger does not run"
-    )
+    problems, listener = service.problems(), service.listener
     equipment: schemas.Equipment = listener.equipment if listener.retains else "unknown"
-    known = equipment != "unknown" and not listener.problem
-    absent = "none is online" if known and "online" not in listener.equipment.values() else ""
-    problems = {"database": database or ledger.stuck, "broker": listener.problem, "equipment": absent}
     readiness = Readiness(problems["database"] or "ok", problems["broker"] or "ok", equipment)
     if detail := "; ".join(f"{part}: {problem}" for part, problem in problems.items() if problem):
-        raise NotReady(detail, readiness)
+        raise schemas.NotReady(detail, readiness)
     return readiness
 
 
 @app.get("/metrics", slot=False, media_type=metrics.CONTENT_TYPE)
 def read_metrics(service: Service) -> bytes:
-    """Read the service's metrics, as Prometheus does."""
-    return service.read(lambda _: metrics.text(service.ledger, service.listener, service))
+    """Read the service's metrics, as Prometheus does. What the database does not tell now is left out."""
+    return metrics.text(service.metrics)
 
 
 @app.get("/openapi.json", token=False)
 def openapi_document() -> dict[str, Any]:
     """Read this document."""
-    return openapi.document(app, INFO)
+    return openapi.document(app, INFO, TAGS)
 
 
 # Pages, for people
@@ -272,21 +300,26 @@ def swagger_file(name: str) -> HTTPResponse:
     return file(name, STATIC / "swagger", swagger_ui_path)
 
 
-def file(name: str, *folders: Path | str) -> HTTPResponse:
-    """The file of this name in the first folder that has one; raises NotFound."""
-    for folder in folders:
-        if name in os.listdir(folder):
-            # no-cache: a browser asks each time (304: not changed), so files of two releases never meet.
-            return static_file(name, root=folder, headers={"Cache-Control": "no-cache"})
-    raise NotFound(f"There is no file {name}.")
+def tagged(station: Station) -> Station:
+    """The station, with its tag in the answer."""
+    response.set_header("ETag", tags.of(station))
+    return station
+
+
+def stored(service: Service, transaction: Transaction, prefer: str) -> Transaction:
+    """A transaction that was just stored, after waiting as `Prefer: wait=N` asks."""
+    try:
+        return waited(service, transaction.id, prefer) or transaction
+    except Unavailable:
+        return transaction  # it is stored, so that is the answer
 
 
 def waited(service: Service, transaction_id: UUID, prefer: str) -> Transaction | None:
     """The transaction after waiting as `Prefer: wait=N` asks (RFC 7240); None without a wait."""
-    wanted = re.search(r"(?:^|[,;])\s*wait\s*=\s*(\"?)(\d{1,4000})\1\s*(?:$|[,;])", prefer, re.IGNORECASE)
-    seconds = min(int(wanted[2]), LONGEST_WAIT) if wanted else 0
-    if not wanted:
+    wanted = preferred_wait(prefer)
+    if wanted is None:
         return None
+    seconds = min(wanted, LONGEST_WAIT)
     if not service.ledger.wait(transaction_id, seconds, app.no_slot):
         response.set_header("Retry-After", "1")  # too many requests wait already
         return None
@@ -295,9 +328,15 @@ def waited(service: Service, transaction_id: UUID, prefer: str) -> Transaction |
     return transaction
 
 
-def page(path: str, query: Any, found: list[Any]) -> tuple[list[Any], str | None]:
-    """The items of a page and the URL of the next one, from one item more than the page holds."""
+def page(
+    service: Service, path: str, find: Callable[..., list[T]], query: Any
+) -> tuple[list[T], str | None]:
+    """The items of a page of what a query finds, and the URL of the next page, which `Link` tells too."""
+    filters = {name: value for name, value in msgspec.structs.asdict(query).items() if value is not UNSET}
+    found: list[Any] = service.read(find, **filters | {"limit": query.limit + 1})
     items = found[: query.limit]
     if len(found) == len(items):
         return items, None
-    return items, f"{path}?{urlencode(msgspec.to_builtins(query) | {'after': str(items[-1].id)})}"
+    following = next_url(path, query, items[-1].id)
+    response.set_header("Link", f'<{following}>; rel="next"')
+    return items, following

@@ -4,12 +4,14 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from typing import Any
 
 import msgspec
 from bottle import request
 
 from kit import logs, worker
+from kit.errors import Refusal
 from kit.settings import load, unknown_names
 
 settings = load()
@@ -22,12 +24,13 @@ bind = settings.bind
 worker_class = worker.Worker
 workers = 1
 keepalive = 30  # seconds
-graceful_timeout = 3  # seconds; honcho kills after 5
-access_log_format = '%(h)s "%(r)s" %(s)s, %(B)s bytes, %(M)s ms'
+graceful_timeout = 3  # seconds; `make run` kills after 5
 forwarder_headers = ""  # no client sets SCRIPT_NAME or PATH_INFO
 control_socket_disable = True  # it would lie in the home directory
 logger_class = logs.RequestLog
 logconfig_dict = logs.configuration(settings)
+
+LOOK = 0.1  # seconds; how often a service that has just started looks whether it is ready
 
 
 def on_starting(server: Any) -> None:
@@ -39,21 +42,22 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Say where to look, and warn if other machines can use the service without a token."""
-    host, port = settings.address
+    """Warn about what is allowed but may not be meant."""
+    host, _ = settings.address
     if host not in ("localhost", "::1") and not host.startswith("127.") and not settings.api_token:
-        server.log.warning("BIND=%s is open to other machines, and no API_TOKEN is set", settings.bind)
+        # A container does not know who can reach its port.
+        reached = f"every machine that can reach BIND={settings.bind} can use the service"
+        warn(server, "open", f"no API_TOKEN is set, so {reached}")
     if room.waits < wanted:
-        server.log.warning(
-            "the limits of descriptors and processes leave room for WAITS=%d only", room.waits
-        )
+        limits = "the limits of descriptors and processes"
+        warn(server, "few_waits", f"{limits} leave room for WAITS={room.waits} only")
     for name in unknown_names():
-        server.log.warning(".env names %s, which no program reads", name)
-    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    url = f"http://{f'[{here}]' if ':' in here else here}:{port}"
-    server.log.info("ready at %s (the live page), Swagger UI at %s/swagger/; try:", url, url)
-    server.log.info("""  curl --json '{"description": "Teste"}' %s/stations""", url)
-    server.log.info("""  curl --json '{"station_id": 1}' -H 'Prefer: wait=5' %s/transactions""", url)
+        warn(server, "unknown_variable", f".env names {name}, which no program reads")
+
+
+def warn(server: Any, event: str, sentence: str) -> None:
+    """Log a warning at start."""
+    server.log.warning("%s", sentence, extra={"event": event})
 
 
 def post_worker_init(worker: Any) -> None:
@@ -64,8 +68,37 @@ def post_worker_init(worker: Any) -> None:
     threading.excepthook = end_the_process
     app.add_hook("before_request", lambda: request.environ.update({"wsgi.errors": logs.Failures()}))
     worker.service = contextlib.ExitStack()
-    worker.service.enter_context(Service(settings, stopping=lambda: not worker.alive))
+    service = worker.service.enter_context(Service(settings, stopping=lambda: not worker.alive))
     worker.started_by = os.getpid()
+    threading.Thread(target=say_when_ready, args=(worker, service), name="ready", daemon=True).start()
+
+
+def say_when_ready(worker: Any, service: Any) -> None:
+    """Wait until broker, equipment and database are ready, and say so."""
+    from app import readyz
+
+    while worker.alive:
+        with contextlib.suppress(Refusal):
+            readyz(service)
+            say_ready(worker.log)
+            return
+        time.sleep(LOOK)
+
+
+def say_ready(log: Any) -> None:
+    """Say where to look, and what to try."""
+    host, port = settings.address
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    lines = [
+        f"ready at {url} (the live page), Swagger UI at {url}/swagger/; try:",
+        f"""  curl --json '{{"description": "Teste"}}' {url}/stations""",
+        f"""  curl --json '{{"station_id": 1}}' -H 'Prefer: wait=5' {url}/transactions""",
+    ]
+    if host in ("0.0.0.0", "::"):  # noqa: S104
+        # A container does not know at which address others see it.
+        lines = [f"ready on port {port} of every address"]
+    for line in lines:
+        log.info("%s", line, extra={"event": "ready"})
 
 
 def stay_on_one_processor() -> None:
@@ -81,7 +114,8 @@ def stay_on_one_processor() -> None:
 
 def end_the_process(args: threading.ExceptHookArgs) -> None:
     """End the process if a thread dies, as it would forget requests. gunicorn starts another."""
-    logging.critical("a thread died; the process ends", exc_info=args.exc_value)
+    about = {"event": "thread_died"}
+    logging.critical("a thread died; the process ends", exc_info=args.exc_value, extra=about)
     os._exit(1)  # 3 and 4 would halt gunicorn
 
 

@@ -8,7 +8,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from uuid import UUID
 
@@ -20,14 +20,16 @@ import models
 from kit import metrics
 from kit.clock import SECOND, Clock
 from kit.errors import Refusal
+from kit.events import FIRST
+from kit.logs import note
 from kit.settings import Settings
 from kit.storage import ERRORS, Store
+from kit.waiting import Idle, Waiting
 from kit.writer import Job, JobQueue, Writer
 from models import Asked, Draft, Settled, Timeouts
 from schemas import Status, Transaction, Verdict
 
 log = logging.getLogger(__name__)
-Idle = Callable[[], AbstractContextManager[None]]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -68,12 +70,8 @@ class Batch:
     """One database transaction: its times, and what to do after its commit."""
 
     def __init__(self, ledger: "Ledger"):
-        self.database, self.timeouts, self.publisher = (
-            ledger.store.database,
-            ledger.timeouts,
-            ledger.publisher,
-        )
-        self.room, self.session = ledger.room, ledger.session
+        self.database, self.publisher = ledger.store.database, ledger.publisher
+        self.timeouts, self.room, self.session = ledger.timeouts, ledger.room, ledger.session
         self.retention, self.deleted = ledger.retention, ledger.deleted
         # Taken under the lock that orders commits, so `updated` rises with every commit of every process.
         self.now = max(ledger.clock.wall(), models.newest_update(self.database) + 1)
@@ -82,7 +80,7 @@ class Batch:
         self.changed: list[UUID] = []  # no longer PENDING: wake those who wait for these
         self.counts: Counter[str] = Counter()
         self.delays: list[int] = []  # microseconds from question to verdict
-        self.events: list[tuple[str, UUID]] = []  # to log
+        self.events: list[tuple[str, UUID]] = []  # to log: what it is now
         self.more = False  # more questions can be opened at once
 
     def take_room(self, wanted: int) -> int:
@@ -94,6 +92,16 @@ class Batch:
         taken = min(self.room, wanted)
         self.room -= taken
         return taken
+
+    def open(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Transaction | Refusal]:
+        """Call a function of `models` that makes transactions PENDING, and ask about those it says."""
+        room = self.take_room(len(items))
+        answers: list[Transaction | Refusal]
+        answers, questions = function(self.database, items, self.now, self.clock, self.timeouts, room)
+        self.room += room - len(questions)
+        self.questions += questions
+        self.counts["first"] += len(questions)
+        return answers
 
 
 # Batch functions: each gets all items of its kind in a batch, and returns a result for each.
@@ -107,7 +115,7 @@ def settle(batch: Batch, verdicts: Sequence[Verdict]) -> list[Settled]:
         if settled.kind in ("settled", "late"):
             batch.counts[verdict.status] += 1
             batch.changed.append(verdict.transaction_id)
-            batch.events.append((f"%(transaction)s is {verdict.status}", verdict.transaction_id))
+            batch.events.append((verdict.status, verdict.transaction_id))
         if settled.delay is not None:
             batch.delays.append(settled.delay)
     return results
@@ -134,16 +142,20 @@ def ask_again(batch: Batch, sessions: Sequence[int]) -> list[None]:
 
 def create(batch: Batch, drafts: Sequence[Draft]) -> list[Transaction | Refusal]:
     """Store new transactions as PENDING, and ask about as many as there is room for."""
-    room = batch.take_room(len(drafts))
-    times = batch.now, batch.clock, batch.timeouts
-    answers, questions = models.create_transactions(batch.database, drafts, *times, room)
-    batch.room += room - len(questions)
-    batch.questions += questions
-    batch.counts["first"] += len(questions)
+    answers = batch.open(models.create_transactions, drafts)
     for draft, answer in zip(drafts, answers, strict=True):
         if isinstance(answer, Transaction) and answer.id == draft.id:
             batch.counts[Status.PENDING] += 1
-            batch.events.append(("%(transaction)s is stored", draft.id))
+            batch.events.append(("stored", draft.id))
+    return answers
+
+
+def retry(batch: Batch, transaction_ids: Sequence[UUID]) -> list[Transaction | Refusal]:
+    """Make EXPIRED transactions PENDING again, and ask about them as about new ones."""
+    answers = batch.open(models.retry, transaction_ids)
+    again = [answer.id for answer in answers if isinstance(answer, Transaction)]
+    batch.counts[Status.PENDING] += len(again)
+    batch.events += [("retried", transaction_id) for transaction_id in again]
     return answers
 
 
@@ -160,6 +172,7 @@ def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
     batch.room += room - len(opened)
     batch.questions += again + opened
     batch.changed += expired
+    batch.events += [(Status.EXPIRED.value, transaction_id) for transaction_id in expired]
     batch.counts.update({Status.EXPIRED: len(expired), "again": len(again), "first": len(opened)})
     batch.more = len(opened) == models.CLAIM
     return [None] * len(items)
@@ -173,7 +186,7 @@ def delete_old(batch: Batch, items: Sequence[None]) -> list[None]:
 
 
 # Verdicts come first, so that they are settled before anything expires.
-ORDER = (settle, change, ask_again, create, look_after, delete_old)
+ORDER = (settle, change, ask_again, create, retry, look_after, delete_old)
 
 
 class Ledger(Writer):
@@ -204,20 +217,26 @@ class Ledger(Writer):
         self.sizes = Histogram("energy2go_batch_jobs", "Jobs in a batch", registry=None, buckets=BATCH_SIZES)
         self.room = 0  # questions that may be opened; never more than models.room() says
         self.retention = settings.retention_days * DAY  # 0: keep everything
-        self.deleted = models.BEGINNING  # up to here, in the order of `updated`
+        self.deleted = FIRST  # up to here, in the order of `updated`
         self.session = 0  # the listener's, once everything was asked again in it; 0: some may be lost
         self._compared = False  # the clock with the newest transaction
         self._next_round = self._next_look = 0
-        self._waiting: dict[UUID, list[threading.Event]] = {}
-        self._waiting_lock = threading.Lock()
-        self._places = places or threading.BoundedSemaphore(settings.waits)
+        self.waiting = Waiting[UUID](places or threading.BoundedSemaphore(settings.waits))
         self._changed = changed
 
     # Called by requests
 
-    def create(self, station_id: int, idempotency_key: str | None) -> Transaction:
-        """Store a new transaction as PENDING; raises Unprocessable or Unavailable."""
-        transaction: Transaction = self.run(Creation(create, Draft(station_id, idempotency_key)))
+    def create(self, draft: Draft) -> Transaction:
+        """Store a draft as PENDING; raises Unprocessable or Unavailable.
+
+        The transaction has another id than the draft if the idempotency key was used before.
+        """
+        transaction: Transaction = self.run(Creation(create, draft))
+        return transaction
+
+    def retry(self, transaction_id: UUID) -> Transaction:
+        """Ask about an EXPIRED transaction again; raises NotFound, Conflict or Unavailable."""
+        transaction: Transaction = self.run(Job(retry, transaction_id))
         return transaction
 
     def change(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **_: P.kwargs) -> T:
@@ -230,29 +249,16 @@ class Ledger(Writer):
 
         False if too many requests wait already.
         """
-        if not self._places.acquire(blocking=False):
-            return False
-        event = threading.Event()
-        with self._waiting_lock:
-            self._waiting.setdefault(transaction_id, []).append(event)
-        try:
-            # The verdict may have been stored before this request was listed.
-            if self.store.read(models.statuses, [transaction_id]).get(transaction_id) is Status.PENDING:
-                with idle():
-                    event.wait(seconds)
-        finally:
-            with self._waiting_lock:
-                self._waiting[transaction_id].remove(event)
-                if not self._waiting[transaction_id]:
-                    del self._waiting[transaction_id]
-            self._places.release()
-        return True
+
+        def pending() -> bool:
+            found = self.store.read(models.statuses, [transaction_id])
+            return found.get(transaction_id) is Status.PENDING
+
+        return self.waiting.wait(transaction_id, seconds, pending, idle)
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
         counts, counter, gauge = self.counts, metrics.counter, metrics.gauge
-        with self._waiting_lock:
-            waiting = sum(map(len, self._waiting.values()))
         statuses = {status.value: counts[status] for status in Status}
         yield counter("energy2go_transactions", "Transactions that became", "status", statuses)
         kinds = {kind: counts[kind] for kind in ("settled", "late", "duplicate", "contradiction", "unknown")}
@@ -263,21 +269,25 @@ class Ledger(Writer):
         yield from self.delays.collect()
         yield from self.sizes.collect()
         yield gauge("energy2go_queue_jobs", "Jobs that wait for the ledger", self.queue.qsize())
-        yield gauge("energy2go_waiters", "Requests that wait for a verdict", waiting)
+        yield gauge("energy2go_waiters", "Requests that wait for a verdict", len(self.waiting))
         yield gauge("energy2go_wal_bytes", "Size of SQLite's log", self.store.log_size)
-        oldest = self.store.read(models.oldest_pending)
+        try:
+            pending, oldest = self.store.read(models.pending)
+        except ERRORS:
+            return  # `energy2go_ready` tells
         age = max(0, self.clock.wall() - oldest) / SECOND if oldest else 0
+        yield gauge("energy2go_pending_transactions", "Transactions that are PENDING", pending)
         yield gauge("energy2go_oldest_pending_seconds", "Age of the oldest PENDING transaction, or 0", age)
 
     # What belongs to a batch (see Writer)
 
     def patience(self) -> float:
-        due = min(self._next_round, self._next_look) if self._waiting else self._next_round
+        due = min(self._next_round, self._next_look) if self.waiting else self._next_round
         return (due - self.clock.steady()) / SECOND
 
     def timed(self, jobs: list[Job]) -> list[Job]:
         clock = self.clock.steady()
-        if self._waiting and clock >= self._next_look:
+        if self.waiting and clock >= self._next_look:
             self._next_look = clock + LOOK
             self._look()
         if clock < self._next_round and not any(job.function is ask_again for job in jobs):
@@ -297,16 +307,19 @@ class Ledger(Writer):
         batch = Batch(self)
         ahead = (batch.now - self.clock.wall()) // SECOND
         if not self._compared and ahead > 60:
-            log.warning("the newest transaction is %d s ahead of the clock, so times stand still", ahead)
+            text = "the newest transaction is %(seconds)d s ahead of the clock, so times stand still"
+            note(log.warning, "clock_behind", text, seconds=ahead)
         self._compared = True
         return batch
 
     def committed(self, batch: Batch, results: list[tuple[Job, Any]]) -> None:
         """Publish first, so that the equipment can already work on the questions."""
-        for event, transaction_id in batch.events:
-            log.debug(event, {"transaction": transaction_id})
+        requests = {result.id: job.request for job, result in results if isinstance(result, Transaction)}
+        for what, key in batch.events:
+            event, text = f"transaction_{what.lower()}", f"%(transaction)s is {what}"
+            note(log.debug, event, text, transaction=key, request=requests.get(key))
         self.publisher.publish(batch.questions)
-        self._wake(batch.changed)
+        self.waiting.wake(batch.changed)
         if batch.events or batch.changed:
             self._changed()
         self.room, self.session, self.deleted = batch.room, batch.session, batch.deleted
@@ -321,21 +334,14 @@ class Ledger(Writer):
         self.session = self.room = 0
 
     def dying(self) -> None:
-        self._wake(list(self._waiting))
-
-    def _wake(self, transaction_ids: Iterable[UUID]) -> None:
-        """Wake the requests that wait for these."""
-        with self._waiting_lock:
-            for transaction_id in transaction_ids:
-                for event in self._waiting.get(transaction_id, ()):
-                    event.set()
+        self.waiting.wake(self.waiting.keys)
 
     def _look(self) -> None:
         """Wake those whose verdict another process stored, or all if the process is about to stop."""
-        waiting = list(self._waiting)
+        waiting = self.waiting.keys
         try:
             found = {} if self.stopping() else self.store.read(models.statuses, waiting)
         except ERRORS as error:
-            log.error("the database cannot be read: %s", error)
+            log.error("the database cannot be read: %s", error, extra={"event": "database_unreadable"})
         else:
-            self._wake(key for key in waiting if found.get(key) is not Status.PENDING)
+            self.waiting.wake(key for key in waiting if found.get(key) is not Status.PENDING)

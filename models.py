@@ -5,52 +5,57 @@ are whole microseconds since 1970 (UTC) and come from the caller. Only the ledge
 """
 
 from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from peewee import (
-    AutoField,
-    BigIntegerField,
-    CharField,
-    Database,
-    ForeignKeyField,
-    Model,
-    SmallIntegerField,
-    UUIDField,
-)
+import peewee
+from peewee import Database, Model
 
-from kit.clock import SECOND, moment, uuid7
-from kit.errors import Conflict, NotFound, Refusal, Unprocessable
+from kit import tags
+from kit.clock import EPOCH, SECOND, below, moment, stored, uuid7
+from kit.errors import NotFound, Refusal
 from kit.events import FIRST, Change, Cursor
-from kit.storage import execute, placeholders
-from schemas import Question, Station, Status, Transaction, Verdict
+from kit.pages import newest
+from kit.storage import contains, execute, placeholders, uuid
+from schemas import (
+    HasTransactions,
+    KeyUsed,
+    NoStation,
+    NotExpired,
+    Question,
+    Station,
+    Status,
+    Transaction,
+    Verdict,
+)
 
 LONGEST_BACKOFF = 30 * SECOND
 WINDOW = 1000  # questions that are open at one time: asked, not answered, and their deadline set
 CLAIM = 500  # rows that one claim takes at most
-BEGINNING = -1, UUID(int=0)  # a place before all transactions, in the order of `updated` and id
+LATEST, LAST = datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1)
 
 
 class StationTable(Model):
-    id = AutoField()
-    description = CharField(255)
+    id = peewee.AutoField()
+    description = peewee.CharField(255)
 
     class Meta:
         table_name = "station"
 
 
 class TransactionTable(Model):
-    id = UUIDField(primary_key=True)
-    station = ForeignKeyField(StationTable)
-    status = CharField()
-    created = BigIntegerField()
-    updated = BigIntegerField()
-    idempotency_key = CharField(null=True)
-    attempts = SmallIntegerField()  # how often it was asked since its deadline last started
-    asked_at = BigIntegerField(null=True)
-    retry_at = BigIntegerField(null=True)  # null: not PENDING, nothing to ask
-    expires_at = BigIntegerField(null=True)  # null: it waits to be asked, its clock does not run
+    id = peewee.UUIDField(primary_key=True)
+    station = peewee.ForeignKeyField(StationTable)
+    status = peewee.CharField()
+    created = peewee.BigIntegerField()
+    updated = peewee.BigIntegerField()
+    idempotency_key = peewee.CharField(null=True)
+    attempts = peewee.SmallIntegerField()  # how often it was asked since its deadline last started
+    asked_at = peewee.BigIntegerField(null=True)
+    retry_at = peewee.BigIntegerField(null=True)  # null: not PENDING, nothing to ask
+    expires_at = peewee.BigIntegerField(null=True)  # null: it waits to be asked, its clock does not run
 
     class Meta:
         table_name = "transaction"
@@ -72,12 +77,11 @@ def get_station(database: Database, station_id: int) -> Station:
     raise NotFound(f"There is no station {station_id}.")
 
 
-def list_stations(database: Database, limit: int, after: int) -> list[Station]:
-    """At most `limit` stations with an id above `after`, newest last."""
-    rows = execute(
-        database, "SELECT id, description FROM station WHERE id > ? ORDER BY id LIMIT ?", after, limit
-    )
-    return [Station(*row) for row in rows]
+def list_stations(database: Database, limit: int, after: int = 0, q: str = "") -> list[Station]:
+    """At most `limit` stations with an id above `after` and `q` in their description, newest last."""
+    found = f"AND {contains(database, 'description')}" if q else ""
+    statement = f"SELECT id, description FROM station WHERE id > ? {found} ORDER BY id LIMIT ?"
+    return [Station(*row) for row in execute(database, statement, after, *([q] if q else []), limit)]
 
 
 def create_station(database: Database, description: str) -> Station:
@@ -88,30 +92,36 @@ def create_station(database: Database, description: str) -> Station:
     return Station(station_id, description)
 
 
-def change_station(database: Database, station_id: int, description: str) -> Station:
-    """The station as it is now; raises NotFound."""
+def change_station(
+    database: Database, station_id: int, description: str, if_match: str | None = None
+) -> Station:
+    """The station as it is now; raises NotFound, or PreconditionFailed if it has none of these tags."""
+    tags.require(if_match, get_station(database, station_id))
     execute(database, "UPDATE station SET description = ? WHERE id = ?", description, station_id)
-    return get_station(database, station_id)
+    return Station(station_id, description)
 
 
-def delete_station(database: Database, station_id: int) -> None:
-    """Delete a station; raises NotFound, or Conflict while it has transactions."""
-    get_station(database, station_id)
+def delete_station(database: Database, station_id: int, if_match: str | None = None) -> None:
+    """Delete a station; raises NotFound, PreconditionFailed or HasTransactions."""
+    station = get_station(database, station_id)
     if execute(database, 'SELECT 1 FROM "transaction" WHERE station_id = ? LIMIT 1', station_id):
-        raise Conflict(f"Station {station_id} has transactions, so it cannot be deleted.")
+        raise HasTransactions(f"Station {station_id} has transactions, so it cannot be deleted.")
+    tags.require(if_match, station)  # last (RFC 9110, section 13.2.1)
     execute(database, "DELETE FROM station WHERE id = ?", station_id)
 
 
 # Transactions
 
-SELECT = """SELECT t.id, t.status, t.created, t.updated, station.id, station.description
-    FROM "transaction" AS t JOIN station ON station.id = t.station_id"""
+COLUMNS = """t.id, t.status, t.created, t.updated, t.attempts, t.asked_at, t.expires_at,
+    station.id, station.description"""
+WITH_STATION = "JOIN station ON station.id = t.station_id"
 
 
 def get_transaction(database: Database, transaction_id: UUID) -> Transaction:
     """One transaction; raises NotFound."""
-    for row in execute(database, f"{SELECT} WHERE t.id = ?", transaction_id.hex):
-        return _transaction(row)
+    statement = f'SELECT {COLUMNS} FROM "transaction" AS t {WITH_STATION} WHERE t.id = ?'
+    for row in execute(database, statement, transaction_id.hex):
+        return transaction(row)
     raise NotFound(f"There is no transaction {transaction_id}.")
 
 
@@ -119,21 +129,21 @@ def list_transactions(
     database: Database,
     limit: int,
     after: UUID | None = None,
-    status: Status | None = None,
+    status: Sequence[Status] = (),
     station_id: int | None = None,
+    created_from: datetime = EPOCH,
+    created_to: datetime = LATEST,
 ) -> list[Transaction]:
-    """At most `limit` transactions with an id below `after`, newest first."""
-    conditions, values = ["1 = 1"], list[Any]()
-    for condition, value in (
-        ("t.id < ?", after and after.hex),
-        ("t.status = ?", status and status.value),
-        ("t.station_id = ?", station_id),
-    ):
-        if value is not None:
-            conditions.append(condition)
-            values.append(value)
-    statement = f"{SELECT} WHERE {' AND '.join(conditions)} ORDER BY t.id DESC LIMIT ?"
-    return [_transaction(row) for row in execute(database, statement, *values, limit)]
+    """At most `limit` transactions with an id below `after`, newest first; both ends of the time count."""
+    first, last = stored(created_from), stored(created_to)
+    ids = below(first), min(after or LAST, below(last + 1000))
+    filters: list[tuple[str, Any]] = [] if station_id is None else [("station_id", station_id)]
+    each = [[*filters, ("status", one.value)] for one in dict.fromkeys(status)] or [filters]
+    parts = [newest('"transaction"', equal, *ids) for equal in each]
+    union = " UNION ALL ".join(f"SELECT * FROM ({statement}) AS part" for statement, _ in parts)
+    statement = f"SELECT {COLUMNS} FROM ({union}) AS t {WITH_STATION} ORDER BY t.id DESC LIMIT ?"
+    values = chain.from_iterable((*values, first, last, limit) for _, values in parts)
+    return [transaction(row) for row in execute(database, statement, *values, limit)]
 
 
 def statuses(database: Database, transaction_ids: Collection[UUID]) -> dict[UUID, Status]:
@@ -142,15 +152,15 @@ def statuses(database: Database, transaction_ids: Collection[UUID]) -> dict[UUID
         return {}
     statement = f'SELECT id, status FROM "transaction" WHERE id IN {placeholders(transaction_ids)}'
     rows = execute(database, statement, *(transaction_id.hex for transaction_id in transaction_ids))
-    return {_uuid(row_id): Status(status) for row_id, status in rows}
+    return {uuid(row_id): Status(status) for row_id, status in rows}
 
 
-def oldest_pending(database: Database) -> int | None:
-    """When the oldest PENDING transaction was created, or None."""
-    rows = execute(
-        database, """SELECT created FROM "transaction" WHERE status = 'PENDING' ORDER BY id LIMIT 1"""
-    )
-    return rows[0][0] if rows else None
+def pending(database: Database) -> tuple[int, int | None]:
+    """How many transactions are PENDING, and when the oldest was created."""
+    condition = """FROM "transaction" WHERE status = 'PENDING'"""
+    ((count,),) = execute(database, f"SELECT count(*) {condition}")
+    oldest = execute(database, f"SELECT created {condition} ORDER BY id LIMIT 1")
+    return count, oldest[0][0] if oldest else None
 
 
 def newest_update(database: Database) -> int:
@@ -161,7 +171,7 @@ def newest_update(database: Database) -> int:
 def newest_change(database: Database) -> Cursor:
     """The cursor of the newest change; FIRST if there are no transactions."""
     rows = execute(database, 'SELECT updated, id FROM "transaction" ORDER BY updated DESC, id DESC LIMIT 1')
-    return (rows[0][0], _uuid(rows[0][1])) if rows else FIRST
+    return (rows[0][0], uuid(rows[0][1])) if rows else FIRST
 
 
 def changes(database: Database, cursor: Cursor, limit: int, station_id: int | None = None) -> list[Change]:
@@ -172,21 +182,27 @@ def changes(database: Database, cursor: Cursor, limit: int, station_id: int | No
     updated, row_id = cursor
     # The plus makes the planner use the index by time. The one by station would sort all of its rows.
     condition, values = ("AND +t.station_id = ?", [station_id]) if station_id else ("", [])
-    statement = f"""{SELECT} WHERE (t.updated, t.id) > (?, ?) {condition}
-        ORDER BY t.updated, t.id LIMIT ?"""
+    statement = f"""SELECT {COLUMNS} FROM "transaction" AS t {WITH_STATION}
+        WHERE (t.updated, t.id) > (?, ?) {condition} ORDER BY t.updated, t.id LIMIT ?"""
     rows = execute(database, statement, updated, row_id.hex, *values, limit)
-    found = [(row[3], _transaction(row)) for row in rows]
+    found = [(row[3], transaction(row)) for row in rows]
     return [Change((updated, one.id), one.station.id, one) for updated, one in found]
 
 
-def _transaction(row: Sequence[Any]) -> Transaction:
-    row_id, status, created, updated, *station = row
-    return Transaction(_uuid(row_id), Station(*station), Status(status), moment(created), moment(updated))
-
-
-def _uuid(stored: str | UUID) -> UUID:
-    """An id as the database returns it. SQLite knows no such type and stores 32 hexadecimal digits."""
-    return stored if isinstance(stored, UUID) else UUID(stored)
+def transaction(row: Sequence[Any]) -> Transaction:
+    """A row of COLUMNS as clients see it."""
+    row_id, status, created, updated, attempts, asked_at, expires_at, *station = row
+    settled = status in ("COMPLETED", "ERROR")
+    return Transaction(
+        uuid(row_id),
+        Station(*station),
+        Status(status),
+        moment(created),
+        moment(updated),
+        attempts,
+        None if asked_at is None else moment(asked_at),
+        None if settled or expires_at is None else moment(expires_at),
+    )
 
 
 # What the ledger does
@@ -197,6 +213,15 @@ class Timeouts(NamedTuple):
 
     retry: int
     timeout: int
+
+
+class Schedule(NamedTuple):
+    """When a question was asked, is to be asked again, and expires; see the columns of these names."""
+
+    attempts: int
+    asked_at: int | None
+    retry_at: int
+    expires_at: int | None
 
 
 class Draft:
@@ -217,33 +242,36 @@ def create_transactions(
     """Store each draft as PENDING, the first `room` of them as asked.
 
     Returns an answer for each draft (the transaction, or why there is none) and the questions to publish
-    after the commit. A draft whose idempotency key was used before, for the same station, gets the first
-    answer again. A draft that is stored already, after a commit that was in doubt, stays as it is.
+    after the commit. A draft whose idempotency key was used before, for the same station, gets that
+    transaction as it is now. A draft that is stored already, after a commit in doubt, stays as it is.
     """
     for counter, draft in enumerate(drafts):
         if not draft.created:
             draft.id, draft.created = uuid7(now, counter), now
     stations = _stations(database, {draft.station_id for draft in drafts})
     valid = [draft for draft in drafts if draft.station_id in stations]
-    _insert(database, now, valid[:room], (1, clock, clock + timeouts.retry, clock + timeouts.timeout))
-    _insert(database, now, valid[room:], (0, None, clock, None))
+    asked, waiting = _schedules(clock, timeouts)
+    _insert(database, now, valid[:room], asked)
+    _insert(database, now, valid[room:], waiting)
+    first = {draft.id for draft in valid[:room]}
     keys = _keys(database, {draft.idempotency_key for draft in valid} - {None})
 
     def answer(draft: Draft) -> Transaction | Refusal:
         if draft.station_id not in stations:
-            return Unprocessable(f"body.station_id: There is no station {draft.station_id}.")
-        stored = keys.get(draft.idempotency_key, (draft.id, draft.station_id, draft.created))
-        row_id, station_id, created = stored
-        if station_id != draft.station_id:
-            return Unprocessable(f"Idempotency-Key: was used before, for station {station_id}.")
-        if row_id == draft.id and created < now:  # written again: `updated` is now, or it was stored before
-            return get_transaction(database, row_id)
-        return Transaction(row_id, stations[station_id], Status.PENDING, moment(created), moment(created))
+            return NoStation(f"body.station_id: There is no station {draft.station_id}.")
+        if stored := keys.get(draft.idempotency_key):
+            used = f"Idempotency-Key: was used before, for station {stored.station.id}."
+            return stored if stored.station.id == draft.station_id else KeyUsed(used)
+        if draft.created < now:  # written again
+            return get_transaction(database, draft.id)
+        schedule, station = asked if draft.id in first else waiting, stations[draft.station_id]
+        times = draft.created, now, schedule.attempts, schedule.asked_at, schedule.expires_at
+        return transaction((draft.id, "PENDING", *times, station.id, station.description))
 
     answers = [answer(draft) for draft in drafts]
     new = {answer.id for answer in answers if isinstance(answer, Transaction)}
-    asked = [Question(draft.id, draft.station_id) for draft in valid[:room] if draft.id in new]
-    return answers, [(question, timeouts.retry) for question in asked]
+    questions = [Question(draft.id, draft.station_id) for draft in valid[:room] if draft.id in new]
+    return answers, [(question, timeouts.retry) for question in questions]
 
 
 def _stations(database: Database, station_ids: Collection[int]) -> dict[int, Station]:
@@ -252,10 +280,16 @@ def _stations(database: Database, station_ids: Collection[int]) -> dict[int, Sta
     return {row[0]: Station(*row) for row in execute(database, statement, *station_ids)}
 
 
-def _insert(database: Database, now: int, drafts: Sequence[Draft], asked: tuple[int | None, ...]) -> None:
-    """Store these as PENDING; `asked` is their attempts, asked_at, retry_at and expires_at."""
+def _schedules(clock: int, timeouts: Timeouts) -> tuple[Schedule, Schedule]:
+    """Of a question that is asked now, and of one that waits to be asked."""
+    asked = Schedule(1, clock, clock + timeouts.retry, clock + timeouts.timeout)
+    return asked, Schedule(0, None, clock, None)
+
+
+def _insert(database: Database, now: int, drafts: Sequence[Draft], schedule: Schedule) -> None:
+    """Store these as PENDING."""
     if drafts:
-        rows = [(d.id.hex, d.station_id, d.idempotency_key, d.created, now, *asked) for d in drafts]
+        rows = [(d.id.hex, d.station_id, d.idempotency_key, d.created, now, *schedule) for d in drafts]
         statement = f"""INSERT INTO "transaction" (id, station_id, idempotency_key, created, updated,
             attempts, asked_at, retry_at, expires_at, status)
             VALUES {", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?, 'PENDING')"] * len(rows))}
@@ -263,13 +297,54 @@ def _insert(database: Database, now: int, drafts: Sequence[Draft], asked: tuple[
         execute(database, statement, *chain.from_iterable(rows))
 
 
-def _keys(database: Database, keys: Collection[str | None]) -> dict[str | None, tuple[UUID, int, int]]:
-    """By idempotency key: id, station and creation of the transaction that was stored with it."""
+def _keys(database: Database, keys: Collection[str | None]) -> dict[str | None, Transaction]:
+    """By idempotency key, the transaction that was stored with it."""
     if not keys:
         return {}
-    statement = f"""SELECT idempotency_key, id, station_id, created FROM "transaction"
-        WHERE idempotency_key IN {placeholders(keys)}"""
-    return {key: (_uuid(row_id), *rest) for key, row_id, *rest in execute(database, statement, *keys)}
+    statement = f"""SELECT t.idempotency_key, {COLUMNS} FROM "transaction" AS t {WITH_STATION}
+        WHERE t.idempotency_key IN {placeholders(keys)}"""
+    return {key: transaction(row) for key, *row in execute(database, statement, *keys)}
+
+
+def retry(
+    database: Database, transaction_ids: Sequence[UUID], now: int, clock: int, timeouts: Timeouts, room: int
+) -> tuple[list[Transaction | Refusal], list[Asked]]:
+    """Make each of these that is EXPIRED PENDING again, the first `room` of them as asked.
+
+    Returns an answer for each id, as `create_transactions` does. A second retry in the batch is refused.
+    """
+    ids = list(dict.fromkeys(transaction_ids))
+    asked, waiting = _schedules(clock, timeouts)
+    first = dict(_reopen(database, ids[:room], now, asked))
+    reopened = {*first, *dict(_reopen(database, ids[room:], now, waiting))}
+    statement = f'SELECT {COLUMNS} FROM "transaction" AS t {WITH_STATION} WHERE t.id IN {placeholders(ids)}'
+    rows = map(transaction, execute(database, statement, *(one.hex for one in ids)))
+    found = {row.id: row for row in rows}
+
+    def answer(transaction_id: UUID) -> Transaction | Refusal:
+        if transaction_id not in found:
+            return NotFound(f"There is no transaction {transaction_id}.")
+        if transaction_id not in reopened:
+            status = found[transaction_id].status
+            return NotExpired(
+                f"Transaction {transaction_id} is {status}; only an EXPIRED one can be retried."
+            )
+        reopened.remove(transaction_id)
+        return found[transaction_id]
+
+    answers = [answer(transaction_id) for transaction_id in transaction_ids]
+    return answers, [(Question(row_id, station_id), timeouts.retry) for row_id, station_id in first.items()]
+
+
+def _reopen(database: Database, ids: Sequence[UUID], now: int, schedule: Schedule) -> list[tuple[UUID, int]]:
+    """Make those of these that are EXPIRED PENDING; returns their ids and stations."""
+    if not ids:
+        return []
+    statement = f"""UPDATE "transaction" SET status = 'PENDING', updated = ?,
+        attempts = ?, asked_at = ?, retry_at = ?, expires_at = ?
+        WHERE id IN {placeholders(ids)} AND status = 'EXPIRED' RETURNING id, station_id"""
+    rows = execute(database, statement, now, *schedule, *(one.hex for one in ids))
+    return [(uuid(row_id), station_id) for row_id, station_id in rows]
 
 
 class Settled(NamedTuple):
@@ -290,9 +365,7 @@ def settle(database: Database, verdicts: Sequence[Verdict], now: int, clock: int
                 RETURNING id, expires_at, asked_at"""
             for row_id, deadline, asked_at in execute(database, statement, status, now, *ids):
                 kind = "late" if deadline and deadline <= clock else "settled"
-                changed[_uuid(row_id)] = Settled(
-                    kind, None if asked_at is None else max(0, clock - asked_at)
-                )
+                changed[uuid(row_id)] = Settled(kind, None if asked_at is None else max(0, clock - asked_at))
     repeated = len(first) < len(verdicts)
     others = statuses(database, [row_id for row_id in first if repeated or row_id not in changed])
 
@@ -321,7 +394,7 @@ def expire(database: Database, now: int, clock: int) -> list[UUID]:
     """Make every question EXPIRED whose deadline has passed; returns the ids."""
     statement = f"""UPDATE "transaction" SET status = 'EXPIRED', updated = ?, retry_at = NULL
         WHERE {OPEN} AND expires_at <= ? RETURNING id"""
-    return [_uuid(row_id) for (row_id,) in execute(database, statement, now, clock)]
+    return [uuid(row_id) for (row_id,) in execute(database, statement, now, clock)]
 
 
 def room(database: Database) -> int:
@@ -352,7 +425,7 @@ def claim(
         WHERE id IN (SELECT id FROM due) RETURNING id, station_id, retry_at""",
         *(clock, limit, clock, clock + timeouts.timeout, clock, doublings, timeouts.retry, LONGEST_BACKOFF),
     )
-    return [(Question(_uuid(row_id), station_id), retry_at - clock) for row_id, station_id, retry_at in rows]
+    return [(Question(uuid(row_id), station_id), retry_at - clock) for row_id, station_id, retry_at in rows]
 
 
 def ask_again(database: Database, clock: int, restart: bool) -> None:
@@ -374,12 +447,12 @@ def delete_finished(
     """Of the next `limit` transactions that last changed before a time, delete those that are not PENDING.
 
     The order is that of `updated` and id. Returns where to go on: after the last of them, or at the
-    BEGINNING. So many old transactions that are still PENDING do not slow this down.
+    FIRST. So many old transactions that are still PENDING do not slow this down.
     """
     statement = """SELECT updated, id, status FROM "transaction"
         WHERE (updated, id) > (?, ?) AND updated < ? ORDER BY updated, id LIMIT ?"""
     rows = execute(database, statement, after[0], after[1].hex, before, limit)
-    finished = [_uuid(row_id).hex for _, row_id, status in rows if status != "PENDING"]
+    finished = [uuid(row_id).hex for _, row_id, status in rows if status != "PENDING"]
     if finished:
         execute(database, f'DELETE FROM "transaction" WHERE id IN {placeholders(finished)}', *finished)
-    return (rows[-1][0], _uuid(rows[-1][1])) if len(rows) == limit else BEGINNING
+    return (rows[-1][0], uuid(rows[-1][1])) if len(rows) == limit else FIRST

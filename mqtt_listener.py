@@ -25,10 +25,11 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from kit import metrics
 from kit.clock import SECOND
+from kit.logs import note
 from kit.settings import Settings
 from kit.writer import Job
 from ledger import ask_again, settle
@@ -46,6 +47,7 @@ KEEPALIVE = 5  # seconds
 IN_FLIGHT = 20  # publishes that wait for their PUBACK; a broker may allow fewer (Receive Maximum)
 PACKET = 512  # bytes; a question with its topic and properties is well below that
 EQUIPMENT = 100  # status topics that are remembered
+NO_DELAY = socket.IPPROTO_TCP, socket.TCP_NODELAY, 1  # else Nagle's algorithm adds 40 ms to a hop
 PATIENCE = 10  # seconds that the broker may take for SUBACK, and for each PUBACK
 
 PROPERTIES: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # of every question
@@ -103,10 +105,9 @@ class Listener:
         client.reconnect_delay_set(0.1, 2)  # type: ignore[arg-type]  # until it is connected first
         guard = self._guarded
         client.on_pre_connect = guard(lambda *_: self._on_pre_connect())
-        client.on_socket_open = guard(lambda _, __, sock: self._on_socket_open(sock))
-        client.on_connect_fail = guard(
-            lambda *_: self._say(f"{self._broker} cannot be reached: {sys.exception()}")
-        )
+        client.on_socket_open = guard(lambda _, __, connection: connection.setsockopt(*NO_DELAY))
+        unreached = f"{self._broker} cannot be reached"
+        client.on_connect_fail = guard(lambda *_: self._say(f"{unreached}: {sys.exception()}"))
         client.on_connect = guard(lambda _, __, flags, code, limits: self._on_connect(code, limits))
         client.on_subscribe = guard(lambda _, __, mid, codes, properties: self._on_subscribe(codes))
         client.on_disconnect = guard(lambda _, __, flags, code, ___: self._on_disconnect(flags, code))
@@ -150,10 +151,8 @@ class Listener:
         """What Prometheus reads."""
         connected = int(not self.problem)
         yield metrics.gauge("energy2go_broker_connected", "1 while questions can be asked", connected)
-        online = GaugeMetricFamily("energy2go_equipment_online", "1 while it says so", labels=["equipment"])
-        for equipment, status in list(self.equipment.items()):
-            online.add_metric([equipment], int(status == "online"))
-        yield online
+        online = {name: int(status == "online") for name, status in self.equipment.copy().items()}
+        yield metrics.gauges("energy2go_equipment_online", "1 while it says so", "equipment", online)
 
     # Called by the ledger
 
@@ -194,14 +193,16 @@ class Listener:
             properties = copy(PROPERTIES)  # making them anew costs as much as all the rest of publishing
             properties.MessageExpiryInterval = max(1, backoff // SECOND)
             properties.CorrelationData = question.transaction_id.bytes
-            log.debug("%(transaction)s is asked", {"transaction": question.transaction_id})
+            key = question.transaction_id
+            note(log.debug, "transaction_asked", "%(transaction)s is asked", transaction=key)
             if not connection.sent:
                 connection.last_puback = time.monotonic()
             connection.sent.append((since, (question, backoff)))
             payload = msgspec.json.encode(question)
             info = self._client.publish(QUESTIONS, payload, connection.qos, properties=properties)
             if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                log.warning("a question could not be published; it will be asked again: %s", info.rc.name)
+                text = "%(transaction)s was not published; it is asked again"
+                note(log.warning, "publish_failed", text, transaction=key)
                 return  # the connection is gone, and this window with it
 
     def _hand_over(self, job: Job) -> None:
@@ -225,7 +226,8 @@ class Listener:
         if sentence != self._logged:
             self._logged = sentence
             level = logging.WARNING if sentence else logging.INFO
-            log.log(level, "%s", sentence or f"subscribed at {self._broker}")
+            text = sentence or f"subscribed at {self._broker}"
+            log.log(level, "%s", text, extra={"event": "connection_changed"})
 
     def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
         """A callback whose exceptions cost one reconnect. One that escapes would end paho's thread."""
@@ -234,7 +236,7 @@ class Listener:
             try:
                 callback(*arguments)
             except Exception as error:
-                log.exception("an MQTT callback failed; connecting anew")
+                log.exception("an MQTT callback failed; connecting anew", extra={"event": "callback_failed"})
                 self._connection = None
                 self._disconnected = f"a packet from {self._broker} cannot be handled: {error!r}"
                 self._lose(self._disconnected)
@@ -247,10 +249,6 @@ class Listener:
         self._thread = threading.current_thread()
         self._connection, self._reason, self._ended = None, "", False
         self._client._keepalive = KEEPALIVE  # the last broker may have chosen another
-
-    def _on_socket_open(self, sock: Any) -> None:
-        # Without this, Nagle's algorithm and delayed ACKs add 40 ms to a hop.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _on_connect(self, code: ReasonCode, limits: Any) -> None:
         self._client.drop_out_messages()  # paho would send again what was not acknowledged
@@ -326,14 +324,15 @@ class Listener:
         try:
             if topic == VERDICTS:
                 verdict = decode_verdict(payload)
-                answered = {"transaction": verdict.transaction_id, "status": verdict.status}
-                log.debug("%(transaction)s is answered: %(status)s", answered)
+                text = f"%(transaction)s is answered: {verdict.status}"
+                note(log.debug, "transaction_answered", text, transaction=verdict.transaction_id)
                 self._hand_over(Job(settle, verdict, lambda _: acknowledge()))
                 return
             self._note(topic.removeprefix(STATUSES), payload.decode("ascii"), retained)
         except (ValueError, RecursionError) as error:  # msgspec.DecodeError is a ValueError
             self.unreadable += 1
-            log.warning("ignored on %.80r: %.80s: %r", topic, error, payload[:64])
+            about = {"event": "message_ignored"}
+            log.warning("ignored on %.80r: %.80s: %r", topic, error, payload[:64], extra=about)
         acknowledge()
 
     def _note(self, equipment: str, status: str, retained: bool) -> None:
@@ -345,6 +344,7 @@ class Listener:
             self.equipment[equipment] = status
         # A retained message was published before we subscribed, and SUBACK has asked everything again.
         if not retained:
-            log.log(logging.INFO if first else logging.WARNING, "equipment %.80r is %s", equipment, status)
+            write, text = log.info if first else log.warning, "equipment %(equipment).80r is %(status)s"
+            note(write, "equipment_status", text, equipment=equipment, status=status)
         if status == "online" and not retained:
             self._hand_over(Job(ask_again, 0))

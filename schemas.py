@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 from uuid import UUID
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
+from msgspec.structs import asdict
 
-from kit.errors import Problem
+from kit import tags
+from kit.errors import Conflict, Problem, Unavailable, Unprocessable
 
 
 class Status(StrEnum):
@@ -23,9 +25,29 @@ StationId = Annotated[int, Meta(ge=1, le=2**31 - 1, examples=[1])]
 TransactionId = Annotated[
     UUID, Meta(description="UUIDv7", examples=["019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"])
 ]
+Time = Annotated[datetime, Meta(tz=True)]
 NO_NUL = r"^[^\u0000]*$"  # the one character that PostgreSQL cannot store in a text
 NOT_BLANK = r"^\s*[^\s\u0000][^\u0000]*$"
-Description = Annotated[str, Meta(min_length=1, max_length=255, pattern=NOT_BLANK, examples=["Teste"])]
+Description = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=255,
+        pattern=NOT_BLANK,
+        examples=["Teste"],
+        extra={"allowed": "1 to 255 characters, not only blanks, and no NUL"},
+    ),
+]
+Search = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=255,
+        pattern=NO_NUL,
+        extra={"allowed": "1 to 255 characters, and no NUL"},
+        description="list those with this text in their description, in any letter case",
+    ),
+]
 Limit = Annotated[int, Meta(ge=1, le=200, description="items on a page", examples=[20])]
 Prefer = Annotated[
     str,
@@ -40,8 +62,21 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=NO_NUL,
-        description="the same key and body get the first answer again; it has no comma",
+        extra={"allowed": "1 to 255 characters, and no NUL"},
+        description="the same key and body get the same transaction again; it has no comma",
     ),
+]
+IfMatch = Annotated[
+    str,
+    Meta(
+        pattern=tags.LIST,
+        examples=["*"],
+        extra={"allowed": 'tags in quotes, such as "x", "y", or * for any'},
+        description="tags (ETag), or `*`: change nothing, and answer 412, unless it still has one of these",
+    ),
+]
+Statuses = Annotated[
+    list[Status], Meta(min_length=1, description="one of these statuses; write several with commas")
 ]
 State = Annotated[str, Meta(description="`ok`, or what is wrong with it")]
 Equipment = Annotated[
@@ -65,8 +100,19 @@ class Station(Struct, frozen=True):
 
 
 class StationQuery(Struct, forbid_unknown_fields=True):
+    q: Search | UnsetType = UNSET
     limit: Limit = 50
     after: Annotated[StationId | UnsetType, Meta(description="list what comes after this id")] = UNSET
+
+
+class ReadHeaders(Struct):
+    if_none_match: Annotated[
+        str | None, Meta(description="tags (ETag): answer 304 if the station still has one of them")
+    ] = field(default=None, name="If-None-Match")
+
+
+class ChangeHeaders(Struct):
+    if_match: IfMatch | None = field(default=None, name="If-Match")
 
 
 class StationPage(Struct):
@@ -75,7 +121,7 @@ class StationPage(Struct):
 
 
 class EventQuery(Struct, forbid_unknown_fields=True):
-    station_id: StationId | UnsetType = UNSET
+    station_id: Annotated[StationId | UnsetType, Meta(description="of this station")] = UNSET
     after: (
         Annotated[str, Meta(min_length=1, description="the same as `Last-Event-ID`, which goes first")]
         | UnsetType
@@ -98,11 +144,19 @@ class Transaction(Struct, frozen=True):
     status: Status
     created: Annotated[datetime, Meta(tz=True, examples=["2026-03-28T00:18:13.786299Z"])]
     updated: Annotated[datetime, Meta(tz=True, examples=["2026-03-28T00:18:13.788410Z"])]
+    attempts: Annotated[int, Meta(ge=0, description="how often it was asked since its deadline started")]
+    asked: Annotated[Time | None, Meta(description="when it was asked last; null: not yet")]
+    expires: Annotated[
+        Time | None,
+        Meta(description="when it expires, or did; null with a verdict, and while its clock stands still"),
+    ]
 
 
 class TransactionQuery(Struct, forbid_unknown_fields=True):
-    status: Status | UnsetType = UNSET
-    station_id: StationId | UnsetType = UNSET
+    status: Statuses | UnsetType = UNSET
+    station_id: Annotated[StationId | UnsetType, Meta(description="of this station")] = UNSET
+    created_from: Annotated[Time | UnsetType, Meta(description="created at this time or later")] = UNSET
+    created_to: Annotated[Time | UnsetType, Meta(description="created at this time or earlier")] = UNSET
     limit: Limit = 50
     after: Annotated[UUID | UnsetType, Meta(description="list what is older than this id")] = UNSET
 
@@ -128,6 +182,22 @@ class Unready(Problem, kw_only=True):
     equipment: Equipment
 
 
+class HasTransactions(Conflict):
+    """The station has transactions."""
+
+
+class NotExpired(Conflict):
+    """The transaction is not EXPIRED."""
+
+
+class NoStation(Unprocessable):
+    """There is no such station."""
+
+
+class KeyUsed(Unprocessable):
+    """The Idempotency-Key was used before, with another body."""
+
+
 class Health(Struct):
     version: Annotated[str, Meta(examples=["1.0.0"])]
     status: Literal["ok"] = "ok"
@@ -137,6 +207,20 @@ class Readiness(Struct):
     database: State
     broker: State
     equipment: Equipment
+
+
+class NotReady(Unavailable):
+    """The whole job cannot be done now. The detail has a sentence for each problem."""
+
+    shape = Unready
+
+    def __init__(self, detail: str, readiness: Readiness):
+        super().__init__(detail)
+        self.readiness = readiness
+
+    def problem(self) -> Problem:
+        fields = asdict(super().problem()) | asdict(self.readiness)
+        return Unready(**fields)
 
 
 class Question(Struct, frozen=True):

@@ -31,6 +31,7 @@ sed -e "s/^user MQTT_USERNAME$/user $MQTT_USERNAME/" -e "s/^user VALIDATOR_USERN
 sed -e "s|^listener .*|listener $listener|" -e "s|/mosquitto/config/|$directory/|" \
     "$here/../mosquitto.conf" > "$directory/mosquitto.conf"
 # If root starts mosquitto, it switches to a user that cannot read this directory.
-echo "user $(id -un)" >> "$directory/mosquitto.conf"
+[ "$(id -u)" != 0 ] || echo "user root" >> "$directory/mosquitto.conf"
 
+export TZ=UTC  # for the times in its log
 exec mosquitto -c "$directory/mosquitto.conf"

@@ -1,24 +1,24 @@
 """A Bottle app whose routes declare what they take, give and refuse, and that reads and writes by this."""
 
-import hmac
 import inspect
+import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 import msgspec
-from bottle import Bottle, HTTPError, HTTPResponse, Route, request, response
-from gunicorn.http.errors import ParseException
+from bottle import Bottle, HTTPError, HTTPResponse, Route, request, response, static_file
 
-from kit import errors, patience
-from kit.errors import Problem, Refusal, Unavailable, Unprocessable
+from kit import errors, metrics, patience, requests, trace
+from kit.errors import NotFound, Problem, Refusal, Unavailable, Unprocessable
+from kit.headers import ANSWERS
+from kit.requests import JSON, convert, header
 
-LARGEST_BODY = 64 * 1024  # bytes
 PATIENCE = 10  # seconds that a request waits for a slot
-JSON = "application/json"
 SECURITY_HEADERS = {
     # Swagger UI draws its icons from data URLs. Everything else comes from here, and nothing is inline.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -34,6 +34,7 @@ class Options(NamedTuple):
     status: int = 200  # of a successful answer
     errors: tuple[type[Refusal], ...] = ()  # besides those that follow from what the route takes
     sends: tuple[str, ...] = ()  # names of headers of a successful answer
+    also: tuple[tuple[int, tuple[str, ...]], ...] = ()  # other statuses but errors, and what they send
     media_type: str = JSON
     token: bool = True  # ask for the API token, if there is one
     slot: bool = True  # it counts as one of the requests that are worked on at once
@@ -64,12 +65,12 @@ def declaration(route: Route) -> Declaration:
     """Read a route's declaration; raises TypeError, which names the route, for a mistake in it."""
     options = {name: value for name, value in route.config.items() if name not in route.app.config}
     try:
-        return declared_by(route.callback, route.rule, Options(**options))
+        return declared_by(route.callback, route.method, route.rule, Options(**options))
     except (TypeError, ValueError, NameError) as mistake:
         raise TypeError(f"{route.method} {route.rule} ({route.callback.__name__}): {mistake}") from None
 
 
-def declared_by(handler: Callable[..., Any], rule: str, options: Options) -> Declaration:
+def declared_by(handler: Callable[..., Any], method: str, rule: str, options: Options) -> Declaration:
     """The same, without the name of the route in the error."""
     summary, _, description = (inspect.getdoc(handler) or "").partition("\n\n")
     if not summary:
@@ -85,20 +86,29 @@ def declared_by(handler: Callable[..., Any], rule: str, options: Options) -> Dec
         raise TypeError("query, headers and body must be Structs")
     if not all(issubclass(refusal, Refusal) for refusal in options.errors):
         raise TypeError("errors must be Refusals")
+    if unknown := {*options.sends, *(name for _, names in options.also for name in names)} - ANSWERS.keys():
+        raise TypeError(f"kit.headers does not say what {sorted(unknown)} mean")
     json = [returns] if options.media_type == JSON and not options.page else []
     msgspec.json.schema_components([*filter(None, structs), *hints.values(), *json])  # may find no schema
-    refusals = set(options.errors)
-    if body:
-        refusals |= {errors.BadRequest, errors.ContentTooLarge, errors.UnsupportedMediaType}
-    if hints or any(structs):
-        refusals.add(Unprocessable)
-    if options.token:
-        refusals.add(errors.Unauthorized)
-    if service:
-        refusals.add(Unavailable)
+    refusals = {*options.errors, *implied(method, options, bool(hints or any(structs)), body, service)}
     takes = hints, query, headers, body, service
     by_status = sorted(refusals, key=lambda refusal: refusal.status)
     return Declaration(handler.__name__, summary, description, *takes, returns, options, by_status)
+
+
+def implied(method: str, options: Options, takes: bool, body: Any, service: bool) -> Iterator[type[Refusal]]:
+    """The errors that follow from what a route takes."""
+    yield errors.MethodNotAllowed
+    if body:
+        yield from (errors.BadRequest, errors.ContentTooLarge, errors.UnsupportedMediaType)
+    if takes:
+        yield Unprocessable
+    if options.token:
+        yield errors.Unauthorized
+    if service and options.slot:
+        yield errors.NotRead if method == "GET" else errors.NotStored
+    elif service:
+        yield Unavailable
 
 
 class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
@@ -109,10 +119,12 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         self.absent = absent
         self.use(None)
         self.declarations: dict[Route, Declaration] = {}
+        self.requests = metrics.Requests()
         self.default_error_handler = answer_error
+        self.add_hook("before_request", lambda: trace.begin(header(trace.HEADER)))
         self.add_hook("before_request", accept_trailing_slash)
         self.add_hook("before_request", refuse_path_that_is_not_utf_8)
-        self.add_hook("after_request", set_security_headers)
+        self.add_hook("after_request", set_common_headers)
 
     def use(self, service: Any, token: str = "", slots: int = 1) -> None:
         """Hand this service to handlers from now on, or none.
@@ -129,6 +141,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         def handle(**path: str) -> Any:
             try:
                 arguments = self.arguments(declared, path)
+                response.status = declared.options.status  # a handler may set one of `also`
                 needs_slot = declared.service and declared.options.slot
                 with patience.request(), self.slot() if needs_slot else nullcontext():
                     return write(handler(**arguments), declared.options)
@@ -137,6 +150,19 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
 
         route.callback = handle
         super().add_route(route)
+
+    def wsgi(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        """Answer a request, and measure that. A stream counts until it begins."""
+        began = time.perf_counter()
+
+        def start(status: str, *rest: Any) -> Any:
+            route = environ.get("bottle.route")
+            rule, took = route.rule if route else "unmatched", time.perf_counter() - began
+            self.requests.answered(rule, environ["REQUEST_METHOD"], status[:3], took)
+            return start_response(status, *rest)
+
+        with self.requests.in_progress.track_inprogress():
+            return super().wsgi(environ, start)
 
     @contextmanager
     def slot(self) -> Iterator[None]:
@@ -167,102 +193,23 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
             if given["service"] is None:
                 raise Unavailable(self.absent)
         if declared.options.token and self.config["api_token"]:
-            authorize(self.config["api_token"])
+            requests.authorize(self.config["api_token"])
         for name, text in path.items():
             given[name] = convert(text, declared.path[name], name)
         if declared.query:
-            given["query"] = convert(query(), declared.query, "query")
+            given["query"] = convert(requests.query(declared.query), declared.query, "query")
         if declared.headers:
-            texts = {name: header(name) for name in header_names(declared.headers)}
+            texts = {name: header(name) for name in requests.header_names(declared.headers)}
             sent = {name: text for name, text in texts.items() if text is not None}
             given["headers"] = convert(sent, declared.headers, "headers")
         if declared.body:
-            given["body"] = read_body(declared.body)
+            given["body"] = requests.read_body(declared.body)
         elif request.method not in ("GET", "HEAD"):
-            receive()  # a request that was cut off must not change anything
+            requests.receive()  # a request that was cut off must not change anything
         return given
 
 
 # Requests
-
-
-def header(name: str) -> str | None:
-    """A header of the request, one character per byte. (Bottle's own fails where that is not UTF-8.)"""
-    raw: str | None = request.headers.raw(name)
-    return raw
-
-
-def query() -> dict[str, str]:
-    """The parameters of the query; raises Unprocessable if one is given twice."""
-    for name in request.query:
-        if len(request.query.getall(name)) > 1:
-            raise Unprocessable(f"query.{name}: must be given only once.")
-    return dict(request.query)
-
-
-@cache
-def header_names(struct: type[msgspec.Struct]) -> list[str]:
-    """The headers that the fields of a Struct stand for."""
-    return [field.encode_name for field in msgspec.structs.fields(struct)]
-
-
-def convert(data: Any, kind: Any, place: str) -> Any:
-    """Strings from a path, a query or headers as the types of `kind`; Unprocessable names the field."""
-    try:
-        found = msgspec.convert(data, kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise Unprocessable(named(error, place)) from None
-    # msgspec takes 1.0 and 01 for whole numbers, too; one thing has one name.
-    fields = {f"{place}.{name}": name for name in data} if isinstance(data, dict) else {place: None}
-    for where, name in fields.items():
-        text, value = (data[name], getattr(found, name, None)) if name else (data, found)
-        if isinstance(value, int) and str(value) != text:
-            raise Unprocessable(f"{where}: Expected `int`, got `{text:.40}`")
-    return found
-
-
-def read_body(struct: type[msgspec.Struct]) -> Any:
-    """The request's JSON body; raises BadRequest, ContentTooLarge, UnsupportedMediaType or Unprocessable."""
-    if request.content_type.partition(";")[0].strip().lower() != JSON:
-        raise errors.UnsupportedMediaType(f"Content-Type: must be {JSON}.")
-    if header("Content-Encoding") is not None:
-        raise errors.UnsupportedMediaType("Content-Encoding: must not be used.")
-    if (header("Transfer-Encoding") or "chunked").lower() != "chunked":
-        raise errors.UnsupportedMediaType("Transfer-Encoding: must be chunked or not be used.")
-    try:
-        return msgspec.json.decode(receive(), type=struct)
-    except msgspec.ValidationError as error:
-        raise Unprocessable(named(error, "body")) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.BadRequest(f"body: is not JSON: {error}") from None
-
-
-def receive() -> bytes:
-    """The request's body, complete; raises BadRequest or ContentTooLarge."""
-    try:
-        # Read straight from the server, which has decoded chunks already. Bottle would decode them again.
-        body: bytes = request.environ["wsgi.input"].read(LARGEST_BODY + 1)
-    except (ParseException, OSError):  # a chunk is malformed, or the client has gone
-        raise errors.BadRequest("body: ended early, or has a malformed chunk.") from None
-    if len(body) < min(request.content_length, LARGEST_BODY + 1):
-        raise errors.BadRequest("body: is shorter than Content-Length says.")
-    if len(body) > LARGEST_BODY:
-        raise errors.ContentTooLarge(f"body: must not be longer than {LARGEST_BODY} bytes.")
-    return body
-
-
-def named(error: msgspec.ValidationError, place: str) -> str:
-    """What msgspec found, after the name of the field in which it found it."""
-    reason, _, path = str(error).partition(" - at `$")
-    return f"{place}{path.rstrip('`')}: {reason}"
-
-
-def authorize(token: str) -> None:
-    """Raise Unauthorized unless the request bears this token (RFC 6750)."""
-    scheme, _, given = (header("Authorization") or "").partition(" ")
-    matches = hmac.compare_digest(given.strip(" ").encode("latin1"), token.encode())
-    if not (scheme.lower() == "bearer" and matches):
-        raise errors.Unauthorized("Authorization: must bear the API token.")
 
 
 def accept_trailing_slash() -> None:
@@ -283,9 +230,10 @@ def refuse_path_that_is_not_utf_8() -> None:
 
 def write(result: Any, options: Options) -> Any:
     """A handler's result as Bottle sends it: an answer, bytes or a stream as it is, all else as JSON."""
-    response.status = options.status
     if result is None or isinstance(result, HTTPResponse):
         return result
+    if response.status_code == 304:
+        return None  # it has no content (RFC 9110, section 15.4.5)
     response.content_type = options.media_type
     return result if isinstance(result, bytes | Iterator) else msgspec.json.encode(result)
 
@@ -301,12 +249,29 @@ def answer(problem: Problem, headers: dict[str, str]) -> bytes:
 
 def answer_error(error: HTTPError) -> bytes:
     """The errors that Bottle finds: no such route, no such method, a handler that failed."""
-    set_security_headers()  # an exception in a handler skips the hook
+    set_common_headers()  # an exception in a handler skips the hook
+    if error.status_code == 405:
+        methods = set(error.get_header("Allow").split(","))
+        methods |= {"OPTIONS", "HEAD"} if "GET" in methods else {"OPTIONS"}
+        response.set_header("Allow", ", ".join(sorted(methods)))
+        if request.method == "OPTIONS":
+            response.status = 204
+            return b""
     detail = errors.INTERNAL if error.status_code == 500 else str(error.body)
     return answer(Problem(errors.title(error.status_code), error.status_code, detail), {})
 
 
-def set_security_headers() -> None:
-    """Tell browsers what not to do with an answer."""
+def set_common_headers() -> None:
+    """Tell browsers what not to do with an answer, and clients the id of their request."""
+    response.set_header(trace.HEADER, trace.REQUEST.get() or trace.begin())
     for name, value in SECURITY_HEADERS.items():
         response.set_header(name, value)
+
+
+def file(name: str, *folders: Path | str) -> HTTPResponse:
+    """The file of this name in the first folder that has one; raises NotFound."""
+    for folder in folders:
+        if name in os.listdir(folder):
+            # no-cache: a browser asks each time (304: not changed), so files of two releases never meet.
+            return static_file(name, root=folder, headers={"Cache-Control": "no-cache"})
+    raise NotFound(f"There is no file {name}.")

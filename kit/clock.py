@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 SECOND = 1_000_000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Clock:
@@ -23,7 +24,12 @@ class Clock:
 
 def moment(microseconds: int) -> datetime:
     """A stored time as a datetime in UTC."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+    return EPOCH + timedelta(microseconds=microseconds)
+
+
+def stored(time: datetime) -> int:
+    """A datetime with a zone as it is stored."""
+    return (time - EPOCH) // timedelta(microseconds=1)
 
 
 def uuid7(created: int, counter: int) -> UUID:
@@ -35,3 +41,8 @@ def uuid7(created: int, counter: int) -> UUID:
     high = milliseconds << 16 | 7 << 12 | microseconds * 4096 // 1000
     low = 2 << 62 | counter << 48 | secrets.randbits(48)
     return UUID(int=high << 64 | low)
+
+
+def below(created: int) -> UUID:
+    """What all ids of this millisecond and later ones are above."""
+    return UUID(int=max(0, created) // 1000 << 80)

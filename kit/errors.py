@@ -27,6 +27,7 @@ class Refusal(Exception):
 
     status: ClassVar[int] = 500
     headers: ClassVar[dict[str, str]] = {}
+    sends: ClassVar[tuple[str, ...]] = ()  # names of other headers of the answer
     shape: ClassVar[type[Problem]] = Problem  # what `problem` returns
 
     def problem(self) -> Problem:
@@ -58,10 +59,23 @@ class NotFound(Refusal):
     status = 404
 
 
+class MethodNotAllowed(Refusal):
+    """The path does not have this method."""
+
+    status = 405
+    sends = ("Allow",)
+
+
 class Conflict(Refusal):
-    """Something still needs it."""
+    """It is not in a state in which this can be done; the detail says why."""
 
     status = 409
+
+
+class PreconditionFailed(Refusal):
+    """It has changed: it no longer has a tag that If-Match names. Read it again first."""
+
+    status = 412
 
 
 class ContentTooLarge(Refusal):
@@ -83,10 +97,18 @@ class Unprocessable(Refusal):
 
 
 class Unavailable(Refusal):
-    """The service cannot do this now. The detail says why, and whether anything was stored."""
+    """The service does not run, or cannot do this now; the detail says why."""
 
     status = 503
     headers: ClassVar = {"Retry-After": "5"}  # seconds
+
+
+class NotRead(Unavailable):
+    """The service does not run, its database cannot be read, or too many requests are being worked on."""
+
+
+class NotStored(Unavailable):
+    """Nothing was stored, or the outcome is unknown: the detail says which, and why."""
 
 
 def title(status: int) -> str:

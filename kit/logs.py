@@ -1,44 +1,53 @@
 """How the process logs: one line per event to standard error, as text or JSON, at a limited rate."""
 
-import json
 import logging
-import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from gunicorn.glogging import Logger
+from pythonjsonlogger.json import JsonFormatter
 
 from kit.settings import Settings
+from kit.trace import REQUEST
 
-BURST = 10  # lines that one message may have a second
+WARNINGS, LINES = 10, 100  # that one place in the code may log a second; lines are those of level INFO
+PROBES = ("/healthz", "/readyz")  # answer 503 again and again while something is wrong
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object per line: the event, the message for people, and the fields that the event names."""
+def note(write: Callable[..., None], event: str, text: str, **fields: Any) -> None:
+    """Log an event with its fields, as in `note(log.debug, "began", "%(job)s has begun", job=7)`."""
+    write(text, fields, extra={"event": event, **fields}, stacklevel=2)
 
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": self.formatTime(record),
-            "level": record.levelname,
-            "logger": record.name,
-        }
-        line |= {"event": str(record.msg), "message": record.getMessage()}
-        if isinstance(record.args, Mapping):
-            # Only the fields that the event names: gunicorn hands over every header of a request.
-            line["fields"] = {
-                name: str(record.args[name]) for name in re.findall(r"%\((\w+)\)", str(record.msg))
-            }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+
+class Context(logging.Filter):
+    """Adds the name of the event, and the id of the request that caused the line, or None."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.name = record.name.replace("gunicorn.error", "gunicorn")  # where it logs all but requests
+        if not hasattr(record, "event"):
+            record.event = record.name  # a line of a library
+        record.request = getattr(record, "request", "") or REQUEST.get() or None
+        return True
+
+
+class Text(logging.Formatter):
+    """A line for people: the time as RFC 3339 in UTC, and the id of the request at the end."""
+
+    converter = staticmethod(time.gmtime)
+    default_time_format, default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        line, request = super().formatMessage(record), getattr(record, "request", None)
+        return f"{line} request={request}" if request else line
 
 
 class RateLimit(logging.Filter):
-    """Lets each place in the code warn BURST times a second, and then says how many warnings it left out.
+    """Limits how often each place in the code logs in a second; its next line says how many were left out.
 
-    Otherwise a client could fill the disk with warnings. The place counts and not the message, since
-    gunicorn's messages contain what the client sent.
+    Otherwise a client could fill the disk. The place counts and not the message, since gunicorn's messages
+    contain what the client sent.
     """
 
     def __init__(self) -> None:
@@ -46,8 +55,9 @@ class RateLimit(logging.Filter):
         self.seen: dict[tuple[str, int], tuple[int, int]] = {}  # by place: the second, and how many in it
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
+        if record.levelno < logging.INFO:
             return True
+        most = WARNINGS if record.levelno >= logging.WARNING else LINES
         if str(record.msg).startswith("Invalid request from"):
             # gunicorn quotes what it cannot read, which may be a mistyped header with a token.
             record.msg = ": ".join(record.msg.split(": ", 2)[:2])
@@ -55,26 +65,43 @@ class RateLimit(logging.Filter):
         second, count = self.seen.get(place, (0, 0))
         if second == int(time.monotonic()):
             self.seen[place] = second, count + 1
-            return count < BURST
-        if count > BURST:
-            record.msg, record.args = f"{record.getMessage()} ({count - BURST} like this were left out)", ()
+            return count < most
+        if count > most:
+            record.msg, record.args = f"{record.getMessage()} ({count - most} like this were left out)", ()
         self.seen[place] = int(time.monotonic()), 1
         return True
 
 
 class RequestLog(Logger):
-    """gunicorn's logger, which otherwise formats a line for each request even if it is not shown."""
+    """gunicorn's logger, with a line of our own for each request: at INFO if it failed, else at DEBUG."""
 
-    def access(self, *request: Any) -> None:
-        if self.access_log.isEnabledFor(logging.INFO):
-            super().access(*request)
+    def access(self, resp: Any, req: Any, environ: Any, request_time: timedelta) -> None:
+        status = resp.status_code or 500
+        failed = status >= 400 and environ["PATH_INFO"] not in PROBES
+        level = logging.INFO if failed else logging.DEBUG
+        if not self.access_log.isEnabledFor(level):
+            return
+        fields = {
+            "client": environ["REMOTE_ADDR"],
+            "method": req.method,
+            "path": ascii(req.path)[1:-1][:200],  # without the query: it may hold a secret that went astray
+            "status": status,
+            "milliseconds": round(request_time.total_seconds() * 1000, 1),
+        }
+        self.access_log.log(
+            level,
+            "%(method)s %(path)s from %(client)s: %(status)d in %(milliseconds)s ms",
+            fields,
+            extra=fields | {"event": "request"},
+        )
 
 
 class Failures:
     """Takes the place of `wsgi.errors`, where Bottle writes tracebacks: one log record for each."""
 
     def write(self, text: str) -> None:
-        logging.getLogger("app").error("a request failed: %s", text.strip())
+        extra = {"event": "request_crashed"}
+        logging.getLogger("app").error("a request failed: %s", text.strip(), extra=extra)
 
     def flush(self) -> None:
         pass
@@ -82,27 +109,37 @@ class Failures:
 
 def configuration(settings: Settings) -> dict[str, Any]:
     """What `logging.config.dictConfig` takes, for gunicorn and everything in it."""
+    level = settings.log_level
     return {
         "formatters": {
-            "text": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
-            "json": {"()": JsonLines},
+            "text": {"()": Text, "fmt": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+            "json": {
+                "()": JsonFormatter,
+                "fmt": ["levelname", "event", "message", "request", "name", "process"],
+                "rename_fields": {
+                    "levelname": "level",
+                    "name": "logger",
+                    "process": "pid",
+                    "request": "request_id",
+                    "exc_info": "traceback",
+                },
+                "timestamp": "time",
+                "defaults": {"time": None},  # so it comes first
+            },
         },
-        "filters": {"rate": {"()": RateLimit}},
+        "filters": {"context": {"()": Context}, "rate": {"()": RateLimit}},
         "handlers": {
             "stderr": {
                 "class": "logging.StreamHandler",
                 "formatter": settings.log_format,
-                "filters": ["rate"],
+                "filters": ["context", "rate"],
             }
         },
-        "root": {"level": settings.log_level, "handlers": ["stderr"]},
+        "root": {"level": level, "handlers": ["stderr"]},
         "loggers": {
-            "gunicorn.error": {"propagate": True},
-            # One line per request only helps while someone follows them.
-            "gunicorn.access": {
-                "propagate": True,
-                "level": "INFO" if settings.log_level == "DEBUG" else "WARNING",
-            },
-            "peewee": {"level": "INFO"},  # below that it logs every statement
+            "gunicorn.access": {"propagate": True, "level": level},
+            # At DEBUG, these tell of every connection and of every statement.
+            "gunicorn.error": {"propagate": True, "level": level.replace("DEBUG", "INFO")},
+            "peewee": {"level": level.replace("DEBUG", "INFO")},
         },
     }

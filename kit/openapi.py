@@ -1,52 +1,67 @@
 """The OpenAPI 3.0 document, built from what the routes declare."""
 
 import re
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from itertools import groupby
 from typing import Any
 
 import msgspec
-from bottle import Route
 
 from kit.api import Api, Declaration
-from kit.errors import Problem, Refusal, title
+from kit.errors import Problem, Refusal, Unprocessable, title
+from kit.headers import ANSWERS
 
 REFERENCE = "#/components/schemas/{name}"
-TEXT = {"schema": {"type": "string"}}
+HEADER = "#/components/headers/"
+PLACES = "path", "query", "headers", "body"
 Json = dict[str, Any]
 
 
-def document(app: Api, info: Json) -> Json:
-    """The document of an app's routes, without its pages; it asks for a token if the app does."""
+def document(app: Api, info: Json, tags: dict[str, str]) -> Json:
+    """The document of an app's routes, without its pages.
+
+    `tags` say what each group of routes is for. A route belongs to the group that its path begins with, or
+    else to the last one. Where the app asks for no token, the document says that a request may have none.
+    """
     structs: set[type] = {Problem}
     paths: Json = {}
     for route, declared in app.declarations.items():
         if not declared.options.page:
-            path = re.sub(r"<(\w+)>", r"{\1}", route.rule)
-            paths.setdefault(path, {})[route.method.lower()] = operation(
-                route, declared, structs, bool(app.config["api_token"])
-            )
+            path, group = re.sub(r"<(\w+)>", r"{\1}", route.rule), route.rule.split("/")[1]
+            described = operation(declared, structs, bool(app.config["api_token"]))
+            described["tags"] = [group if group in tags else list(tags)[-1]]
+            paths.setdefault(path, {})[route.method.lower()] = described
     _, schemas = msgspec.json.schema_components(structs, ref_template=REFERENCE)
-    components: Json = {"schemas": {name: in_3_0(schema) for name, schema in sorted(schemas.items())}}
-    if app.config["api_token"]:
-        components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-    return {"openapi": "3.0.3", "info": info, "paths": paths, "components": components}
+    return {
+        "openapi": "3.0.3",
+        "info": info,
+        "servers": [{"url": "/", "description": "the service that this document is from"}],
+        "tags": [{"name": name, "description": text} for name, text in tags.items()],
+        "paths": paths,
+        "components": {
+            "schemas": {name: in_3_0(schema) for name, schema in sorted(schemas.items())},
+            "headers": {
+                name: {"description": text, "schema": {"type": kind}}
+                for name, (kind, text) in ANSWERS.items()
+            },
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "`API_TOKEN`"}},
+        },
+    }
 
 
-def operation(route: Route, declared: Declaration, structs: set[type], token: bool) -> Json:
+def operation(declared: Declaration, structs: set[type], token: bool) -> Json:
     """What the document says of one route; adds the Structs that it refers to to `structs`."""
     options = declared.options
-    guarded = token and options.token
-    refusals = [refusal for refusal in declared.errors if guarded or refusal.status != 401]
+    successes = sorted([*options.also, (options.status, options.sends)])
+    failures = groupby(declared.errors, lambda refusal: refusal.status)
+    responses = {str(status): success(declared, status, sends, structs) for status, sends in successes}
+    responses |= {str(status): failure(declared, list(same), structs) for status, same in failures}
     described = {
         "operationId": declared.name,
-        "tags": [route.rule.split("/")[1] if options.token else "service"],
         "summary": declared.summary,
-        "responses": {str(options.status): success(declared, structs)}
-        | {
-            str(status): failure(list(same), structs)
-            for status, same in groupby(refusals, lambda r: r.status)
-        },
+        "security": ([{"token": []}] if token else [{"token": []}, {}]) if options.token else [],
+        "responses": responses,
     }
     if declared.description:
         described["description"] = declared.description
@@ -60,33 +75,46 @@ def operation(route: Route, declared: Declaration, structs: set[type], token: bo
     if declared.body:
         content = {"application/json": {"schema": schema(declared.body, structs)}}
         described["requestBody"] = {"required": True, "content": content}
-    if guarded:
-        described["security"] = [{"token": []}]
     return described
 
 
-def success(declared: Declaration, structs: set[type]) -> Json:
-    """The answer of a route that does what it was asked."""
-    options = declared.options
-    described: Json = {"description": HTTPStatus(options.status).phrase}
-    if options.sends:
-        described["headers"] = {name: dict(TEXT) for name in options.sends}
-    if declared.returns is not type(None):
-        json = options.media_type == "application/json"
-        content = {"schema": schema(declared.returns, structs)} if json else TEXT
-        described["content"] = {options.media_type.partition(";")[0]: content}
+def success(declared: Declaration, status: int, sends: Sequence[str], structs: set[type]) -> Json:
+    """An answer of a route that does what it was asked."""
+    described: Json = {"description": HTTPStatus(status).phrase, "headers": headers(sends)}
+    if declared.returns is not type(None) and status < 300:
+        media_type = declared.options.media_type
+        json = media_type == "application/json"
+        content = {"schema": schema(declared.returns, structs) if json else {"type": "string"}}
+        described["content"] = {media_type.partition(";")[0]: content}
     return described
 
 
-def failure(refusals: list[type[Refusal]], structs: set[type]) -> Json:
+def failure(declared: Declaration, refusals: list[type[Refusal]], structs: set[type]) -> Json:
     """The answer of a route that refuses with one status: a Problem, or what extends one."""
-    meaning = " ".join(refusal.meaning() for refusal in refusals)
+    meaning = " ".join(values(declared) if one is Unprocessable else one.meaning() for one in refusals)
     schemas = [schema(shape, structs) for shape in dict.fromkeys(refusal.shape for refusal in refusals)]
     content: Json = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}
     if refusals[0].shape is Problem:
         status = refusals[0].status
         content["example"] = msgspec.to_builtins(Problem(title(status), status, meaning))
-    return {"description": meaning, "content": {"application/problem+json": content}}
+    sends = [name for refusal in refusals for name in (*refusal.headers, *refusal.sends)]
+    return {
+        "description": meaning,
+        "headers": headers(sends),
+        "content": {"application/problem+json": content},
+    }
+
+
+def values(declared: Declaration) -> str:
+    """What 422 means for the values that a route takes."""
+    taken = declared.path, declared.query, declared.headers, declared.body
+    places = " or the ".join(place for place, what in zip(PLACES, taken, strict=True) if what)
+    return f"A value in the {places} is missing, unknown, of the wrong type or out of its range."
+
+
+def headers(names: Iterable[str]) -> Json:
+    """The headers of an answer; every answer has the id of its request."""
+    return {name: {"$ref": HEADER + name} for name in sorted({*names, "X-Request-ID"})}
 
 
 def fields(struct: type[msgspec.Struct] | None, place: str) -> list[Json]:
@@ -104,6 +132,8 @@ def fields(struct: type[msgspec.Struct] | None, place: str) -> list[Json]:
             "description": full.pop("description", ""),
             "required": False,
         }
+        if full.get("type") == "array":  # written with commas
+            parameter |= {"style": "form", "explode": False}
         if place == "query":
             full.pop("example", None)  # Swagger UI would fill it in, and then find nothing
         described.append(parameter | {"schema": full})

@@ -25,7 +25,7 @@ SQLITE = r"^sqlite:///(?!:memory:)[^?#]+$"
 SECRETS = ("DATABASE_URL", "MQTT_PASSWORD", "API_TOKEN")  # not to be shown
 # What the equipment and compose read.
 OTHERS = {"USERNAME", "PASSWORD", "ID", "CONFIRM_RATE", "SEED", "DELAY_MS", "VERBOSE"}
-OTHERS = {f"VALIDATOR_{name}" for name in OTHERS} | {"PUBLISH"}
+OTHERS = {f"VALIDATOR_{name}" for name in OTHERS} | {"PUBLISH", "PUBLISH_PROMETHEUS", "POSTGRES_PASSWORD"}
 
 Host = Annotated[
     str, Meta(pattern=HOST, description="a host name or an IP address, such as 127.0.0.1 or ::1")
@@ -155,12 +155,16 @@ def unknown_names() -> list[str]:
     return sorted(name for name in names if not name.startswith(("COMPOSE_", "DOCKER_")))
 
 
+def broker_address(settings: Settings) -> tuple[str, int]:
+    """Where the broker of `make run` listens."""
+    return "::1" if settings.mqtt_host == "::1" else "127.0.0.1", settings.mqtt_port
+
+
 def check_ports(settings: Settings) -> None:
     """Raise SystemExit if a port that `make run` is about to listen on is taken."""
-    broker = "::1" if settings.mqtt_host == "::1" else "127.0.0.1", settings.mqtt_port
     for variable, address, example in (
         ("BIND", settings.address, "BIND=127.0.0.1:8001"),
-        ("MQTT_PORT", broker, "MQTT_PORT=18831"),
+        ("MQTT_PORT", broker_address(settings), "MQTT_PORT=18831"),
     ):
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
@@ -172,7 +176,3 @@ def check_ports(settings: Settings) -> None:
                 f"{variable}: port {address[1]} on {address[0]} cannot be used ({error.strerror}). "
                 f"Choose another: {example} make run, or change it in .env."
             ) from None
-
-
-if __name__ == "__main__":
-    check_ports(load())

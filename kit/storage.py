@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote, unquote
+from uuid import UUID
 
 import peewee
 from peewee import Database, Model
@@ -135,7 +136,7 @@ class Store:
                 self._in_doubt = False
             with self.transaction():
                 probe(self.database)
-            log.info("the database can be written")
+            log.info("the database can be written", extra={"event": "database_writable"})
         except FAULTS as error:
             self._let_go()
             self._unusable = str(error) if isinstance(error, Unusable) and not self._opened else ""
@@ -157,7 +158,7 @@ class Store:
     def fail(self, problem: str) -> None:
         """Note why the database cannot be written."""
         if problem != self.problem:
-            log.error("the database cannot be written: %s", problem)
+            log.error("the database cannot be written: %s", problem, extra={"event": "database_unwritable"})
         self.problem = problem
 
     def _sentence(self, error: BaseException) -> str:
@@ -204,7 +205,11 @@ def connect(url: str, connections: int) -> Any:
         # IMMEDIATE: a transaction that reads first and writes later would fail if another process writes.
         options: dict[str, Any] = {"pragmas": PRAGMAS, "lock_type": "IMMEDIATE", "check_same_thread": False}
         uri = f"file://{quote(os.path.abspath(file))}?mode=rw"
-        return PooledSqliteDatabase(uri, uri=True, max_connections=connections, timeout=PATIENCE, **options)
+        database = PooledSqliteDatabase(
+            uri, uri=True, max_connections=connections, timeout=PATIENCE, **options
+        )
+        database.register_function(str.casefold, "casefold", 1)
+        return database
     options = {name: value for name, value in NETWORK.items() if f"{name}=" not in url}
     url = "postgresql" + url.removeprefix("postgresql").removeprefix("postgres")
     options |= {"max_connections": connections, "timeout": PATIENCE}
@@ -310,6 +315,22 @@ def execute(database: Any, statement: str, *values: Any) -> list[tuple[Any, ...]
 def placeholders(values: Sized) -> str:
     """A place for each of these values, in parentheses."""
     return f"({', '.join('?' * len(values))})"
+
+
+def contains(database: Database, column: str) -> str:
+    """The condition that a column contains a text, in any letter case of any script.
+
+    SQLite's own functions know no letters but ASCII. PostgreSQL's `lower` tells two small sigmas apart.
+    """
+    if is_postgresql(database):
+        upper = 'upper({}::text COLLATE "und-x-icu")'
+        return f"strpos({upper.format(column)}, {upper.format('?')}) > 0"
+    return f"instr(casefold({column}), casefold(?)) > 0"
+
+
+def uuid(found: str | UUID) -> UUID:
+    """An id as the database returns it. SQLite knows no such type and stores 32 hexadecimal digits."""
+    return found if isinstance(found, UUID) else UUID(found)
 
 
 def check(database: Database) -> None:

@@ -17,6 +17,7 @@ from gunicorn.http import errors as refusals
 from gunicorn.util import write
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from kit import trace
 from kit.errors import Problem, title
 
 ENOUGH = 65_536  # of anything that has no limit
@@ -54,9 +55,25 @@ class Worker(ThreadWorker):
             self.murder_keepalived()
             enabled = True
         super().set_accept_enabled(enabled)
+        if not self.alive:
+            self.accept_the_last()
+
+    def accept_the_last(self) -> None:
+        """Before it stops, take each connection that waits to be accepted. From then on, refuse new ones.
+
+        Otherwise the kernel would go on taking connections, and reset them when the process ends.
+        """
+        for listener in self.sockets:
+            listener.setblocking(False)
+            known = -1
+            while known < self.nr_conns < self.worker_connections:
+                known = self.nr_conns
+                self.accept(listener)
+            listener.close()
 
     def handle(self, conn: TConn) -> Any:
         """Close a connection in this thread as far as one may have to wait for the client."""
+        trace.REQUEST.set("")  # that of an earlier request in this thread
         kept = super().handle(conn)
         if not kept:
             linger(conn.sock)
@@ -69,11 +86,13 @@ class Worker(ThreadWorker):
             return
         if req:
             return  # it was answered; only the rest of its body is malformed
-        self.log.warning(f"Invalid request from ip={addr[0] if addr else ''}: {exc}")
+        request_id, about = trace.begin(), {"event": "request_invalid"}
+        self.log.warning(f"Invalid request from ip={addr[0] if addr else ''}: {exc}", extra=about)
         status = STATUSES.get(type(exc), 400)
         body = msgspec.json.encode(Problem(title(status), status, f"This is not HTTP as we take it: {exc}"))
         lines = f"HTTP/1.1 {status} {title(status)}", "Connection: close", f"Content-Length: {len(body)}"
-        head = "\r\n".join([*lines, "Content-Type: application/problem+json", "", ""])
+        named = f"{trace.HEADER}: {request_id}", "Content-Type: application/problem+json"
+        head = "\r\n".join([*lines, *named, "", ""])
         with suppress(OSError):
             write(client, head.encode() + body)
 

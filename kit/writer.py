@@ -15,6 +15,7 @@ from typing import Any, Self
 from kit.errors import Unavailable
 from kit.patience import waited
 from kit.storage import LONGEST_WRITE, OPENING, InDoubt, NotWritten, Store, is_postgresql
+from kit.trace import REQUEST
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Job:
     def __init__(self, function: Callable[..., Any], item: Any, then: Callable[[Any], None] | None = None):
         self.function, self.item, self.then = function, item, then
         self.result: Any = None
+        self.request = REQUEST.get()  # the id of the request that waits for it
         self.in_doubt = False  # its COMMIT failed, so it may be stored
         self._taken, self._done = threading.Lock(), threading.Lock()
         self._done.acquire()
@@ -160,7 +162,9 @@ class Writer:
                 self.step()
             finish(self._held, UNKNOWN)
         except BaseException:
-            log.critical("the ledger's thread died; the process ends", exc_info=True)
+            log.critical(
+                "the ledger's thread died; the process ends", exc_info=True, extra={"event": "thread_died"}
+            )
             # Fail jobs that have not started. Say nothing to jobs already in a batch: they may be committed.
             self._stopped = True
             finish(self._take(0), "The service restarts; nothing was stored.")
@@ -198,7 +202,7 @@ class Writer:
             self._commit(jobs)
         except Exception as error:
             if len(jobs) == 1:
-                log.exception("a job failed")
+                log.exception("a job failed", extra={"event": "job_failed", "request": jobs[0].request})
                 jobs[0].finish(error)
             else:
                 for job in jobs:

@@ -23,10 +23,17 @@ void say(FILE *to, const char *format, ...)
 {
     /* A pipe that reports POLLOUT has room for PIPE_BUF bytes, and all our lines are shorter. */
     struct pollfd out = {.fd = fileno(to), .events = POLLOUT};
+    struct timespec now;
+    struct tm utc;
+    char date[sizeof "2026-11-25T15:51:31"] = "";
     va_list arguments;
 
     if (poll(&out, 1, 0) != 1)
         return;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (gmtime_r(&now.tv_sec, &utc) != NULL)
+        strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%S", &utc);
+    fprintf(to, "%s.%03ldZ ", date, now.tv_nsec / 1000000);
     va_start(arguments, format);
     vfprintf(to, format, arguments);
     va_end(arguments);

@@ -1,53 +1,93 @@
-// The API as the page uses it: one function that asks, and the two ways in which that can fail.
+// The API as the page uses it: requests, the stream of events, and the ways in which both can fail.
 
 const TOKEN = "API_TOKEN"; // in sessionStorage: kept for this tab, forgotten with it
+const SLOW = 4000; // ms without an answer, after which the page says so
+const PATIENCE = 60_000; // ms without an answer or a sign of life, after which a request is given up
 
 /** The service answered with an error; `problem` is what it said (RFC 9457). */
 export class Refused extends Error {
-  constructor(problem) {
+  constructor(problem, retryAfter = 0) {
     super(problem.detail);
-    this.problem = problem;
+    Object.assign(this, { problem, retryAfter });
   }
 }
 
-/** Nobody answered, or something that is not the service. Whether the request was obeyed is not known. */
+/** No answer came, or one that is not the service's. It is unknown whether the request was carried out. */
 export class Away extends Error {}
 
-/** Keep a token for this tab, or forget it; returns whether there was one. */
-export function keepToken(token) {
-  const had = sessionStorage.getItem(TOKEN) !== null;
-  if (token) sessionStorage.setItem(TOKEN, token);
-  else sessionStorage.removeItem(TOKEN);
-  return had;
+export const hasToken = () => sessionStorage.getItem(TOKEN) !== null;
+export const keepToken = (token) => sessionStorage.setItem(TOKEN, token);
+export const forgetToken = () => sessionStorage.removeItem(TOKEN);
+
+/** The token as a header carries it: one character for each byte of its UTF-8. */
+function bearer() {
+  return String.fromCharCode(...new TextEncoder().encode(sessionStorage.getItem(TOKEN)));
 }
 
-/** A text as a header carries it: a character for each byte of its UTF-8. */
-function asBytes(text) {
-  return String.fromCharCode(...new TextEncoder().encode(text));
-}
+/** The service's time of day in ms, whatever the clock of this machine says. */
+export const now = () => Date.now() + ahead;
+let ahead = 0;
 
-/** What the service answers to one request, within so many seconds; throws Refused or Away. */
-export async function call(path, { method = "GET", body, headers = {}, seconds = 5 } = {}) {
-  const token = sessionStorage.getItem(TOKEN);
-  if (token) headers = { ...headers, Authorization: `Bearer ${asBytes(token)}` };
+/** What the page hears of every request: `slow(waiting)` if the oldest takes long, `answered()`,
+ * `unauthorized()`, `away(error)`. */
+export const listener = {};
+let slow = 0;
+
+async function send(path, { method = "GET", body, headers = {}, signal }) {
+  if (hasToken()) headers = { ...headers, Authorization: `Bearer ${bearer()}` };
   if (body) headers = { ...headers, "Content-Type": "application/json" };
-  const signal = AbortSignal.timeout(seconds * 1000);
-  let response, answer;
+  let counted = false;
+  const timer = setTimeout(() => ((counted = true), listener.slow(++slow)), SLOW);
   try {
-    response = await fetch(path, { method, headers, body: JSON.stringify(body), cache: "no-store", signal });
-    answer = await response.json();
-  } catch (error) {
-    throw new Away("The service does not answer.", { cause: error });
+    return await fetch(path, { method, headers, body: JSON.stringify(body), cache: "no-store", signal });
+  } finally {
+    clearTimeout(timer);
+    if (counted) listener.slow(--slow);
   }
-  if (response.ok) return answer;
-  if (!answer.detail) throw new Away("Something in front of the service answers in its place.");
-  throw new Refused(answer);
 }
 
-/** An Idempotency-Key; `crypto.randomUUID` is there on localhost and over TLS only. */
-export function newKey() {
-  return crypto.getRandomValues(new Uint32Array(4)).join("-");
+/** Throw Refused for a response that is an error. */
+async function check(response) {
+  if (Math.abs(Date.parse(response.headers.get("Date")) - now()) > 2000) {
+    ahead = Date.parse(response.headers.get("Date")) - Date.now();
+  }
+  if (response.ok) return;
+  const problem = await response.json();
+  if (!problem.detail) throw new TypeError("Something in front of the service answers in its place.");
+  throw new Refused(problem, Number(response.headers.get("Retry-After")));
 }
+
+/** What the service answers, if that is no error; tells the listener whether it answers. */
+async function reach(path, options, read) {
+  try {
+    const response = await send(path, options);
+    await check(response);
+    const answer = await read(response);
+    listener.answered();
+    return answer;
+  } catch (error) {
+    if (options.stop?.aborted) throw error;
+    if (error instanceof Refused) {
+      listener.answered();
+      if (error.problem.status === 401) listener.unauthorized();
+      throw error;
+    }
+    const away = new Away("The service does not answer.", { cause: error });
+    listener.away(away);
+    throw away;
+  }
+}
+
+/** The answer to one request and its ETag; throws Refused or Away. */
+export function ask(path, options = {}) {
+  return reach(path, { ...options, signal: AbortSignal.timeout(PATIENCE) }, async (response) => {
+    const answer = response.status === 204 ? null : await response.json();
+    return { answer, tag: response.headers.get("ETag") };
+  });
+}
+
+/** The answer alone. */
+export const call = async (path, options) => (await ask(path, options)).answer;
 
 /** The members of `/readyz`, whether it says 200 or 503. */
 export async function readiness() {
@@ -57,4 +97,55 @@ export async function readiness() {
     if (error instanceof Refused && error.problem.broker) return error.problem;
     throw error;
   }
+}
+
+/** An Idempotency-Key; `crypto.randomUUID` exists on localhost and over TLS only. */
+export const newKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
+
+/** Follow `/events`: `opened()`, `heard(transaction)` for each event and `alive()` for each piece.
+ * The next stream goes on after `place.id`. Throws Refused or Away; returns if `stop` was aborted. */
+export async function follow({ place, stop, opened, heard, alive }) {
+  const silence = new AbortController();
+  const signal = AbortSignal.any([stop, silence.signal]);
+  let timer = setTimeout(() => silence.abort(), PATIENCE);
+  try {
+    const headers = place.id ? { "Last-Event-ID": place.id } : {};
+    const response = await reach("/events", { headers, signal, stop }, (response) => response);
+    opened();
+    const parse = parser(place, heard);
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let chunk = await reader.read(); !chunk.done; chunk = await reader.read()) {
+      clearTimeout(timer);
+      timer = setTimeout(() => silence.abort(), PATIENCE);
+      parse(chunk.value);
+      alive();
+    }
+    throw new TypeError("It ended.");
+  } catch (error) {
+    if (stop.aborted) return;
+    if (error instanceof Refused) throw error;
+    throw new Away("The stream of events broke off.", { cause: error });
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** A function that takes a stream of events in pieces (HTML, section 9.2.6, as far as it is used). */
+function parser(place, heard) {
+  let rest = "";
+  let event = {};
+  return (text) => {
+    const lines = (rest + text).split("\n");
+    rest = lines.pop();
+    for (const line of lines) {
+      const [, field, value] = /^([^:]*)(?:: ?)?(.*)$/.exec(line);
+      if (line) {
+        event[field] = value;
+        continue;
+      }
+      if (event.event === "transaction") heard(JSON.parse(event.data));
+      place.id = event.id ?? place.id;
+      event = {};
+    }
+  };
 }

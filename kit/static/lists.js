@@ -1,13 +1,18 @@
-// Lists on the page: rows that stay where and what they are while their text changes, and pages of them.
+// Lists on the page: what the URL asks for, its pages, and rows that stay while their text changes.
 
-import { call } from "./api.js";
+/** What the page shows, as its URL says it; names and values are those of the API where it has them. */
+export const view = () => Object.fromEntries(new URLSearchParams(location.search));
 
-/** Write only what differs, so that nothing flickers and no selection is lost; text stays text. */
-export function set(node, text) {
-  if (node.textContent !== text) node.textContent = text;
+/** Change what the page shows: a new entry of the history, or instead of the last one. It keeps `state`. */
+export function go(changes, state = {}, replace = false) {
+  const query = new URLSearchParams(Object.entries({ ...view(), ...changes }).filter(([, value]) => value));
+  const url = `${location.pathname}${query.size ? `?${query}` : ""}`;
+  history[replace ? "replaceState" : "pushState"]({ ...history.state, ...state }, "", url);
+  document.dispatchEvent(new Event("view"));
 }
+addEventListener("popstate", () => document.dispatchEvent(new Event("view")));
 
-/** The children of an element, one for each item of a list; those that stay are neither moved nor made again. */
+/** The children of an element, one for each item; those that stay are neither moved nor made again. */
 export class Rows {
   constructor(parent, template, fill, made = () => {}) {
     Object.assign(this, { parent, template, fill, made, elements: new Map() });
@@ -17,7 +22,10 @@ export class Rows {
     const ids = new Set(items.map(({ id }) => id));
     for (const [id, element] of this.elements) {
       if (ids.has(id)) continue;
+      const near = element.nextElementSibling ?? element.previousElementSibling;
+      const focused = element.contains(document.activeElement);
       element.remove();
+      if (focused) near?.querySelector("a, button")?.focus();
       this.elements.delete(id);
     }
     let place = this.parent.firstElementChild;
@@ -36,33 +44,32 @@ export class Rows {
   }
 }
 
-/** A list of the API, a page at a time; `trail` holds the pages before this one, `next` the one after it. */
-export class Pages {
-  constructor(url, rows, pager, none) {
-    Object.assign(this, { url, rows, pager, none, trail: [], next: null, moved: false });
-    [this.back, this.on] = pager.children;
-    this.back.addEventListener("click", () => this.trail.length && this.go(this.trail.pop(), this.trail));
-    this.on.addEventListener("click", () => this.next && this.go(this.next));
+/** The two buttons under a list. The history keeps the pages before this one, also over a reload. */
+export class Pager {
+  constructor(element, after) {
+    Object.assign(this, { element, after, last: null });
+    [this.back, this.on] = element.children;
+    this.back.addEventListener("click", () => {
+      const before = [...this.before];
+      if (view()[after]) go({ [after]: before.pop() ?? "" }, { [after]: before });
+    });
+    this.on.addEventListener("click", () => {
+      const { last } = this;
+      this.last = null; // until the next page is there, another click is too early
+      if (last) go({ [after]: last }, { [after]: [...this.before, view()[after] ?? ""] });
+    });
   }
 
-  /** Turn to another page; the one that is left is added to the trail, unless another trail is given. */
-  go(url, trail = [...this.trail, this.url]) {
-    Object.assign(this, { url, trail, next: null, moved: true });
-    this.pager.dispatchEvent(new Event("turn", { bubbles: true }));
+  get before() {
+    return history.state?.[this.after] ?? [];
   }
 
-  /** Ask for this page again and show it; returns its items, or null if the user has moved on meanwhile. */
-  async poll() {
-    const { url } = this;
-    const { items, next } = await call(url);
-    if (url !== this.url) return null;
-    this.next = next;
-    this.rows.show(items);
+  /** Show the buttons; `last` is the id of the last row if another page follows. */
+  show(last) {
+    this.last = last;
     // Not `disabled`, which would take the focus from the button that was just pressed.
-    this.back.ariaDisabled = String(!this.trail.length);
-    this.on.ariaDisabled = String(!next);
-    this.pager.hidden = !next && !this.trail.length;
-    this.none.hidden = items.length > 0;
-    return items;
+    this.back.ariaDisabled = String(!view()[this.after]);
+    this.on.ariaDisabled = String(!last);
+    this.element.hidden = !last && !view()[this.after];
   }
 }

@@ -1,175 +1,118 @@
-// The page: it asks the API once a second, shows what changed, and touches nothing that did not.
+// The page: it follows the service's events and shows what changed. Without events it asks, and says so.
 
-import { Away, Refused, call, keepToken, newKey, readiness } from "./api.js";
-import { Pages, Rows, set } from "./lists.js";
-import { clock, inWords, meaning, partsOf, sumUp, took } from "./words.js";
+import {
+  Away,
+  Refused,
+  call,
+  follow,
+  forgetToken,
+  hasToken,
+  keepToken,
+  listener,
+  readiness,
+} from "./api.js";
+import * as chart from "./chart.js";
+import { $, onSubmit, say, set } from "./dom.js";
+import { Rows } from "./lists.js";
+import * as stations from "./stations.js";
+import * as transactions from "./transactions.js";
+import { clock, equipmentOf, meaning, milliseconds, partsOf } from "./words.js";
 
-const STATIONS = "/stations?limit=10";
-const WAITS = 2; // at one time: a browser has six connections to a host, and all its tabs share them
-const $ = (id) => document.getElementById(id);
-const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+const PAUSE = 2; // seconds between two questions while there are no events
+const LOOK = 14_000; // ms between two looks at what the stream does not tell
+const FRESH = 60_000; // ms; a stream that broke off less long ago is resumed
 
-/** Tell those who listen to the page; what was said before is still read to its end. */
-function say(text) {
-  const line = document.createElement("p");
-  line.textContent = text;
-  $("live").append(line);
-  if ($("live").childElementCount > 5) $("live").firstElementChild.remove();
+// What is wrong: a sentence for each cause, until the cause is gone
+
+const causes = new Map();
+
+function notify(cause, text) {
+  if ((causes.get(cause) ?? "") === text) return;
+  if (text) causes.set(cause, text);
+  else causes.delete(cause);
+  noticeRows.show([...causes].map(([id, sentence]) => ({ id, sentence })));
+  if (text || !causes.size) say(text || "All is well again.");
 }
 
-// Transactions
+let seen = new Date(); // when the service answered last
 
-function showStatus(element, transaction) {
-  const status = element.querySelector(".status");
-  set(status, transaction.status);
-  status.dataset.status = transaction.status;
-  set(element.querySelector(".took"), transaction.status === "PENDING" ? "" : inWords(took(transaction)));
-}
+listener.slow = (waiting) =>
+  notify("slow", waiting ? "The network or the service is slow. Still waiting for an answer." : "");
+listener.unauthorized = () => askForToken();
+listener.answered = () => {
+  seen = new Date();
+  notify("away", "");
+};
+listener.away = ({ message }) => {
+  if (!causes.has("away"))
+    notify("away", `${message} What you see is from ${clock(seen)}. The page keeps trying.`);
+  notify("readyz", "");
+  showParts(null);
+};
 
-function fillTransaction(row, transaction) {
-  const { id, station, created } = transaction;
-  row.querySelector("time").dateTime = created;
-  row.querySelector("bdi").title = `Station ${station.id}: ${station.description}`;
-  set(row.querySelector("time"), clock(new Date(created)));
-  set(row.querySelector("bdi"), station.description);
-  set(row.querySelector(".id"), id);
-  showStatus(row, transaction);
-}
+const timers = new Map();
 
-/** The first page of what the filters ask for. */
-function filtered() {
-  const wanted = { status: $("by-status").value, station_id: $("by-station").value, limit: 20 };
-  return `/transactions?${new URLSearchParams(Object.entries(wanted).filter(([, value]) => value))}`;
-}
-
-async function pollTransactions() {
-  const items = await transactions.poll();
-  if (!items) return;
-  set($("summary"), sumUp(items));
-  if (transactions.moved) say($("summary").textContent || $("no-transactions").textContent);
-  transactions.moved = false;
-  for (const row of stationRows.elements.values()) {
-    const late = items.find(({ id, status }) => id === row.shows && status !== "PENDING");
-    if (late) showStatus(row, late); // a verdict that came after EXPIRED
-  }
-}
-
-// Stations
-
-const known = new Map(); // every station seen until now, for the filter
-
-function fillStation(row, { id, description }) {
-  set(row.querySelector(".number"), String(id));
-  row.querySelector(".name").title = description;
-  set(row.querySelector(".name"), description);
-  row.querySelector("button").ariaLabel = `Start a transaction for station ${id}, ${description}`;
-}
-
-function fillOption(option, { id, description }) {
-  option.value = id;
-  set(option, `${id} · ${description.slice(0, 40)}`);
-}
-
-async function pollStations() {
-  for (const station of (await stations.poll()) ?? []) known.set(station.id, station);
-  optionRows.show([...known.values()].sort((a, b) => a.id - b.id));
-}
-
-/** Start a transaction. Its key stays until that worked, so that a second try starts no second one. */
-async function start(row, station) {
-  row.key ??= newKey();
-  const post = { method: "POST", body: { station_id: station.id }, headers: { "Idempotency-Key": row.key } };
-  const unknown = "Start it again: it will not be started twice.";
-  const transaction = await attempt(row, "/transactions", post, unknown);
-  if (!transaction) return;
-  row.key = null;
-  follow(transaction, row);
-}
-
-let waits = 0;
-
-/** Show a transaction in its station's row until it has its verdict, or until the row shows a newer one. */
-async function follow(transaction, row) {
-  const { id, station } = transaction;
-  row.shows = id;
-  showStatus(row, transaction);
-  say(`${station.description}: ${transaction.status}`);
-  refresh();
-  while (transaction.status === "PENDING") {
-    while (locked()) await pause(1000);
-    const waiting = waits < WAITS;
-    waits += waiting;
-    try {
-      const headers = waiting ? { Prefer: "wait=10" } : {};
-      transaction = await call(`/transactions/${id}`, { headers, seconds: 15 });
-    } catch (error) {
-      told(error); // the notice says it too, and what is stored stays PENDING
-      if (error.problem?.status === 404) return;
-    } finally {
-      waits -= waiting;
-    }
-    if (transaction.status === "PENDING") await pause(1000);
-  }
-  if (row.shows === id) showStatus(row, transaction);
-  say(`${station.description}: ${transaction.status} after ${inWords(took(transaction))}`);
-  refresh();
-}
-
-async function create() {
-  const post = { method: "POST", body: { description: $("description").value } };
-  const unknown = "Look whether the station is there before you create it again.";
-  const station = await attempt($("new-station"), "/stations", post, unknown);
-  if (!station) return;
-  $("new-station").reset();
-  say(`Station ${station.id} is created.`);
-  if (stations.next || stationRows.elements.size >= 10) stations.go(`${STATIONS}&after=${station.id - 1}`);
-  refresh();
-}
-
-/** Post once, even if pressed twice. Returns undefined if that failed, and shows why in `.wrong`; with what to do if
- * nobody answered, since it is not known then whether the service obeyed. */
-async function attempt(element, path, post, unknown) {
-  if (element.ariaBusy === "true") return undefined;
-  element.ariaBusy = "true";
-  const wrong = element.querySelector(".wrong");
+/** Do some of the page's work. If that fails, say why, and try again if that may help. */
+async function guarded(cause, work) {
+  clearTimeout(timers.get(cause));
   try {
-    const answer = await call(path, { ...post, seconds: 15 });
-    set(wrong, "");
-    return answer;
+    await work();
+    notify(cause, "");
   } catch (error) {
-    set(wrong, error instanceof Away ? `No answer came. ${unknown}` : told(error));
-    say(wrong.textContent);
-    return undefined;
-  } finally {
-    element.ariaBusy = "false";
+    if (!(error instanceof Refused || error instanceof Away)) throw error;
+    const { status = 503, detail = "" } = error.problem ?? {}; // that the service is away is said already
+    notify(cause, status === 401 ? "" : detail);
+    if (status >= 500)
+      timers.set(
+        cause,
+        setTimeout(() => live && active() && guarded(cause, work), PAUSE * 1000),
+      );
   }
 }
 
-// The service
+// How the service is
 
-function notify(text) {
-  const notice = $("notice");
-  if (notice.textContent === text) return;
-  say(text || "All is well again.");
-  set(notice, text);
-  notice.hidden = !text;
+let last = null; // what it said last
+let updates = "starting";
+
+async function checkReadiness() {
+  await guarded("readyz", async () => {
+    const ready = await readiness();
+    showParts(ready);
+    if (meaning(ready)) throw new Refused({ status: 503, detail: meaning(ready) });
+  });
 }
 
-/** What to tell of an error; the first 401 asks for the token. */
-function told(error) {
-  if (!(error instanceof Refused || error instanceof Away)) throw error;
-  if (error.problem?.status === 401) askForToken();
-  return error.message;
+function show(element, { state, id, word }) {
+  element.dataset.state = state;
+  set(element.querySelector(".name"), id);
+  set(element.querySelector(".word"), word);
 }
 
-/** Whether a token is asked for; until it is given, every question would be refused. */
+function showParts(ready) {
+  last = ready;
+  partRows.show(partsOf(ready, updates));
+  const { word, state, each } = equipmentOf(ready);
+  $("equipment").dataset.state = state;
+  set($("equipment").querySelector("b"), word);
+  equipmentRows.show(each);
+}
+
+// The token
+
+/** Whether a token is asked for; until it is given, every request would be refused. */
 const locked = () => !$("token").hidden;
 
 function askForToken() {
-  const refused = keepToken("");
+  const refused = hasToken();
+  forgetToken();
+  $("forget").hidden = true;
   if (locked()) return;
   $("token").hidden = false;
-  set($("token-said"), refused ? "The service refuses this token." : "The service asks for its token (API_TOKEN).");
+  set(
+    $("token-said"),
+    refused ? "The service refuses this token." : "The service asks for its token (API_TOKEN).",
+  );
   say($("token-said").textContent);
   if (document.activeElement === document.body) $("token-text").focus();
 }
@@ -178,81 +121,170 @@ function useToken() {
   keepToken($("token-text").value.trim());
   $("token").reset();
   $("token").hidden = true;
-  refresh();
+  $("forget").hidden = false;
+  reconsider();
 }
 
-// Once a second
+// Follow the events, or ask
 
-let seen = new Date(); // when the service answered last
+const latest = new Map(); // by id: the newest changes, because an event may come before an older answer
+let changes = [];
+const place = { id: "" }; // in the stream
+let aliveAt = 0; // when the stream gave a sign of life
+let lookedAt = 0; // when the page asked for what the stream does not tell
+let live = false;
+let flushing, stream;
 
-async function poll() {
-  let ready = null;
-  let trouble = "";
+/** Whether the page should follow: someone looks at it, did not pause it, and has given the token. */
+const active = () => !document.hidden && $("pause").ariaPressed === "false" && !locked();
+
+/** Take a change of a transaction; many are shown at once. */
+function heard(transaction) {
+  const { id, updated } = transaction;
+  const known = latest.get(id);
+  changes.push(known && milliseconds(known.updated) > milliseconds(updated) ? known : transaction);
+  latest.set(id, changes.at(-1));
+  if (latest.size > 500) latest.delete(latest.keys().next().value);
+  flushing ??= setTimeout(flush, 100);
+}
+
+function flush() {
+  flushing = null;
+  const taken = changes;
+  changes = [];
+  taken.forEach(chart.count);
+  stations.apply(taken);
+  transactions.apply(taken);
+  chart.draw();
+}
+
+const loadTransactions = () =>
+  guarded("transactions", async () => stations.apply(await transactions.load()));
+
+/** Ask for everything that the page shows. */
+async function load() {
+  await Promise.all([
+    checkReadiness(),
+    guarded("stations", () => stations.load()),
+    loadTransactions(),
+    guarded("chart", chart.seed),
+    ...stations
+      .pending()
+      .map((id) => guarded("started", async () => heard(await call(`/transactions/${id}`)))),
+  ]);
+}
+
+/** Follow one stream until it ends. Returns how many seconds to wait before the next try. */
+async function followOnce() {
+  if (Date.now() - aliveAt > FRESH) place.id = ""; // a new start is better than all that was missed
+  const resumed = place.id;
+  const tooLong = setTimeout(() => fallBack("No stream of events begins."), 10_000);
+  let begun = Infinity;
+  const opened = () => {
+    clearTimeout(tooLong);
+    begun = lookedAt = Date.now();
+    setLive("live");
+    if (resumed) return;
+    loadTransactions(); // it may have changed before the stream began
+    guarded("chart", chart.seed);
+  };
+  const alive = () => {
+    aliveAt = Date.now();
+    if (aliveAt - lookedAt < LOOK) return;
+    lookedAt = aliveAt;
+    checkReadiness();
+    guarded("stations", () => stations.load());
+    transactions.refresh();
+  };
+  stream = new AbortController();
   try {
-    ready = await readiness();
-    trouble = meaning(ready);
-    if (!locked()) {
-      await pollStations();
-      await pollTransactions();
-    }
-    seen = new Date();
+    await follow({ place, stop: stream.signal, opened, heard, alive });
   } catch (error) {
-    const text = told(error);
-    if (error instanceof Away) {
-      ready = null;
-      trouble = `${text} What you see is from ${clock(seen)}; it is asked again every second.`;
-    } else if (!locked()) {
-      trouble ||= text;
-    }
-  }
-  partRows.show(partsOf(ready));
-  document.body.classList.toggle("stale", !ready);
-  notify(trouble);
-}
-
-let timer, polling, again;
-
-/** Ask now, and once a second from now on while somebody looks; never twice at a time. */
-async function refresh() {
-  again = true;
-  if (polling) return;
-  polling = true;
-  clearTimeout(timer);
-  try {
-    while (again) {
-      again = false;
-      await poll();
-    }
+    if (!(error instanceof Refused || error instanceof Away)) throw error;
+    if (Date.now() - begun > 1000) return 0; // a stream that worked has ended, as when the service restarts
+    fallBack(error.message);
+    return error.retryAfter || PAUSE;
   } finally {
-    polling = false;
-    if (!document.hidden) timer = setTimeout(refresh, 1000);
+    clearTimeout(tooLong);
+    setLive(active() ? `every ${PAUSE} s` : "paused");
+  }
+  return 0;
+}
+
+function fallBack(why) {
+  notify(
+    "live",
+    causes.has("away") || locked()
+      ? ""
+      : `No live updates (${why}) The page asks every ${PAUSE} seconds instead.`,
+  );
+}
+
+function setLive(word) {
+  live = word === "live";
+  updates = word;
+  if (live) notify("live", "");
+  showParts(last);
+  reconsider();
+}
+
+const waiting = new Set();
+
+async function until(condition) {
+  while (!condition()) await new Promise((resolve) => waiting.add(resolve));
+}
+
+function reconsider() {
+  for (const resolve of waiting) resolve();
+  waiting.clear();
+  if (!active()) stream?.abort();
+}
+
+const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+
+/** Ask for everything while there are no events; this is also how the page begins. */
+async function poll() {
+  for (;;) {
+    await until(() => active() && !live);
+    await load();
+    await pause(PAUSE);
   }
 }
 
-/** What a form does instead of leaving the page. */
-function onSubmit(form, act) {
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    act();
-  });
+async function followAlways() {
+  for (;;) {
+    await until(active);
+    await pause(await followOnce());
+  }
 }
 
-const partRows = new Rows($("state"), $("a-part"), (element, { id, state, word }) => {
-  element.dataset.state = state;
-  set(element.querySelector(".name"), id);
-  set(element.querySelector(".word"), word);
-});
-const optionRows = new Rows($("known"), $("an-option"), fillOption);
-const stationRows = new Rows($("stations"), $("a-station"), fillStation, (row, station) =>
-  row.querySelector("button").addEventListener("click", () => start(row, station)),
-);
-const transactionRows = new Rows($("transactions"), $("a-transaction"), fillTransaction);
-const stations = new Pages(STATIONS, stationRows, $("stations-pager"), $("no-stations"));
-const transactions = new Pages(filtered(), transactionRows, $("transactions-pager"), $("no-transactions"));
+const partRows = new Rows($("state"), $("a-part"), show);
+const equipmentRows = new Rows($("equipment").querySelector("ul"), $("a-part"), show);
+const noticeRows = new Rows($("notices"), $("a-notice"), (element, { sentence }) => set(element, sentence));
 
-onSubmit($("new-station"), create);
 onSubmit($("token"), useToken);
-$("filters").addEventListener("change", () => transactions.go(filtered(), []));
-document.addEventListener("turn", refresh);
-document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : refresh()));
-refresh();
+$("forget").addEventListener("click", () => {
+  forgetToken();
+  location.reload();
+});
+$("forget").hidden = !hasToken();
+$("pause").addEventListener("click", () => {
+  const paused = $("pause").ariaPressed === "false";
+  $("pause").ariaPressed = String(paused);
+  notify("paused", paused ? "Paused: the page does not change by itself." : "");
+  reconsider();
+});
+document.addEventListener("visibilitychange", reconsider);
+document.addEventListener("transaction", ({ detail }) => heard(detail));
+document.addEventListener("stale", loadTransactions);
+document.addEventListener("view", () => {
+  if (locked()) return;
+  guarded("stations", () => stations.load(false));
+  guarded("transactions", () => transactions.load(false));
+});
+setInterval(() => document.hidden || chart.draw(), 5000);
+for (const fold of document.querySelectorAll("details[open]")) {
+  fold.open = !matchMedia("(max-width: 40rem)").matches;
+}
+poll();
+followAlways();

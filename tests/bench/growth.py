@@ -12,6 +12,7 @@ from uuid import UUID
 import models
 from clients import drive, request
 from kit.clock import SECOND
+from kit.events import FIRST
 from kit.storage import Store
 from ledger import DAY, DELETION
 from programs import MIGRATIONS
@@ -108,7 +109,7 @@ class Rows:
         with self._timed("deep page"):
             models.list_transactions(database, 50, self.deep)
         with self._timed("filtered page"):
-            models.list_transactions(database, 50, None, Status.ERROR, STATION)
+            models.list_transactions(database, 50, None, [Status.ERROR], STATION)
 
     def requests(self, stack: Stack, repeats: int) -> None:
         """Time `repeats` requests of each kind to a service on these rows, one after the other."""
@@ -126,7 +127,7 @@ class Rows:
     def deletions(self, rounds: int) -> list[float]:
         """Delete old rows as the ledger does; returns how long each round took with its commit, in ms."""
         self.store = self._opened()  # the files are new since a service had them
-        took, place = [], models.BEGINNING
+        took, place = [], FIRST
         for _ in range(rounds):
             began = time.perf_counter_ns()
             with self.store.transaction():
@@ -134,7 +135,7 @@ class Rows:
                     self.store.database, time.time_ns() // 1000 - DAY, place, DELETION
                 )
             took.append((time.perf_counter_ns() - began) / 1e6)
-            if place == models.BEGINNING:  # none is left
+            if place == FIRST:  # none is left
                 break
         self.store.close()
         return took

@@ -37,7 +37,11 @@ class Hollow(Ledger):
         time.sleep(COMMIT)
         for counter, job in enumerate(job for job in jobs if job.item):
             key = uuid7(self.clock.wall(), counter)
-            job.finish(Transaction(key, Station(job.item.station_id, "Teste"), Status.PENDING, NOW, NOW))
+            job.finish(
+                Transaction(
+                    key, Station(job.item.station_id, "Teste"), Status.PENDING, NOW, NOW, 0, None, None
+                )
+            )
 
 
 class Service:

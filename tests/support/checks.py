@@ -38,7 +38,7 @@ def ask(
     """Send a request with exactly these headers, and follow no redirect."""
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=10)
     with contextlib.closing(connection):
-        connection.putrequest(method, path)
+        connection.putrequest(method, path, skip_accept_encoding=True)
         for name, value in headers:
             connection.putheader(name, value.encode("latin1"))
         connection.putheader("Content-Length", str(len(body)))

@@ -25,8 +25,12 @@ class Load:
         total: int | None = None,
         pause: float = 0,
         keep_alive: bool = True,
+        station: int = 1,
+        **headers: str,
     ):
         self.service, self.pause, self.keep_alive = service, pause, keep_alive
+        self.body = json.dumps({"station_id": station})
+        self.headers = {"Content-Type": "application/json"} | headers
         self.accepted, self.refused, self.statuses = [], [], Counter()
         self.unknown, self.broken = [], []  # these may be stored: a 503 that says so, and no answer
         self._numbers = iter(range(total)) if total else count()
@@ -56,10 +60,10 @@ class Load:
                 if next(self._numbers, None) is None:
                     break
             key = str(uuid4())
-            headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+            headers = self.headers | {"Idempotency-Key": key}
             headers |= {} if self.keep_alive else {"Connection": "close"}
             try:
-                connection.request("POST", "/transactions", json.dumps({"station_id": 1}), headers)
+                connection.request("POST", "/transactions", self.body, headers)
                 answer = connection.getresponse()
                 body = answer.read()
             except (OSError, http.client.HTTPException):

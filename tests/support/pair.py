@@ -31,7 +31,7 @@ class Pair:
         self.ledger.change(models.create_station, "Teste")
 
     def create(self) -> UUID:
-        return self.ledger.create(1, None).id
+        return self.ledger.create(Draft(1)).id
 
     def create_later(self) -> None:
         """Hand in a transaction, and do not wait until it is stored."""

@@ -218,7 +218,8 @@ class Answer:
 
     def __init__(self, status: int, headers, body: bytes):
         self.status, self.headers, self.body = status, headers, body
-        self.json = json.loads(body) if "json" in headers.get("Content-Type", "") else None
+        plain = "json" in headers.get("Content-Type", "") and "Content-Encoding" not in headers
+        self.json = json.loads(body) if plain else None
 
 
 class HttpServer(Program):
@@ -275,8 +276,7 @@ class Service(HttpServer):
         self, folder: Path, broker: Broker, port: int | None = None, name: str = "service", **environment
     ):
         port = port or free_port()
-        gunicorn = shlex.split(PROCFILE["web"].removeprefix("exec "))[1:]
-        command = [str(Path(sys.executable).with_name("gunicorn")), *gunicorn]
+        command = [sys.executable, *shlex.split(PROCFILE["web"].removeprefix("exec "))[1:]]
         own = {"BIND": f"127.0.0.1:{port}", "DATABASE_URL": f"sqlite:///{folder}/energy2go.db"}
         super().__init__(name, command, folder, broker.environment_of_clients | own | environment, port)
 

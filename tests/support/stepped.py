@@ -128,7 +128,7 @@ class Bench:
 
     def create(self, count: int = 1, key: str | None = None) -> list:
         """Create `count` transactions in one batch; returns their ids."""
-        futures = [self.submit(self.ledger.create, 1, key) for _ in range(count)]
+        futures = [self.submit(self.ledger.create, Draft(1, key)) for _ in range(count)]
         self.step()
         return [future.result(1).id for future in futures]
 

@@ -5,8 +5,10 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+from playwright.sync_api import expect
+
 VERDICT = re.compile("COMPLETED|ERROR")
-NOTICE = "#notice"
+NOTICES = "#notices"
 QUIET = [
     "--disable-gpu",
     "--disable-quic",
@@ -25,10 +27,12 @@ class Tab:
     def __init__(self, chromium):
         self.context = chromium.new_context()
         self.context.set_default_timeout(30_000)
-        self.complaints, self.requests, self._trouble = [], [], False
+        self.complaints, self.requests, self.ended, self._trouble = [], [], set(), False
         self.context.on("console", self._on_console)
         self.context.on("weberror", lambda error: self.complaints.append(str(error.error)))
         self.context.on("request", lambda request: self.requests.append(request))
+        self.context.on("requestfinished", lambda request: self.ended.add(request))
+        self.context.on("requestfailed", lambda request: self.ended.add(request))
         self.page = self.context.new_page()
 
     def _on_console(self, message):
@@ -46,6 +50,15 @@ class Tab:
         yield
         self._trouble = False
 
+    def at_rest(self) -> int:
+        """Wait until the page waits for nothing but events, and return how many requests it made."""
+        for _ in range(300):
+            self.page.evaluate("new Promise((resolve) => setTimeout(resolve, 50))")
+            waiting = [request for request in self.requests if request not in self.ended]
+            if all(request.url.endswith("/events") for request in waiting):
+                return len(self.requests)
+        raise AssertionError(f"no answer to {[request.url for request in waiting]}")
+
     def asked(self, method: str, path: str = "") -> list:
         """The requests so far with this method and this text in the URL."""
         return [request for request in self.requests if request.method == method and path in request.url]
@@ -61,25 +74,53 @@ def processes_at(home: Path) -> list[Path]:
     return found
 
 
+def live(page) -> None:
+    """Wait until the page follows the events."""
+    expect(part(page, "Updates")).to_contain_text("live")
+
+
 def button(page, station: int):
     """The button that starts a transaction for this station."""
     return page.get_by_role("button", name=re.compile(f"^Start a transaction for station {station}, "))
 
 
+def row(page, station: int):
+    """What the page shows of this station."""
+    return page.locator("#stations > li").filter(has=button(page, station))
+
+
 def outcome(page, station: int):
     """The text about the last transaction that was started for this station."""
-    return page.get_by_role("listitem").filter(has=button(page, station)).locator(".outcome")
+    return row(page, station).locator(".outcome")
+
+
+def change(page, station: int):
+    """Open the form that changes this station, and return the station's row."""
+    found = row(page, station)
+    found.get_by_role("button", name="Change station").click()
+    expect(found.get_by_label("Description")).to_be_focused()
+    return found
 
 
 def part(page, name: str):
     """The state of this part of the service."""
-    return (
-        page.get_by_role("list", name="State of the service").get_by_role("listitem").filter(has_text=name)
-    )
+    parts = page.get_by_role("list", name="State of the service").get_by_role("listitem")
+    return parts.filter(has_text=name)
+
+
+def equipment(page):
+    """The state of all equipment."""
+    return page.locator("#equipment summary")
 
 
 def rows(page):
+    """The transactions that are listed."""
     return page.locator("#transactions tr")
+
+
+def chart(page):
+    """The chart, by what a screen reader says of it."""
+    return page.get_by_role("img", name=re.compile("COMPLETED"))
 
 
 def took(transaction: dict) -> float:
@@ -91,10 +132,3 @@ def took(transaction: dict) -> float:
 def shown(text: str) -> float:
     """The last number of milliseconds in a text."""
     return float(re.findall(r"([\d,.]+) ms", text)[-1].replace(",", ""))
-
-
-def polls(page, times: int = 2) -> None:
-    """Wait until the page has polled `times` times."""
-    for _ in range(times):
-        with page.expect_response("**/readyz"):
-            pass

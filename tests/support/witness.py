@@ -84,7 +84,7 @@ def a_newcomer_sees(status: str, broker: Broker, name: str = "validator") -> Non
 def ignored(validator: Program) -> int:
     """How many payloads it says it ignored, one by one or as a number."""
     lines = [line for line in validator.said().splitlines() if "ignored" in line]
-    return sum(int(line.split()[2]) if line.endswith("more") else 1 for line in lines)
+    return sum(int(line.split()[3]) if line.endswith("more") else 1 for line in lines)
 
 
 def make(target: str) -> str:

@@ -1,68 +1,22 @@
 #!/bin/sh
-# Builds and starts the containers, uses and breaks them from outside, and removes them. Needs Docker and curl.
+# Builds and starts the containers, uses and breaks them from outside, and removes them.
 # It has its own project, port, images and volume, so a running `docker compose up` is not affected.
 set -eu
 cd "$(dirname "$0")/../.."
-export PUBLISH=0  # any free port
 export API_TOKEN= # not the value in .env
 project=energy2go-test
 alone=$project-alone
-backup=$(mktemp)
-verdict='"status":"(COMPLETED|ERROR)"'
-answer=none
-passed=0
-newline='
-'
-
 compose() { docker compose -p "$project" -f docker-compose.yml "$@"; }
 
-take_down() {
-    docker rm -fv "$alone" || :
-    compose down -v --remove-orphans --rmi local || :
-    rm -f "$backup"
-} >/dev/null 2>&1
+backup=$(mktemp)
 
-# check SENTENCE COMMAND…: counts a success; a failure ends the test.
-check() {
-    sentence=$1
-    shift
-    if ! "$@"; then
-        { docker logs --tail 20 "$alone" 2>/dev/null || compose logs --tail 20 || :; } >&2
-        printf 'The last answer: %s\nFAILED: %s\n' "$answer" "$sentence" >&2
-        exit 1
-    fi
-    passed=$((passed + 1))
-    echo "ok: $sentence"
-}
-
-# quietly COMMAND…: shows the command's output only if it fails.
-quietly() { said=$("$@" 2>&1) || { echo "$said" >&2; return 1; }; }
-
-# within SECONDS COMMAND…: repeats the command until it succeeds.
-within() {
-    deadline=$(($(date +%s) + $1))
-    shift
-    until "$@"; do
-        [ "$(date +%s)" -lt "$deadline" ] || return 1
-        sleep 0.2
-    done
-}
-
-# gets STATUS REGEX METHOD PATH [CURL OPTION…]: the answer has this status, and "TYPE BODY" matches.
-gets() {
-    status=$1 regex=$2 method=$3 path=$4
-    shift 4
-    answer=$(curl -s --noproxy '*' -m 40 -X "$method" -w '\n%{content_type} %{http_code}' \
-        -H 'Content-Type: application/json' "$@" "$url$path") || :
-    body=${answer%"$newline"*} head=${answer##*"$newline"}
-    [ "${head##* }" = "$status" ] && printf '%s %s' "${head% *}" "$body" | grep -Eq "$regex"
-}
-
-id() { printf '%s' "$body" | sed 's/^{"id":"\{0,1\}\([^",]*\).*/\1/'; }
+. tests/support/docker.sh
+PUBLISH=$(free_port)
+export PUBLISH
 
 # walk WHEN: does what a user would do; sets $station and $transaction.
 walk() {
-    url=http://$(compose port service 8000)
+    url=http://127.0.0.1:$PUBLISH
     check "$1, the service is ready" within 30 gets 200 '"equipment":\{"[^"]+":"online"' GET /readyz
     check "$1, a station is created" gets 201 '^application/json \{"id":' POST /stations -d '{"description": "Teste"}'
     station=$(id)
@@ -77,25 +31,12 @@ walk() {
 
 image() { docker inspect -f '{{.Image}}' "$(compose ps -aq "$1")"; }
 
-smaller() { [ "$(docker image inspect -f '{{.Size}}' "$(image "$1")")" -lt "$2"000000 ]; }
+size() { docker image inspect -f '{{.Size}}' "$1"; }
 
-published() {
-    docker inspect -f '{{range $port, $at := .NetworkSettings.Ports}}{{range $at}}{{$port}} {{.HostIp}} {{end}}{{end}}' \
-        $(compose ps -q) | xargs
-}
-
-locked_up() {
-    compose exec -T "$1" sh -c '
-        grep -q "^Uid:.[1-9]" /proc/1/status && grep -q "^CapBnd:.0*$" /proc/1/status &&
-        grep -q "^NoNewPrivs:.1" /proc/1/status && grep -q "^[^ ]* / [^ ]* ro[, ]" /proc/mounts'
-}
+# adds SERVICE MEGABYTES BASE: its image is at most so much larger than the image it is made from.
+adds() { [ "$(size "$(image "$1")")" -lt $(($(size "$3") + $2 * 1000000)) ]; }
 
 lacks() { variables=$(compose exec -T "$1" env) && ! echo "$variables" | grep -q "^$2="; }
-
-# says REGEX: the service's log has such a line.
-says() { compose logs service 2>&1 | grep -Eq "$1"; }
-
-silent_about() { ! says "$1"; }
 
 online() { gets 200 '"equipment":\{("[^"]+":"online",?){'"$1"'}\}' GET /readyz; }
 
@@ -111,14 +52,16 @@ restore() { compose run --rm --no-deps -T service python -m kit.backup restore /
 
 refuses_to_restore() { ! said=$(restore 2>&1) && echo "$said" | grep -q 'stop the service first'; }
 
-trap take_down EXIT
+trap 'docker rm -fv "$alone" >/dev/null 2>&1; take_down; rm -f "$backup"' EXIT
 trap 'exit 130' INT TERM HUP
 take_down
 
 check "the images can be built" quietly compose build
 check "everything starts and is healthy" quietly compose up --wait --wait-timeout 120
-check "the image of the service is below 320 MB" smaller service 320
-check "the image of the equipment is below 140 MB" smaller equipment 140
+check "each has a healthcheck" healthy 3
+check "no log can fill the disk" bounded
+check "the image of the service adds 30 MB to Python's" adds service 30 python:3.13-slim
+check "the image of the equipment adds 3 MB to Debian's" adds equipment 3 debian:trixie-slim
 check "only 8000 is published, and only on 127.0.0.1" [ "$(published)" = "8000/tcp 127.0.0.1" ]
 for name in broker equipment service; do
     check "the $name is not root, has no capability, and has a read-only root" locked_up "$name"
@@ -140,11 +83,24 @@ url=http://$(compose port service 8000)
 check "what was backed up is there" within 30 gets 200 "$verdict" GET "/transactions/$kept"
 check "what came later is not" gets 404 problem GET "/transactions/$later"
 
-check "there is room for every request that may wait" silent_about "leave room"
+check "the log says on which port it is ready" within 10 says service "ready on port 8000 of every address"
+check "it warns that there is no token, however it is reached" \
+    says service "no API_TOKEN is set, so every machine that can reach BIND=0.0.0.0:8000 can use the service"
+check "there is room for every request that may wait" silent_about service "leave room"
+check "1,000 clients wait for their verdicts at once" clients wait "$PUBLISH"
+check "none of them was too much" silent_about service "Traceback|can't start|room for"
 check "two more containers of the equipment start" quietly compose up -d --scale equipment=3 --no-recreate
 check "each has its own name" within 30 online 3
 walk "with three"
 check "one is left" quietly compose up -d --scale equipment=1 --no-recreate
+
+check "clients send transactions" under_load break "$PUBLISH"
+check "the service is stopped under load" quietly compose stop service
+check "it did not have to be killed" [ "$(docker inspect -f '{{.State.ExitCode}}' "$(compose ps -aq service)")" = 0 ]
+check "it is started again" quietly compose up -d --wait
+check "more transactions are accepted" more
+check "each client was told what is stored, and nothing is lost" unharmed
+tail -n 2 "$log"
 
 check "the broker is killed" quietly compose kill broker
 check "without it, the service says what is wrong" within 10 gets 503 '"detail":"broker: ' GET /readyz

@@ -1,6 +1,7 @@
 """The Makefile installs only what a target needs, and keeps a .venv that works."""
 
 import os
+import re
 import shutil
 import subprocess
 
@@ -61,3 +62,62 @@ def test_make_alone_lists_every_target_with_what_it_does(make):
         "help setup run check fix test test-faults coverage docker-test bench soak backup restore fuzz clean"
     )
     assert set(targets.split()) <= listed.keys()
+
+
+# The apt packages, in an environment where everything is missing
+
+
+@pytest.fixture
+def packages(tmp_path):
+    """A function that runs `make packages` as this user with these commands and nothing else in PATH."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    called = tmp_path / "called"
+    called.touch()
+    (tmp_path / "commands").mkdir()
+
+    def packages(user: int, **commands: str) -> tuple[int, str, str]:
+        commands |= {"id": f"echo {user}", "env": 'while [ "${1#*=}" != "$1" ]; do shift; done; "$@"'}
+        for name, script in commands.items():
+            (tmp_path / "commands" / name).write_text(
+                f'#!/bin/sh\necho "{name} $*" >> "{called}"\n{script}\n'
+            )
+            (tmp_path / "commands" / name).chmod(0o755)
+        ended = subprocess.run(
+            [shutil.which("make"), "-s", "PYTHON=false", "packages"],
+            cwd=tmp_path,
+            env={"PATH": str(tmp_path / "commands")},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return ended.returncode, ended.stderr, called.read_text()
+
+    return packages
+
+
+MISSING = r"mosquitto mosquitto-clients gcc curl openssl .*python3-venv"
+AS_ROOT = (
+    rf"These packages are missing. As root, run: apt-get install -y --no-install-recommends {MISSING}\n"
+)
+
+
+def test_without_root_and_sudo_it_prints_what_to_run_as_root(packages):
+    status, said, called = packages(1000, **{"apt-get": "exit 0"})
+    assert status != 0
+    assert re.match(AS_ROOT, said)
+    assert "apt-get" not in called
+
+
+def test_the_same_if_sudo_refuses(packages):
+    status, said, called = packages(1000, sudo="exit 1", **{"apt-get": "exit 0"})
+    assert status != 0
+    assert re.match(AS_ROOT, said)
+    assert "sudo apt-get update" in called
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_root_or_sudo_installs_what_is_missing(packages, user):
+    status, said, called = packages(user, sudo='"$@"', **{"apt-get": "exit 0"})
+    assert (status, said) == (0, "")
+    assert re.search(rf"^apt-get install -y --no-install-recommends -qq {MISSING}$", called, re.MULTILINE)
+    assert ("sudo apt-get update -qq" in called) is (user != 0)

@@ -1,5 +1,6 @@
 """The real nginx in front of the real service: slow clients, dead replicas, errors."""
 
+import gzip
 import http.client
 import json
 import socket
@@ -10,6 +11,7 @@ from contextlib import ExitStack, suppress
 import pytest
 
 import raw
+from checks import ask
 from load import Load
 from programs import Nginx, listening, wait_until
 
@@ -178,6 +180,7 @@ def test_only_what_may_be_done_twice_is_sent_twice(nginx, method, path, headers,
         answer = nginx(*replicas).request(method, path, body, **headers)
         assert answer.status == 502
         assert answer.headers["Retry-After"]
+        assert "may be stored" in answer.json["detail"]
         assert sum(len(replica.requests) for replica in replicas) == times
 
 
@@ -194,6 +197,7 @@ def test_what_the_proxy_answers_itself_is_a_problem_too(nginx, service):
         answers[-1].json = json.loads(answers[-1].read())
     other.close()
     assert [answer.status for answer in answers] == [413, 502, 403, 403, 403, 403, 403]
+    assert "nothing was stored" in answers[1].json["detail"]
     for answer in answers:
         assert answer.headers["Content-Type"] == "application/problem+json"
         assert answer.json["status"] == answer.status
@@ -255,6 +259,23 @@ def test_the_largest_body_gets_through_and_the_service_refuses_a_larger_one(ngin
     assert "65536" in answer.json["detail"]
 
 
+def test_answers_are_compressed_but_events_are_not(nginx, service):
+    running = service()
+    proxy = nginx(running)
+    for _ in range(30):
+        running.post("/stations", {"description": "a description that is repeated"})
+    answer = proxy.get("/stations", Accept_Encoding="gzip")
+    assert answer.headers["Content-Encoding"] == "gzip"
+    assert answer.headers["Vary"] == "Accept-Encoding"
+    assert json.loads(gzip.decompress(answer.body)) == running.get("/stations").json
+    assert len(answer.body) < len(running.get("/stations").body) / 3
+    with raw.connect(proxy.port) as connection:
+        connection.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n")
+        head = connection.recv(4096).partition(b"\r\n\r\n")[0]
+    assert b"text/event-stream" in head
+    assert b"Content-Encoding" not in head
+
+
 def test_what_the_service_needs_reaches_it_and_no_secret_is_logged(nginx, service, equipment):
     equipment()
     proxy = nginx(service(API_TOKEN="a-secret-token"))
@@ -269,6 +290,26 @@ def test_what_the_service_needs_reaches_it_and_no_secret_is_logged(nginx, servic
     said = proxy.said() + proxy.output.read_text()
     assert '"POST /transactions HTTP/1.1" 201' in said
     assert "secret" not in said
+
+
+def test_a_change_compares_tags_through_a_proxy_that_compresses(nginx, service):
+    proxy = nginx(service())
+    proxy.post("/stations", {"description": "Teste"})
+    accept = [("Accept-Encoding", "gzip"), ("Content-Type", "application/json")]
+    _, headers, body = ask(proxy, "GET", "/stations/1", accept)
+    assert (headers["Content-Encoding"], headers["Vary"]) == ("gzip", "Accept-Encoding")
+    assert json.loads(gzip.decompress(body)) == {"id": 1, "description": "Teste"}
+    tag = headers["ETag"]
+    assert tag.startswith('W/"')
+    status, headers, body = ask(proxy, "GET", "/stations/1", [*accept, ("If-None-Match", tag)])
+    assert (status, body) == (304, b"")
+    change = b'{"description": "theirs"}'
+    assert [
+        ask(proxy, method, "/stations/1", [*accept, ("If-Match", tag)], change)[0]
+        for method in ("PUT", "PATCH", "PUT", "DELETE")
+    ] == [200, 412, 412, 412]
+    _, headers, _ = ask(proxy, "GET", "/stations/1", accept)
+    assert ask(proxy, "DELETE", "/stations/1", [*accept, ("If-Match", headers["ETag"])])[0] == 204
 
 
 def test_a_service_that_comes_back_is_found_within_seconds(nginx, service):

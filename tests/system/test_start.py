@@ -1,17 +1,16 @@
-"""How the service starts: with make run, on one processor, and not with settings that cannot work."""
+"""How the service starts: on one processor, and not with settings that cannot work."""
 
 import os
 import re
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from programs import COVERAGE, ROOT, Service, free_port, listening, wait_until
+from programs import ROOT, Service, wait_until
 
 
 def test_all_threads_that_take_the_interpreters_lock_stay_on_one_processor(running):
@@ -62,49 +61,6 @@ def test_nothing_is_opened_by_importing(tmp_path):
     assert list(Path(tmp_path).iterdir()) == []
 
 
-def test_make_run_starts_all_three_and_ctrl_c_stops_them(tmp_path):
-    # One after the other, since each uses var/.
-    make_run(tmp_path)
-    make_run(tmp_path, MQTT_HOST="::1")
-    make_run(tmp_path, LC_ALL="C", MQTT_PASSWORD="Schlüssel-€", VALIDATOR_PASSWORD="Zaunkönig")
-
-
-def make_run(tmp_path, **variables) -> None:
-    """Start `make run` with these variables, settle a transaction, and stop it as Ctrl-C does."""
-    service, broker = free_port(), free_port()
-    # `-o`: this test installs nothing.
-    command = ["make", "-s", "-o", "packages", "-o", ".venv/run", "run"]
-    own = {
-        "BIND": f"127.0.0.1:{service}",
-        "MQTT_PORT": str(broker),
-        "DATABASE_URL": f"sqlite:///{tmp_path}/run.db",
-    }
-    environment = (
-        {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path)} | COVERAGE | own | variables
-    )
-    with (tmp_path / "out").open("w") as output:
-        run = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        curl = ["curl", "-sf", "--json", '{"description": "Teste"}', f"http://127.0.0.1:{service}/stations"]
-        wait_until(
-            lambda: subprocess.run(curl, capture_output=True).returncode == 0, "the service answers", 60
-        )
-        curl[3:] = ['{"station_id": 1}', "-H", "Prefer: wait=10", f"http://127.0.0.1:{service}/transactions"]
-        answer = subprocess.run(curl, capture_output=True, text=True).stdout
-        assert "COMPLETED" in answer or "ERROR" in answer
-        said = (tmp_path / "out").read_text()
-        assert f"http://127.0.0.1:{service}/swagger/" in said
-        assert said.count("curl --json") == 2
-    finally:
-        # Ctrl-C sends SIGINT to every process in the terminal's foreground group.
-        os.killpg(run.pid, signal.SIGINT)
-    run.wait(5)
-    assert not listening(service)
-    assert not listening(broker)
-
-
 def test_a_misspelt_name_in_env_gets_a_warning(tmp_path, programs, broker):
     """In a copy of the project's folder, because each reads its own .env."""
     copy = tmp_path / "copy"
@@ -118,7 +74,7 @@ def test_a_misspelt_name_in_env_gets_a_warning(tmp_path, programs, broker):
     service = Service(tmp_path, broker)
     service.command = ["env", f"--chdir={copy}", *service.command]
     programs.append(service.start())
-    wait_until(lambda: "ready at" in service.said(), "it is ready")
-    warned = re.findall(r"WARNING gunicorn.error: (.*)", service.said())
+    wait_until(service.ready, "it has started")
+    warned = re.findall(r"WARNING gunicorn: (.*)", service.said())
     wrong = "VALIDATION_TIMOUT", "threads"
     assert warned == [f".env names {name}, which no program reads" for name in wrong]

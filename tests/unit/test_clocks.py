@@ -139,6 +139,6 @@ def test_a_clock_that_steps_while_threads_write(bench):
         keys = []
         for number in range(50):
             bench.clock.wall_now += (-1) ** number * HOUR
-            keys.append(running.create(1, None).id)
+            keys.append(running.create(Draft(1)).id)
     running.store.close()
     in_order(bench, keys)

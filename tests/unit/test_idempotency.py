@@ -1,18 +1,38 @@
 """Idempotency-Key: a request that is sent twice creates one transaction."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from calls import assert_problem, at_once, new_station, new_transaction, send, settle
+from calls import assert_problem, at_once, new_station, new_transaction, send, service, settle
+from programs import wait_until
 
 
-def test_the_same_key_and_body_get_the_first_answer_again(api):
+def test_the_same_key_and_body_get_the_transaction_as_it_is_now(api):
     new_station(api)
     first = send(api, "POST", "/transactions", {"station_id": 1}, Idempotency_Key="k")
+    assert (first.status_int, first.json["status"]) == (201, "PENDING")
+    assert "Idempotent-Replayed" not in first.headers
     settle(first.json["id"])
     again = send(api, "POST", "/transactions", b' { "station_id" : 1 } ', Idempotency_Key="k")
-    assert (again.status_int, again.json) == (first.status_int, first.json) == (201, first.json)
+    assert (again.status_int, again.json["status"]) == (200, "COMPLETED")
+    assert again.headers["Idempotent-Replayed"] == "true"
     assert again.headers["Location"] == first.headers["Location"]
-    assert len(api.get("/transactions").json["items"]) == 1
+    assert [again.json] == api.get("/transactions").json["items"]
+
+
+def test_a_request_that_is_sent_again_waits_if_it_asks_to(api):
+    new_station(api)
+    key = new_transaction(api, Idempotency_Key="k")["id"]
+    again = send(api, "POST", "/transactions", {"station_id": 1}, Idempotency_Key="k", Prefer="wait=0")
+    assert (again.status_int, again.headers["Preference-Applied"]) == (200, "wait=0")
+    with ThreadPoolExecutor() as pool:
+        headers = {"Idempotency_Key": "k", "Prefer": "wait=30"}
+        held = pool.submit(send, api, "POST", "/transactions", {"station_id": 1}, **headers)
+        wait_until(lambda: service().ledger.waiting, "it waits")
+        settle(key, "ERROR")
+        answer = held.result(20)
+    assert (answer.status_int, answer.json["status"]) == (200, "ERROR")
 
 
 def test_the_same_key_with_another_body_is_refused(api):
@@ -61,7 +81,7 @@ def test_sixteen_requests_with_one_key_create_one_row(api):
                 api, "POST", "/transactions", {"station_id": 1}, Idempotency_Key=key
             ),
         )
-        assert {answer.status_int for answer in answers} == {201}
+        assert sorted(answer.status_int for answer in answers) == [200] * 15 + [201]
         assert len({answer.body for answer in answers}) == 1
     assert len(api.get("/transactions").json["items"]) == 5
 
@@ -69,7 +89,7 @@ def test_sixteen_requests_with_one_key_create_one_row(api):
 def test_of_sixteen_requests_with_one_key_and_two_bodies_one_body_wins(api):
     bodies = [{"station_id": new_station(api, description)} for description in "ab"] * 8
     answers = at_once(16, lambda: send(api, "POST", "/transactions", bodies.pop(), Idempotency_Key="k"))
-    assert sorted(answer.status_int for answer in answers) == [201] * 8 + [422] * 8
+    assert sorted(answer.status_int for answer in answers) == [200] * 7 + [201] + [422] * 8
     assert len(api.get("/transactions").json["items"]) == 1
 
 

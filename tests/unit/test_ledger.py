@@ -89,7 +89,7 @@ def test_a_refused_change_hurts_no_other(bench):
 
 def test_a_request_withdraws_after_its_patience_and_is_never_written(bench, monkeypatch):
     monkeypatch.setattr(writer, "PATIENCE", 0.2)
-    waiting = bench.submit(bench.ledger.create, 1, None)
+    waiting = bench.submit(bench.ledger.create, Draft(1))
     with pytest.raises(Unavailable, match="nothing was stored"):
         waiting.result(5)
     bench.step()
@@ -134,9 +134,9 @@ def test_a_request_whose_job_takes_too_long_is_told_that_its_outcome_is_unknown(
 
 def test_a_full_queue_refuses_requests(bench, monkeypatch):
     monkeypatch.setattr(writer, "QUEUE", 1)
-    first = bench.submit(bench.ledger.create, 1, None)
+    first = bench.submit(bench.ledger.create, Draft(1))
     with pytest.raises(Unavailable, match="Too many"):
-        bench.ledger.create(1, None)
+        bench.ledger.create(Draft(1))
     bench.step()
     assert bench.status(first.result(1).id) is Status.PENDING
 
@@ -252,7 +252,7 @@ def test_the_steady_clock_ignores_steps_of_the_wall_clock(monkeypatch):
 
 
 def waiters(bench) -> int:
-    return sum(map(len, bench.ledger._waiting.values()))
+    return len(bench.ledger.waiting)
 
 
 def test_a_waiter_is_woken_by_the_commit_of_its_verdict(bench):
@@ -333,7 +333,7 @@ def test_a_verdict_that_is_there_already_is_not_waited_for(bench):
 def test_a_failed_write_refuses_the_requests_and_asks_again_afterwards(bench):
     (key,) = bench.create()
     acknowledged = bench.answer(key)
-    waiting = bench.submit(bench.ledger.create, 1, None)
+    waiting = bench.submit(bench.ledger.create, Draft(1))
     bench.ledger.store.database.execute_sql("PRAGMA busy_timeout = 0")
     other = storage.connect(bench.settings.database_url, 1)
     other.execute_sql("BEGIN IMMEDIATE")
@@ -342,7 +342,7 @@ def test_a_failed_write_refuses_the_requests_and_asks_again_afterwards(bench):
         waiting.result(1)
     assert acknowledged == [True]
     with pytest.raises(Unavailable, match="nothing was stored: database is locked"):
-        bench.ledger.create(1, None)
+        bench.ledger.create(Draft(1))
     other.close_all()
     bench.publisher.published.clear()
     bench.step(2)
@@ -366,7 +366,7 @@ def test_the_thread_writes_what_is_in_the_queue_before_it_stops(bench, settings)
     assert not running.alive
     assert {job.result.status for job in jobs} == {Status.PENDING}
     with pytest.raises(Unavailable, match="stopping"):
-        running.create(1, None)
+        running.create(Draft(1))
     running.store.close()
 
 
@@ -384,11 +384,12 @@ def test_a_database_that_cannot_be_opened_yet_is_waited_for(tmp_path):
 SECOND_PROCESS = """
 import sys
 from kit.settings import Settings
+from models import Draft
 from stepped import ledger
 with ledger(Settings(database_url=sys.argv[1])) as writer:
     print("ready", flush=True)
     for _ in range(200):
-        writer.create(1, None)
+        writer.create(Draft(1))
 """
 
 
@@ -398,7 +399,7 @@ def test_two_processes_write_to_one_database(bench, settings):
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as other:
         assert other.stdout.readline() == "ready\n"
         with started(settings) as running:
-            for future in [bench.run(running.create, 1, None) for _ in range(200)]:
+            for future in [bench.run(running.create, Draft(1)) for _ in range(200)]:
                 future.result(30)
             assert other.wait(60) == 0
         running.store.close()

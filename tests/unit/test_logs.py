@@ -3,22 +3,35 @@
 import io
 import json
 import logging
+import os
+import re
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
 
 from kit import logs
-from kit.logs import BURST, JsonLines, RateLimit
+from kit.logs import LINES, WARNINGS, Context, RateLimit, RequestLog
+from kit.settings import Settings
+from kit.trace import REQUEST, begin
+
+
+def formatter(style: str) -> logging.Formatter:
+    """What the service formats its lines with."""
+    options = dict(logs.configuration(Settings(log_format=style))["formatters"][style])
+    return options.pop("()")(**options)
 
 
 class Log(logging.Logger):
-    """A logger with the filter and a formatter; `lines()` returns the lines since the last call."""
+    """A logger with the filters and a formatter; `lines()` returns the lines since the last call."""
 
     def __init__(self, formatter=None):
         super().__init__("test")
         self.stream, self.bounded = io.StringIO(), RateLimit()
         handler = logging.StreamHandler(self.stream)
         handler.setFormatter(formatter)
+        handler.addFilter(Context())
         handler.addFilter(self.bounded)
         self.addHandler(handler)
 
@@ -28,6 +41,12 @@ class Log(logging.Logger):
         self.stream.truncate()
         assert text == "" or text.endswith("\n")
         return text.split("\n")[:-1]
+
+
+@pytest.fixture(autouse=True)
+def no_request():
+    """Other tests may have left the id of their last request."""
+    REQUEST.set("")
 
 
 @pytest.fixture
@@ -46,7 +65,7 @@ def complain(log, times: int, text: str = "number %d is bad") -> list[str]:
 
 def test_a_message_has_ten_lines_a_second_and_the_next_one_says_how_many_were_left_out(clock):
     log = Log()
-    assert complain(log, 1000) == [f"number {number} is bad" for number in range(BURST)]
+    assert complain(log, 1000) == [f"number {number} is bad" for number in range(WARNINGS)]
     clock.now += 1
     assert complain(log, 2) == ["number 0 is bad (990 like this were left out)", "number 1 is bad"]
 
@@ -54,7 +73,7 @@ def test_a_message_has_ten_lines_a_second_and_the_next_one_says_how_many_were_le
 def test_what_fits_is_let_through_as_it_is(clock):
     log = Log()
     for _ in range(3):
-        assert complain(log, BURST) == [f"number {number} is bad" for number in range(BURST)]
+        assert complain(log, WARNINGS) == [f"number {number} is bad" for number in range(WARNINGS)]
         clock.now += 1
 
 
@@ -64,7 +83,7 @@ def test_second_after_second_no_more_than_that_comes_out(clock):
     for _ in range(20):
         clock.now += 1
         said = complain(log, 1000)
-        assert len(said) == BURST
+        assert len(said) == WARNINGS
         assert [line for line in said if "left out" in line] == [
             "number 0 is bad (990 like this were left out)"
         ]
@@ -81,7 +100,7 @@ def test_what_a_stranger_writes_makes_no_other_message(clock):
         for number in range(100):
             # gunicorn does the same: the client's bytes are part of the message.
             log.warning(f"invalid: {second}.{number} %s %d {{}}")
-        assert len(log.lines()) == BURST
+        assert len(log.lines()) == WARNINGS
     assert len(log.bounded.seen) == 1
 
 
@@ -93,11 +112,28 @@ def test_one_message_does_not_use_up_the_lines_of_another(clock):
     assert log.lines() == ["something else", "something worse"]
 
 
-def test_information_is_not_bounded(clock):
+def test_information_has_a_hundred_lines_a_second_and_what_someone_follows_has_all(clock):
     log = Log()
-    for number in range(1000):
-        log.info("number %d is good", number)
-    assert len(log.lines()) == 1000
+    for _ in range(2):
+        for number in range(LINES * 2):
+            log.debug("number %d is read", number)
+            log.info("number %d is good", number)
+        clock.now += 1
+    lines = log.lines()
+    assert len([line for line in lines if "read" in line]) == LINES * 4
+    assert len([line for line in lines if "good" in line]) == LINES * 2
+    assert f"number 0 is good ({LINES} like this were left out)" in lines
+
+
+def test_a_text_line_has_one_time_in_utc_and_the_id_of_its_request():
+    log = Log(formatter("text"))
+    log.info("it is %s", "good")
+    begin("7f3c")
+    log.info("it is better")
+    time = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+    first, second = log.lines()
+    assert re.fullmatch(f"{time} INFO test: it is good", first)
+    assert re.fullmatch(f"{time} INFO test: it is better request=7f3c", second)
 
 
 @pytest.mark.parametrize(
@@ -115,27 +151,31 @@ def test_information_is_not_bounded(clock):
     ids=["nothing", "two lines", "controls", "quotes", "beyond ASCII", "formats", "much", "a surrogate"],
 )
 def test_a_json_line_is_always_one_line(text):
-    log = Log(JsonLines())
+    log = Log(formatter("json"))
     log.info("%s", text)
     (line,) = log.lines()
     said = json.loads(line)
-    assert said.keys() == {"time", "level", "logger", "event", "message"}
-    assert (said["level"], said["logger"], said["event"]) == ("INFO", "test", "%s")
-    assert said["message"] == text
+    assert list(said) == ["time", "level", "event", "message", "request_id", "logger", "pid"]
+    assert (said["level"], said["event"], said["logger"]) == ("INFO", "test", "test")
+    assert (said["message"], said["pid"]) == (text, os.getpid())
+    assert abs(datetime.fromisoformat(said["time"]) - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-def test_a_json_line_has_the_fields_that_its_event_names_and_no_others():
-    log = Log(JsonLines())
-    log.info("%(who)s said %(what)r", {"who": "it", "what": "two\nlines", "secret": "sesame"})
+def test_a_json_line_has_the_name_of_its_event_its_fields_and_the_id_of_its_request():
+    log, transaction = Log(formatter("json")), uuid4()
+    about = {"event": "transaction_asked", "transaction": transaction}
+    log.info("%(transaction)s is %(what)r", about | {"what": "asked", "secret": "sesame"}, extra=about)
     (line,) = log.lines()
     said = json.loads(line)
-    assert said["event"] == "%(who)s said %(what)r"
-    assert said["message"] == "it said 'two\\nlines'"
-    assert said["fields"] == {"who": "it", "what": "two\nlines"}
+    assert said["event"] == "transaction_asked"
+    assert said["message"] == f"{transaction} is 'asked'"
+    assert said["transaction"] == str(transaction)
+    assert said["request_id"] is None
+    assert "sesame" not in line
 
 
 def test_a_traceback_is_part_of_its_json_line():
-    log = Log(JsonLines())
+    log = Log(formatter("json"))
     try:
         raise ValueError("two\nlines")
     except ValueError:
@@ -145,3 +185,42 @@ def test_a_traceback_is_part_of_its_json_line():
     assert said["message"] == "it failed"
     assert said["traceback"].startswith("Traceback (most recent call last):\n")
     assert "ValueError: two\nlines" in said["traceback"]
+
+
+class Access(RequestLog):
+    """The log of requests, without gunicorn's configuration."""
+
+    def __init__(self, level: int):
+        self.access_log = Log(formatter("json"))
+        self.access_log.setLevel(level)
+
+
+def ended(log: Access, status: int, path: str = "/stations", target: str = "") -> list[dict]:
+    """The lines that a request with this status gets."""
+    environ = {"PATH_INFO": path, "REMOTE_ADDR": "127.0.0.1"}
+    request = SimpleNamespace(method="GET", path=target or path)
+    log.access(SimpleNamespace(status_code=status), request, environ, timedelta(milliseconds=2.04))
+    return [json.loads(line) for line in log.access_log.lines()]
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 500, 503])
+def test_a_request_that_failed_gets_one_line(status):
+    (line,) = ended(Access(logging.INFO), status)
+    assert (line["level"], line["event"]) == ("INFO", "request")
+    assert line["message"] == f"GET /stations from 127.0.0.1: {status} in 2.0 ms"
+    fields = line["method"], line["path"], line["status"], line["client"], line["milliseconds"]
+    assert fields == ("GET", "/stations", status, "127.0.0.1", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "path"), [(200, "/stations"), (304, "/"), (503, "/readyz"), (503, "/healthz")]
+)
+def test_other_requests_get_one_only_at_debug(status, path):
+    assert ended(Access(logging.INFO), status, path) == []
+    (line,) = ended(Access(logging.DEBUG), status, path)
+    assert line["level"] == "DEBUG"
+
+
+def test_a_path_cannot_write_to_the_terminal_or_fill_the_log():
+    (line,) = ended(Access(logging.INFO), 404, target="/\x9b2J" + "a" * 4000)
+    assert line["path"] == r"/\x9b2J" + "a" * 193

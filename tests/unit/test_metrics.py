@@ -2,13 +2,17 @@
 
 import contextlib
 import json
+import platform
+import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from calls import new_station, new_transaction, send, service, serving
+from kit.settings import VERSION
 from mqtt_listener import STATUSES, VERDICTS
-from programs import wait_until
+from programs import ROOT, wait_until
 
 
 @pytest.fixture
@@ -87,3 +91,95 @@ def test_the_metrics_need_the_token(tmp_path):
     with serving(tmp_path, api_token="secret") as api:
         assert send(api, "GET", "/metrics").status_int == 401
         assert send(api, "GET", "/metrics", Authorization="Bearer secret").status_int == 200
+
+
+def answered(before: dict, after: dict) -> dict[str, float]:
+    """By its labels, how many requests of each kind were answered between two scrapes."""
+    names = [name for name in after if name.startswith("http_requests_total")]
+    counts = {name.removeprefix("http_requests_total"): after[name] - before.get(name, 0) for name in names}
+    return {name: count for name, count in counts.items() if count and "/metrics" not in name}
+
+
+def test_requests_are_counted_by_the_rule_of_their_route(api):
+    before = scrape(api)
+    for path in ("/stations/1", "/stations/1/", "/stations/99", "/stations/98"):
+        send(api, "GET", path)
+    send(api, "POST", "/transactions", {"station_id": "one"})
+    send(api, "HEAD", "/stations")
+    send(api, "GET", "/nowhere")
+    after = scrape(api)
+    assert answered(before, after) == {
+        "[GET][/stations/<id>][200]": 2,
+        "[GET][/stations/<id>][404]": 2,
+        "[POST][/transactions][422]": 1,
+        "[HEAD][/stations][200]": 1,
+        "[GET][unmatched][404]": 1,
+    }
+    name = "http_request_duration_seconds_count[GET][/stations/<id>]"
+    assert after[name] - before.get(name, 0) == 4
+    assert after["http_request_duration_seconds_sum[GET][/stations/<id>]"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")
+def test_made_up_paths_and_methods_make_no_new_series(api):
+    for number in range(5):
+        send(api, "GET", f"/{number}")
+        send(api, f"X{number}", "/stations")
+    series = len(scrape(api))
+    for number in range(5, 50):
+        send(api, "GET", f"/{number}")
+        send(api, f"X{number}", "/stations")
+    assert len(scrape(api)) == series
+
+
+def test_a_request_that_fails_is_counted_too(api, monkeypatch):
+    before = scrape(api)
+    monkeypatch.setattr("models.get_station", None)
+    assert send(api, "GET", "/stations/1").status_int == 500
+    assert answered(before, scrape(api)) == {"[GET][/stations/<id>][500]": 1}
+
+
+def test_a_request_that_waits_is_in_progress_and_waits(api):
+    key = new_transaction(api)["id"]
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(send, api, "GET", f"/transactions/{key}", Prefer="wait=20")
+        wait_until(lambda: scrape(api)["energy2go_waiters"] == 1, "it waits")
+        assert scrape(api)["http_requests_in_progress"] == 2  # and this one
+        receive(verdict(key, "COMPLETED"))
+        assert waiting.result().json["status"] == "COMPLETED"
+    assert scrape(api)["http_requests_in_progress"] == 1
+
+
+def test_what_is_pending_now_is_counted_on_both_databases(tmp_path, database_url):
+    with serving(tmp_path, database_url=database_url) as api:
+        new_station(api)
+        keys = [new_transaction(api)["id"] for _ in range(3)]
+        receive(verdict(keys[0], "ERROR"))
+        assert scrape(api)["energy2go_pending_transactions"] == 2
+
+
+def test_each_part_of_readiness_is_1_or_0_or_unknown(api):
+    found = scrape(api)
+    assert found["energy2go_ready[database]"] == 1
+    assert found["energy2go_ready[broker]"] == 0
+    assert "energy2go_ready[equipment]" not in found  # without a broker, nothing is known of it
+
+
+def test_the_build_and_the_process_are_there(api):
+    found = scrape(api)
+    assert found[f"energy2go_build_info[{platform.python_version()}][{VERSION}]"] == 1
+    assert found["process_resident_memory_bytes"] > 1e6
+    assert {"process_open_fds", "process_max_fds", "process_cpu_seconds_total"} <= found.keys()
+    assert {"energy2go_followers", "energy2go_wal_bytes"} <= found.keys()
+
+
+def test_every_metric_and_every_alert_is_on_the_page_about_operations(api):
+    page = (ROOT / "docs/operations.md").read_text()
+    send(api, "GET", "/stations")
+    families = text_string_to_metric_families(api.get("/metrics").text)
+    counters = {family.name + "_total" * (family.type == "counter") for family in families}
+    ours = {name for name in counters if not name.startswith("process_")}
+    assert len(ours) > 15
+    assert not [name for name in ours if f"`{name}`" not in page]
+    alerts = re.findall(r"- alert: (\w+)", (ROOT / "deploy/alerts.yml").read_text())
+    assert re.findall(r"^\| ([A-Z]\w+) \|", page, re.MULTILINE) == alerts

@@ -1,6 +1,7 @@
 """The OpenAPI document agrees with the service, and Swagger UI loads nothing from other hosts."""
 
 import copy
+import json
 import re
 from uuid import UUID
 
@@ -10,7 +11,8 @@ from openapi_spec_validator import OpenAPIV30SpecValidator
 from webtest import TestApp
 
 import app
-from calls import JSON, KIB, UNKNOWN, new_station, new_transaction, send, serving
+from calls import JSON, KIB, UNKNOWN, new_station, new_transaction, send, service, serving
+from kit.storage import execute
 from refused import REFUSED
 
 PROBLEM = "application/problem+json"
@@ -62,7 +64,11 @@ def assert_as_documented(document, method: str, path: str, answer) -> tuple[str,
             assert (given == PROBLEM) == (answer.status_int >= 400)
     else:
         assert answer.body == b""
-    assert ("Location" in answer.headers) == ("Location" in says.get("headers", ()))
+    said, given = {name.lower() for name in says["headers"]}, {name.lower() for name in answer.headers}
+    known = {name.lower() for name in document["components"]["headers"]}
+    assert known & given <= said, (method, path, answer)
+    sometimes = {"link", "preference-applied", "retry-after"} if answer.status_int < 300 else set()
+    assert said - sometimes <= given, (method, path, answer)
     return method, path, str(answer.status_int)
 
 
@@ -92,6 +98,61 @@ def test_every_operation_says_what_it_is(document):
         assert all(operation["tags"])
 
 
+def test_the_document_keeps_the_rules_that_redocly_recommends(document):
+    assert document["info"]["license"].keys() == {"name", "url"}
+    (server,) = document["servers"]
+    assert server["url"] == "/"
+    tags = {tag["name"]: tag["description"] for tag in document["tags"]}
+    assert all(tags.values())
+    schemes = document["components"]["securitySchemes"].keys()
+    used = set()
+    for (method, path), says in operations(document).items():
+        assert re.fullmatch(r"[a-z_]+", says["operationId"])
+        assert {says["summary"][-1], *says["tags"]} <= {".", *tags}
+        used |= {*says["tags"]}
+        assert any(status.startswith("2") for status in says["responses"]), (method, path)
+        assert any(status.startswith("4") for status in says["responses"]), (method, path)
+        for requirement in says["security"]:
+            assert requirement.keys() <= schemes
+        assert ("?" in path, path.endswith("/")) == (False, False)
+        names = [(parameter["in"], parameter["name"]) for parameter in says.get("parameters", ())]
+        assert len(set(names)) == len(names)
+        assert {name for place, name in names if place == "path"} == set(re.findall(r"{(\w+)}", path))
+        for parameter in says.get("parameters", ()):
+            assert parameter["in"] == "path" or parameter["description"], (path, parameter)
+    assert used == tags.keys()
+    shapes = {re.sub(r"{\w+}", "{}", path) for path in document["paths"]}
+    assert len(shapes) == len(document["paths"])
+
+
+def test_every_component_is_used_and_every_reference_has_one(document):
+    referred = set(re.findall(r'"#/components/([^"]+)"', json.dumps(document)))
+    there = {f"{kind}/{name}" for kind in ("schemas", "headers") for name in document["components"][kind]}
+    assert referred == there
+
+
+def test_every_header_and_every_refusal_is_explained(document):
+    for (method, path), says in operations(document).items():
+        assert {"405", "503"} - says["responses"].keys() <= ({"503"} if path == "/openapi.json" else set())
+        for status, answer in says["responses"].items():
+            assert "X-Request-ID" in answer["headers"]
+            wanted = {"401": "WWW-Authenticate", "405": "Allow", "503": "Retry-After"}.get(status)
+            assert wanted is None or wanted in answer["headers"], (method, path, status)
+    assert all(header["description"] for header in document["components"]["headers"].values())
+
+    def meaning(method, path, status):
+        return operations(document)[method, path]["responses"][status]["description"]
+
+    assert "path or the headers" in meaning("DELETE", "/stations/{id}", "422")
+    assert "query" in meaning("GET", "/transactions", "422")
+    for words in ("no such station", "Idempotency-Key was used before"):
+        assert words in meaning("POST", "/transactions", "422")
+    assert "outcome is unknown" in meaning("POST", "/transactions", "503")
+    assert "cannot be read" in meaning("GET", "/transactions", "503")
+    assert "not EXPIRED" in meaning("POST", "/transactions/{id}/retry", "409")
+    assert "has transactions" in meaning("DELETE", "/stations/{id}", "409")
+
+
 def test_every_example_is_one(document):
     def examples(node):
         if isinstance(node, dict):
@@ -118,6 +179,7 @@ STATION, TRANSACTION = {"description": "Teste"}, {"station_id": 1}
 LONG = b" " * (64 * KIB + 1)
 ANSWERS = [
     # status, method, path in the document, path, body
+    (201, "POST", "/stations", "/stations", STATION),
     (201, "POST", "/stations", "/stations", STATION),
     (201, "POST", "/stations", "/stations", STATION),
     (200, "GET", "/stations", "/stations", None),
@@ -152,6 +214,8 @@ ANSWERS = [
     (404, "PATCH", "/stations/{id}", "/stations/7", STATION),
     (404, "DELETE", "/stations/{id}", "/stations/7", None),
     (404, "GET", "/transactions/{id}", f"/transactions/{UNKNOWN}", None),
+    (404, "POST", "/transactions/{id}/retry", f"/transactions/{UNKNOWN}/retry", None),
+    (422, "POST", "/transactions/{id}/retry", "/transactions/1/retry", None),
 ]
 WITH_BODY = [
     ("POST", "/stations"),
@@ -169,9 +233,27 @@ def provoke_everything(api, document):
         assert answer.status_int == status, (method, path, answer)
         yield assert_as_documented(document, method, documented, answer)
 
+    for status in (201, 200):
+        answer = send(api, "POST", "/transactions", TRANSACTION, Idempotency_Key="k", **token)
+        assert answer.status_int == status
+        yield assert_as_documented(document, "POST", "/transactions", answer)
+
     key = send(api, "GET", "/transactions", **token).json["items"][0]["id"]
     answer = send(api, "GET", f"/transactions/{key}", **token)
     yield assert_as_documented(document, "GET", "/transactions/{id}", answer)
+
+    for method in ("PUT", "PATCH", "DELETE"):
+        answer = send(api, method, "/stations/3", STATION, If_Match='"x"', **token)
+        assert answer.status_int == 412
+        yield assert_as_documented(document, method, "/stations/{id}", answer)
+    answer = send(api, "GET", "/stations/3", If_None_Match="*", **token)
+    yield assert_as_documented(document, "GET", "/stations/{id}", answer)
+
+    for status in (409, 200):
+        answer = send(api, "POST", f"/transactions/{key}/retry", **token)
+        assert answer.status_int == status
+        yield assert_as_documented(document, "POST", "/transactions/{id}/retry", answer)
+        execute(service().store.database, """UPDATE "transaction" SET status = 'EXPIRED'""")
 
     for method, path in WITH_BODY:
         for body, content_type, status in [(b"{", JSON, 400), (LONG, JSON, 413), ({}, "text/plain", 415)]:
@@ -180,10 +262,13 @@ def provoke_everything(api, document):
             yield assert_as_documented(document, method, path, answer)
 
     for (method, path), says in operations(document).items():
-        if "security" in says:
+        if says["security"]:
             answer = send(api, method, path.format(id=1))
             assert answer.status_int == 401
             yield assert_as_documented(document, method, path, answer)
+        other = send(api, "TRACE", path.format(id=1))
+        assert other.status_int == 405
+        yield assert_as_documented(document, method, path, other)
 
 
 def provoke_503(api, document):
@@ -229,9 +314,13 @@ def test_the_document_and_the_service_agree_on_parameters(api, document):
     for (_, path), says in operations(document).items():
         for parameter in says.get("parameters", ()):
             schema = parameter["schema"]
-            schema = document["components"]["schemas"]["Status"] if "$ref" in schema else schema
+            schema = document["components"]["schemas"]["Status"] if schema.get("type") == "array" else schema
             good = [CURSOR] if path == "/events" else schema.get("enum", [UNKNOWN])
             bad = ["", "x", "null"]
+            if schema.get("format") == "date-time":
+                good = ["2026-03-28T00:18:13.786299Z", "2026-03-28T00:18:13%2B01:00"]
+            if "maxLength" in schema:
+                good, bad = ["x", "x" * schema["maxLength"]], ["", "x" * (schema["maxLength"] + 1), "%00"]
             if schema.get("type") == "integer":
                 low, high = schema["minimum"], schema["maximum"]
                 good, bad = [low, high], [*bad, low - 1, high + 1]

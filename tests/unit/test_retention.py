@@ -7,6 +7,7 @@ import pytest
 import models
 from kit.clock import SECOND
 from kit.errors import NotFound
+from kit.events import FIRST
 from kit.settings import Settings
 from kit.storage import execute, is_postgresql
 from ledger import DAY, DELETION
@@ -123,7 +124,7 @@ def test_without_days_everything_is_kept(database_url):
 def test_it_reads_a_few_hundred_entries_of_an_index(bench, caplog):
     insert(bench, 3000, 1)
     with caplog.at_level("DEBUG", "peewee"):
-        models.delete_finished(bench.database, 2, models.BEGINNING, DELETION)
+        models.delete_finished(bench.database, 2, FIRST, DELETION)
     (look, values), *_ = [record.msg for record in caplog.records if record.name == "peewee"]
     assert values[-1] == DELETION
     explain = "EXPLAIN QUERY PLAN"

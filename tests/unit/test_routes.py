@@ -38,13 +38,27 @@ def test_head_is_get_without_the_body(api):
                 assert head.headers["Content-Length"] == get.headers["Content-Length"]
 
 
+def allowed(methods) -> str:
+    return ", ".join(sorted({*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else [])}))
+
+
+def test_options_lists_the_methods_of_a_path(guarded):
+    for path, methods in every_path().items():
+        for spelling in (path, path + "/"):
+            answer = send(guarded, "OPTIONS", spelling)  # without a token
+            assert (answer.status_int, answer.body) == (204, b"")
+            assert answer.headers["Allow"] == allowed(methods)
+            assert "Content-Type" not in answer.headers
+    assert_problem(send(guarded, "OPTIONS", "/nope"), 404, "Not Found")
+
+
 def test_a_method_that_a_path_does_not_have_is_refused(api):
     new_station(api)
     for path, methods in every_path().items():
-        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} - set(methods):
+        for method in {"GET", "POST", "PUT", "PATCH", "DELETE"} - set(methods):
             answer = send(api, method, path, {"description": "changed"})
             assert_problem(answer, 405, "Method Not Allowed")
-            assert set(answer.headers["Allow"].split(",")) == set(methods)
+            assert answer.headers["Allow"] == allowed(methods)
     assert api.get("/stations").json["items"] == [{"id": 1, "description": "Teste"}]
 
 

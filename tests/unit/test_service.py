@@ -40,7 +40,7 @@ def test_a_service_that_was_stopped_takes_nothing_more(tmp_path):
         new_station(api)
         stopped = app.app.config["running"]
     with pytest.raises(app.Unavailable, match="stopping"):
-        stopped.ledger.create(1, None)
+        stopped.ledger.create(app.Draft(1))
 
 
 def test_a_request_that_comes_before_the_database_is_open_waits_for_it(tmp_path):

@@ -11,7 +11,7 @@ import ledger
 import models
 import stepped
 from kit.clock import SECOND
-from kit.errors import Unprocessable
+from kit.errors import Refusal, Unprocessable
 from kit.settings import Settings
 from kit.storage import execute
 from kit.writer import Job
@@ -40,6 +40,13 @@ class Table:
         for key, started in self.clock.items():
             if self.status[key] is Status.PENDING and started + TIMEOUT <= now:
                 self.status[key] = Status.EXPIRED
+
+    def retry(self, key) -> bool:
+        expired = self.status.get(key) is Status.EXPIRED
+        if expired:
+            self.status[key] = Status.PENDING
+            self.clock.pop(key, None)
+        return expired
 
     def asked(self, keys, now):
         for key in keys:
@@ -70,6 +77,7 @@ class Life(RuleBasedStateMachine):
     def start(self):
         """A process starts with an empty queue and no connection; earlier questions may be lost."""
         self.bench.restart()
+        self.retries = []
         self.creations, self.given, self.acknowledged, self.verdicts = [], [], [], 0
         self.restarts = True
         self.something_happens("connected")
@@ -87,6 +95,10 @@ class Life(RuleBasedStateMachine):
     def verdict(self, draft, status, times):
         for _ in range(times):
             self.give(draft.id, status)
+
+    @rule(draft=drafts)
+    def retry(self, draft):
+        self.retries.append(self.bench.put(Job(ledger.retry, draft.id)))
 
     def give(self, key, status):
         self.given.append((key, status))
@@ -143,6 +155,9 @@ class Life(RuleBasedStateMachine):
         creations, self.creations = self.creations, []
         for job in creations:
             self.created(job)
+        for job in self.retries:
+            assert isinstance(job.result, Refusal) != table.retry(job.item)
+        self.retries.clear()
         table.asked(published[:at_once], now)
         if self.subscribed:
             table.expire(now)
@@ -168,10 +183,10 @@ class Life(RuleBasedStateMachine):
             assert isinstance(job.result, Unprocessable)
             return
         assert job.result.id == first
-        assert job.result.status is Status.PENDING
         assert job.result.station.id == draft.station_id
         if first == draft.id:
             self.table.create(draft.id)
+        assert job.result.status is self.table.status[first]  # as it is now
         if draft.idempotency_key:
             self.keys[draft.idempotency_key] = first, draft.station_id
 

@@ -13,12 +13,15 @@ def test_a_transaction_reads_as_it_was_created(api):
     new_station(api)
     answer = api.post_json("/transactions", {"station_id": 2}, status=201)
     transaction = answer.json
-    assert transaction.keys() == {"id", "station", "status", "created", "updated"}
+    assert transaction.keys() == {
+        *("id", "station", "status", "created", "updated", "attempts", "asked", "expires")
+    }
     assert UUID(transaction["id"]).version == 7
     assert transaction["station"] == {"id": 2, "description": "Teste"}
     assert transaction["status"] == "PENDING"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z", transaction["created"])
     assert transaction["updated"] == transaction["created"]
+    assert [transaction[name] for name in ("attempts", "asked", "expires")] == [0, None, None]  # no broker
     assert answer.headers["Location"] == f"/transactions/{transaction['id']}"
     assert "Preference-Applied" not in answer.headers
     assert api.get(answer.headers["Location"]).json == transaction

@@ -1,6 +1,6 @@
-"""Swagger UI in a real browser, and the pictures in docs/.
+"""Swagger UI in a real browser, and the pictures in docs/pictures.
 
-Make the pictures: `PICTURES=docs .venv/bin/pytest tests/system/browser -k pictures`
+Make the pictures: `PICTURES=docs/pictures .venv/bin/pytest tests/system/browser -k pictures`
 """
 
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
-from tab import NOTICE, VERDICT, button, outcome, rows
+from tab import NOTICES, VERDICT, button, live, outcome, rows
 
 
 def try_out(page, operation: str, **headers):
@@ -35,16 +35,28 @@ def test_swagger_ui_creates_a_station_and_a_transaction(running, tab):
     assert len(service.get("/transactions?station_id=1").json["items"]) == 1
 
 
+def test_swagger_ui_uses_the_token_of_the_page(running, tab):
+    service, page = running(API_TOKEN="Schlüssel"), tab.page
+    with tab.trouble():  # 401
+        page.goto(service.url)
+        page.get_by_label("API token").fill("Schlüssel")
+    page.get_by_role("button", name="Use it").click()
+    live(page)
+    page.get_by_role("link", name="API").click()
+    answer = try_out(page, "stations-create_station")
+    expect(answer.locator(".response-col_status")).to_contain_text("201")
+
+
 # Pictures
 
 
 def test_the_pictures_are_of_a_handy_size(running, tab, tmp_path):
     folder = Path(os.environ.get("PICTURES") or tmp_path)
     folder.mkdir(exist_ok=True)
-    names = "Teste", "Hauptbahnhof Nord", "Praça da República", "Flughafen, Ebene 0", "Depot 3 <hall B>"
-    service, page = running(*names), tab.page
-    for number in range(8):
-        service.post("/transactions", {"station_id": 1 + number * number % 5}, Prefer="wait=5")
+    names = "Teste", "Hauptbahnhof", "Praça da República", "Flughafen", "Depot 3 <hall B>", "Nordring"
+    service, page = running(*names, VALIDATION_RETRY="1", VALIDATION_TIMEOUT="4"), tab.page
+    for number in range(20):
+        service.post("/transactions", {"station_id": 1 + number * number % 6}, Prefer="wait=5")
 
     def picture(name: str, width: int, height: int, scheme: str) -> None:
         page.set_viewport_size({"width": width, "height": height})
@@ -54,16 +66,23 @@ def test_the_pictures_are_of_a_handy_size(running, tab, tmp_path):
         assert (folder / name).stat().st_size < 150_000, name
 
     page.goto(service.url)
+    live(page)
     for station in (2, 4):
         button(page, station).click()
         expect(outcome(page, station)).to_contain_text(VERDICT)
-    picture("page.png", 1180, 620, "light")
+    picture("page.png", 1180, 820, "light")
     service.equipment.stop()
-    expect(page.locator(NOTICE)).to_be_visible()
+    expect(page.locator(NOTICES)).to_be_visible()
     button(page, 3).click()
-    expect(outcome(page, 3)).to_contain_text("PENDING")
-    expect(rows(page).first).to_contain_text("PENDING")
+    expect(rows(page).first).to_contain_text("EXPIRED")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.reload()
+    live(page)
+    expect(page.locator(NOTICES)).to_be_visible()
     picture("page-narrow.png", 390, 844, "dark")
+    rows(page).first.click()
+    expect(page.get_by_role("button", name="Ask again")).to_be_visible()
+    picture("details.png", 390, 844, "light")
     service.equipment.start()
     page.goto(f"{service.url}/swagger/")
     expect(try_out(page, "transactions-create_transaction", Prefer="wait=5")).to_contain_text(VERDICT)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import time
 
@@ -122,7 +123,8 @@ def test_one_line_per_question_tells_id_station_and_verdict(run, broker, witness
     validator = run(broker, online=True, VALIDATOR_VERBOSE="1", VALIDATOR_CONFIRM_RATE="0")
     witness.ask({"transaction_id": GOOD_ID, "station_id": 17})
     witness.answer()
-    assert validator.output.read_text() == f"{GOOD_ID} station 17 ERROR\n"
+    line = rf"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{{3}}Z {GOOD_ID} station 17 ERROR\n"
+    assert re.fullmatch(line, validator.output.read_text())
 
 
 GARBAGE = {
@@ -169,7 +171,9 @@ def test_an_excerpt_is_short_and_harmless(run, broker, witness):
     witness.ask(GOOD_ID)
     witness.answer()
     tame = r"\x1B[2J\x0Avalidator: is online \xF0\x9F\x94\x8B \x7F" + "a" * (64 - len(rude)) + " ..."
-    assert validator.said().splitlines()[-1] == f"validator: ignored, the question is not JSON: {tame}"
+    assert (
+        validator.said().splitlines()[-1].endswith(f"Z validator: ignored, the question is not JSON: {tame}")
+    )
 
 
 def test_a_flood_of_garbage_is_counted_rather_than_told(run, broker, witness):

@@ -34,7 +34,7 @@ from witness import a_newcomer_sees
 def test_a_bad_value_stops_it_with_a_sentence(run, tmp_path, variable, value):
     validator = run(Broker(tmp_path), ends=2, **{variable: value})
     assert validator.process.wait(5) == 2
-    assert validator.said().startswith(f"validator: {variable} must ")
+    assert f"Z validator: {variable} must " in validator.said()
     assert validator.said().count("\n") == 1
 
 
@@ -84,4 +84,4 @@ def test_a_host_name_must_be_good_for_an_id(run, broker, tmp_path, host, good):
         a_newcomer_sees("online", broker, host.replace(".", "-"))
     else:
         assert validator.process.wait(10) == 2
-        assert validator.said().startswith("validator: VALIDATOR_ID must be set: the host name ")
+        assert "Z validator: VALIDATOR_ID must be set: the host name " in validator.said()

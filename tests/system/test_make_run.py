@@ -1,0 +1,202 @@
+"""`make run` starts the programs in order, says when they are ready, and stops them quietly."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import tempfile
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from desk import Desk, copy_tree
+from programs import ROOT, free_port, listening, wait_until
+
+TIME = re.compile(r"\d\d:\d\d:\d\d")
+TROUBLE = re.compile("warn|error|traceback|exception|refused|make", re.IGNORECASE)
+
+
+@pytest.fixture
+def folder():
+    """A copy of the project's folder. Another user may not enter pytest's folders."""
+    parent = Path(tempfile.mkdtemp(prefix="energy2go-run-"))
+    parent.chmod(0o755)
+    yield copy_tree(parent / "two words")
+    shutil.rmtree(parent)
+
+
+@pytest.fixture
+def run(folder, programs):
+    """A function that starts `make run` in that folder."""
+
+    def start(**options) -> Desk:
+        programs.append(Desk(folder, **options))
+        return programs[-1]
+
+    return start
+
+
+def settle(desk: Desk) -> str:
+    """Create a station and a transaction, and return its status."""
+    for path, body in (("/stations", {"description": "Teste"}), ("/transactions", {"station_id": 1})):
+        headers = {"Content-Type": "application/json", "Prefer": "wait=10"}
+        url = f"http://127.0.0.1:{desk.port}{path}"
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            created = json.load(answer)
+    return created["status"]
+
+
+def test_it_starts_in_order_says_ready_once_all_are_and_ctrl_c_stops_it_quietly(run):
+    desk = run()
+    desk.wait_for("ready")
+    assert desk.status("/readyz") == 200
+    assert settle(desk) in ("COMPLETED", "ERROR")
+    desk.wait_for("/transactions")
+    begin = desk.said()
+    before, _, after = begin.partition("ready")
+    assert after.startswith(f" at http://127.0.0.1:{desk.port} ")
+    assert after.count("curl --json") == 2
+    assert "refused" not in before
+    lines = begin.splitlines()
+    assert [line for line in lines if len(TIME.findall(line)) != 1] == []
+    assert {line.split()[0] for line in lines} <= {"broker", "validator", "web"}
+    desk.interrupt()
+    assert desk.wait() == 0
+    end = desk.said().removeprefix(begin)
+    assert not TROUBLE.search(end), end
+    assert [line for line in end.splitlines() if len(TIME.findall(line)) != 1] == []
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"MQTT_HOST": "::1"},
+        {"LC_ALL": "C", "MQTT_PASSWORD": "Schlüssel-€", "VALIDATOR_PASSWORD": "Zaunkönig"},
+        {"LOG_FORMAT": "json"},
+    ],
+    ids=["IPv6", "beyond ASCII", "JSON"],
+)
+def test_it_needs_no_terminal(run, variables):
+    desk = run(terminal=False, **variables)
+    desk.wait_for("ready at")
+    assert settle(desk) in ("COMPLETED", "ERROR")
+    assert [line for line in desk.said().splitlines() if len(TIME.findall(line)) != 1] == []
+    desk.interrupt()
+    assert desk.wait() == -signal.SIGINT  # make got the signal too, and always ends with it
+    assert "***" not in desk.said()
+
+
+@pytest.mark.parametrize("sign", ["var/lock", "web "])
+def test_ctrl_c_while_it_starts_is_quiet_too(run, sign):
+    desk = run()
+    if sign == "var/lock":
+        wait_until((desk.folder / sign).exists, "it begins to start", 60)
+    else:
+        desk.wait_for(sign)
+    desk.interrupt()
+    assert desk.wait() == 0
+    assert not re.search("traceback|make", desk.said(), re.IGNORECASE), desk.said()
+
+
+@pytest.mark.parametrize(
+    ("program", "name"), [("mosquitto", "broker"), ("validator", "validator"), ("gunicorn", "web")]
+)
+def test_if_one_dies_it_says_which_and_why_and_stops_the_others(run, program, name):
+    desk = run()
+    desk.wait_for("ready")
+    os.kill(desk.pid(program), signal.SIGKILL)
+    assert desk.wait() == 2
+    sentence = f"{name} was killed by signal 9 (Killed); stopping the others\n"
+    _, found, end = desk.said().partition(sentence)
+    assert found
+    if name != "web":
+        assert "Shutting down: Master" in end
+    assert "Traceback" not in end
+
+
+def test_if_one_refuses_to_start_its_reason_comes_first(run):
+    desk = run(VALIDATOR_CONFIRM_RATE="7")
+    assert desk.wait() == 2
+    reason, ended = "VALIDATOR_CONFIRM_RATE must", "validator ended with exit code 2 (see its last lines)"
+    assert desk.said().index(reason) < desk.said().index(ended)
+    assert "ready" not in desk.said()
+
+
+def free(lock: Path) -> bool:
+    """True if no process holds this lock."""
+    with suppress(BlockingIOError), lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def test_only_one_runs_in_a_folder_until_the_kernel_frees_the_lock(run, folder):
+    first = run()
+    first.wait_for("ready")
+    second = run()
+    assert second.wait() == 2
+    in_use = f"var/ is in use: another `make run` (process {first.launcher}) has not ended. Stop it first.\n"
+    assert second.said().startswith(in_use)
+    assert first.status("/readyz") == 200
+    os.kill(first.launcher, signal.SIGKILL)
+    wait_until(lambda: free(folder / "var/lock"), "what is left of the first has ended")
+    third = run()
+    third.wait_for("ready")
+    third.interrupt()
+    assert third.wait() == 0
+
+
+def test_a_folder_that_cannot_be_written_gets_a_sentence(run, folder):
+    (folder / "var").symlink_to("/proc")
+    desk = run()
+    assert desk.wait() == 2
+    assert desk.said().startswith("var/lock cannot be opened: ")
+
+
+def test_closing_the_terminal_stops_everything(run):
+    desk = run()
+    desk.wait_for("ready")
+    launcher, port = desk.launcher, desk.port
+    desk.hang_up()
+    desk.process.wait(20)
+    wait_until(lambda: not os.path.exists(f"/proc/{launcher}"), "it has ended")
+    assert not listening(port)
+
+
+def test_changed_requirements_without_a_network_leave_a_venv_that_works(run, folder):
+    with (folder / "requirements.txt").open("a") as requirements:
+        requirements.write("a-package-that-is-not-installed==1.0\n")
+    os.utime(folder / "requirements.txt", (4_000_000_000, 4_000_000_000))
+    desk = run(PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+    desk.wait_for("ready at")
+    assert "requirements.txt could not be installed; .venv stays as it was.\n" in desk.said()
+    desk.interrupt()
+    assert desk.wait() == 0
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])
+def test_behind_every_address_ready_names_no_other_place(running, host):
+    port = free_port()
+    service = running(port=port, BIND=f"{host}:{port}")
+    wait_until(lambda: "ready" in service.said(), "it is ready")
+    (line,) = (line for line in service.said().splitlines() if "ready" in line)
+    assert line.endswith(f"ready on port {port} of every address")
+
+
+def test_the_first_line_with_the_word_comes_when_equipment_is_there(service, equipment):
+    started = service()
+    assert started.get("/readyz").json["equipment"] == {}
+    assert "ready" not in started.said()
+    equipment()
+    wait_until(lambda: "ready at" in started.said(), "it says so")
+    assert started.get("/readyz").status == 200
+
+
+def test_the_names_in_the_procfile():
+    names = re.findall("^[a-z]+", (ROOT / "Procfile").read_text(), re.MULTILINE)
+    assert names == ["broker", "validator", "web"]

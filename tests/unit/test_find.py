@@ -1,0 +1,259 @@
+"""Search, filters and pages: what they find, what they refuse, and how much they read for it."""
+
+import json
+import re
+from datetime import datetime, timedelta
+from itertools import product
+from urllib.parse import quote
+
+import pytest
+
+import models
+from calls import new_station, new_transaction, send, settle, walk
+from kit import storage
+from kit.clock import SECOND, moment, uuid7
+from kit.storage import execute
+from programs import MIGRATIONS
+from schemas import Status
+
+ROWS, STATIONS, LIMIT = 10_000, 50, 51
+OLD = 500  # rows of the first station, the oldest ones
+BEGAN = 1_800_000_000 * SECOND
+only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+
+# Over HTTP
+
+
+@pytest.mark.parametrize(
+    ("q", "found"),
+    [
+        ("übung", [1]),
+        ("ÜBUNG", [1]),
+        ("école", [2]),
+        ("ΣΊΓΜΑΣ", [3]),
+        ("σίγμας", [3]),
+        ("ΊΓΜΑ", [3]),
+        ("вокзал", [4]),
+        ("%", [2]),
+        ("_", [3]),
+        ("100%", [2]),
+        ("a_b", [3]),
+        ("a%b", []),
+        ("axb", []),
+        ("\\", [5]),
+        ("'", [5]),
+        ("?", [5]),
+        ("{}", [5]),
+        (" ", [2, 3]),
+        ("nope", []),
+    ],
+)
+def test_a_search_finds_a_text_in_any_letter_case_and_takes_it_literally(api, q, found):
+    for description in ("Übung", "ÉCOLE 100%", "Σίγμας a_b", "ВОКЗАЛ", "\\'?{}%s"):
+        new_station(api, description)
+    found = [5, *found] if q == "%" else found
+    assert sorted(one["id"] for one in api.get(f"/stations?q={quote(q)}").json["items"]) == sorted(found)
+
+
+def test_a_search_has_pages_too(api):
+    for number in range(10):
+        new_station(api, f"{'Ü' if number % 2 else 'ü'} {number}" if number % 3 else "other")
+    pages = walk(api, f"/stations?q={quote('Ü')}&limit=2")
+    assert [[one["id"] for one in page] for page in pages] == [[2, 3], [5, 6], [8, 9]]
+
+
+@pytest.mark.parametrize("path", ["/stations?limit=2&q=t", "/transactions?limit=2&status=PENDING,ERROR"])
+def test_a_page_links_to_the_next_one_in_a_header_too(api, path):
+    for _ in range(3):
+        new_station(api)
+        new_transaction(api)
+    first = api.get(path)
+    assert first.headers["Link"] == f'<{first.json["next"]}>; rel="next"'
+    last = api.get(first.json["next"])
+    assert (last.json["next"], "Link" in last.headers) == (None, False)
+    assert len(first.json["items"] + last.json["items"]) == 3
+
+
+def test_several_statuses_are_listed_together_and_each_once(api):
+    new_station(api)
+    keys = [new_transaction(api)["id"] for _ in range(6)]
+    settle(keys[1], "COMPLETED")
+    settle(keys[4], "ERROR")
+
+    def listed(statuses):
+        pages = walk(api, f"/transactions?status={statuses}&limit=2&station_id=1")
+        return [item["id"] for page in pages for item in page]
+
+    assert listed("COMPLETED,ERROR") == listed("ERROR,COMPLETED,ERROR") == [keys[4], keys[1]]
+    assert listed("PENDING,COMPLETED,ERROR,EXPIRED") == keys[::-1]
+    assert listed("COMPLETED&status=ERROR") == [keys[4], keys[1]]  # as generated clients write it
+    assert listed("EXPIRED") == []
+
+
+def test_a_range_of_time_includes_both_ends(api):
+    new_station(api)
+    created = [new_transaction(api)["created"] for _ in range(5)]
+
+    def listed(**times):
+        query = "&".join(f"{name}={quote(time)}" for name, time in times.items())
+        pages = walk(api, f"/transactions?{query}&limit=2")
+        return [item["created"] for page in pages for item in page][::-1]
+
+    assert listed(created_from=created[1]) == created[1:]
+    assert listed(created_to=created[3]) == created[:4]
+    assert listed(created_from=created[1], created_to=created[3]) == created[1:4]
+    assert listed(created_from=created[3], created_to=created[1]) == []
+    east = datetime.fromisoformat(created[2]) + timedelta(hours=5, minutes=30)
+    elsewhere = east.replace(tzinfo=None).isoformat() + "+05:30"
+    assert listed(created_from=elsewhere, created_to=elsewhere) == [created[2]]
+    assert listed(created_from="0001-01-01T00:00:00Z", created_to="9999-12-31T23:59:59.999999Z") == created
+
+
+@pytest.mark.parametrize(
+    ("path", "detail"),
+    [
+        (
+            "/transactions?status=done",
+            "query.status: 'done' is not one of PENDING, COMPLETED, ERROR, EXPIRED",
+        ),
+        ("/stations?colour=red", "query.colour: is not one of q, limit, after"),
+        (
+            "/transactions?q=x",
+            "query.q: is not one of status, station_id, created_from, created_to, limit, after",
+        ),
+        ("/stations?limit=0", "query.limit: Expected `int` from 1 to 200"),
+        (
+            "/transactions?created_from=2026-03-28T00:18:13",
+            "query.created_from: must be a time with its zone, such as 2026-03-28T00:18:13Z "
+            "(in a URL, write + as %2B)",
+        ),
+    ],
+)
+def test_a_refusal_lists_what_is_allowed(api, path, detail):
+    answer = send(api, "GET", path)
+    assert (answer.status_int, answer.json["detail"]) == (422, detail)
+
+
+def test_a_refusal_of_a_body_lists_what_is_allowed(api):
+    def detail(method, path, body):
+        return send(api, method, path, body).json["detail"]
+
+    new_station(api)
+    assert detail("POST", "/stations", {"x": 1}) == "body.x: is not one of description"
+    assert detail("POST", "/stations", {}) == "body.description: is missing"
+    blank = "body.description: must have 1 to 255 characters, not only blanks, and no NUL"
+    assert detail("PUT", "/stations/1", {"description": " "}) == blank
+    assert detail("POST", "/transactions", {"station_id": 0}).endswith("from 1 to 2147483647")
+
+
+# What a page reads
+
+
+def row(number: int) -> tuple:
+    late = number >= ROWS * 0.9
+    statuses = ["PENDING", "EXPIRED", "COMPLETED", "ERROR"] if late else ["COMPLETED", "ERROR"]
+    created = BEGAN + number * SECOND // 10
+    station_id = 1 if number < OLD else 2 + number % (STATIONS - 1)
+    return uuid7(created, 0).hex, station_id, statuses[number % len(statuses)], created, created
+
+
+STORED = [row(number) for number in range(ROWS)]
+
+
+@pytest.fixture
+def database(database_url):
+    """Many rows. Station 1 has only the oldest ones, and only the newest are PENDING or EXPIRED."""
+    database = storage.connect(database_url, 5)
+    storage.prepare(database, MIGRATIONS, models.TABLES)
+    with database.atomic():
+        for number in range(STATIONS):
+            models.create_station(database, f"station {number}")
+        places = ", ".join(["(?, ?, ?, ?, ?, 1)"] * 500)
+        for first in range(0, ROWS, 500):
+            values = [value for one in STORED[first : first + 500] for value in one]
+            columns = "id, station_id, status, created, updated, attempts"
+            statement = f'INSERT INTO "transaction" ({columns}) VALUES {places}'
+            execute(database, statement, *values)
+    execute(database, "ANALYZE")
+    yield database
+    database.close_all()
+
+
+def pages(database):
+    """Every combination of filters, with what it finds."""
+    times = [moment(BEGAN + ROWS * part // 4 * SECOND // 10) for part in (1, 2)]
+    (after,) = models.list_transactions(database, 1, created_to=moment(BEGAN + 700 * SECOND))
+    statuses = [], [Status.EXPIRED], [Status.PENDING, Status.EXPIRED], list(Status)
+    for status, station, cursor, begin, end in product(
+        statuses, (None, 1, 7), (None, after.id), (None, times[0]), (None, times[1])
+    ):
+        filters = {"after": cursor, "station_id": station, "created_from": begin, "created_to": end}
+        filters = {name: value for name, value in filters.items() if value is not None}
+        yield (
+            filters | {"status": status},
+            models.list_transactions(database, LIMIT, status=status, **filters),
+        )
+
+
+def expected(database, filters) -> list:
+    """What a page must hold, without an index and without our SQL."""
+    found = []
+    for _, station, status, created, _ in reversed(STORED):
+        if (
+            (not filters["status"] or status in filters["status"])
+            and filters.get("station_id", station) == station
+            and filters.get("created_from", moment(created)) <= moment(created)
+            and filters.get("created_to", moment(created)) >= moment(created)
+            and ("after" not in filters or created < BEGAN + 700 * SECOND)
+        ):
+            found.append(moment(created))
+            if len(found) == LIMIT:
+                break
+    return found
+
+
+def test_every_combination_of_filters_finds_what_it_should(database):
+    for filters, found in pages(database):
+        assert [one.created for one in found] == expected(database, filters), filters
+
+
+@pytest.fixture
+def planned(caplog, database) -> list[tuple]:
+    """Every statement of these pages, with its values."""
+    with caplog.at_level("DEBUG", "peewee"):
+        assert len(list(pages(database))) == 96
+    return [record.msg for record in caplog.records if record.name == "peewee"]
+
+
+@only_sqlite
+def test_a_page_reads_ranges_of_indexes_in_sqlite(database, planned):
+    for sql, values in planned:
+        steps = [step for *_, step in database.execute_sql(f"EXPLAIN QUERY PLAN {sql}", values).fetchall()]
+        searches = [step for step in steps if step.startswith("SEARCH transaction USING INDEX")]
+        assert len(searches) == sql.count('FROM "transaction"'), steps
+        for step in searches:
+            assert re.search(r"\bid\)?>.*\bid\)?<", step), step
+        others = {step for step in steps if "SCAN" in step}
+        assert others <= {"SCAN part"}, steps
+
+
+@only_postgresql
+def test_a_page_reads_few_rows_in_postgresql(database, planned):
+    for sql, values in planned:
+        ((plan,),) = database.execute_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", values).fetchall()
+        text = plan if isinstance(plan, str) else json.dumps(plan)
+        nodes = list(walk_plan(json.loads(text)[0]["Plan"]))
+        scans = [node for node in nodes if node.get("Relation Name") == "transaction"]
+        assert len(scans) == sql.count('FROM "transaction"')
+        for node in scans:
+            assert node["Node Type"] in ("Index Scan", "Bitmap Heap Scan"), node
+            # If few rows match, it may take them all and sort them.
+            assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= OLD, node
+
+
+def walk_plan(node):
+    yield node
+    for child in node.get("Plans", ()):
+        yield from walk_plan(child)

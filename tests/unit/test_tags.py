@@ -1,0 +1,85 @@
+"""ETag, If-None-Match and If-Match: two people who edit one station do not overwrite each other."""
+
+import pytest
+
+from calls import assert_problem, at_once, new_station, new_transaction, send
+
+PATH, OTHER = "/stations/1", {"description": "other"}
+CHANGES = [("PUT", OTHER), ("PATCH", OTHER), ("PATCH", {}), ("DELETE", None)]
+
+
+@pytest.fixture
+def tag(api) -> str:
+    """The tag of a new station."""
+    new_station(api)
+    return api.get(PATH).headers["ETag"]
+
+
+def test_a_tag_is_that_of_the_station_as_it_is(api, tag):
+    assert tag.startswith('"')
+    assert tag.endswith('"')
+    assert api.get(PATH).headers["ETag"] == send(api, "HEAD", PATH).headers["ETag"] == tag
+    changed = send(api, "PATCH", PATH, OTHER).headers["ETag"]
+    assert changed == api.get(PATH).headers["ETag"] != tag
+    created = send(api, "POST", "/stations", OTHER)
+    assert created.headers["ETag"] == api.get(created.headers["Location"]).headers["ETag"] != changed
+    assert "ETag" not in send(api, "PUT", PATH, OTHER).headers  # RFC 9110, section 9.3.4
+
+
+@pytest.mark.parametrize("tags", ["{}", "W/{}", "*", ' "x" , {}', '"x",W/{},"y,z"', ", {},"])
+def test_what_is_still_the_same_is_not_sent_again(api, tag, tags):
+    for method in ("GET", "HEAD"):
+        answer = send(api, method, PATH, If_None_Match=tags.format(tag))
+        assert (answer.status_int, answer.body, answer.headers["ETag"]) == (304, b"", tag)
+        assert "Content-Type" not in answer.headers
+    send(api, "PUT", PATH, OTHER)
+    assert send(api, "GET", PATH, If_None_Match=tags.format(tag)).status_int == (304 if tags == "*" else 200)
+
+
+@pytest.mark.parametrize("tags", ["", "x", '"x', "W/", '"*"', '"x" *', "\xff"])
+def test_tags_that_cannot_be_read_or_do_not_match_send_the_station(api, tag, tags):
+    assert send(api, "GET", PATH, If_None_Match=tags).status_int == 200
+
+
+@pytest.mark.parametrize("tags", ["{}", "W/{}", "*", " * ", ' "x" , {}', '"x",W/{},"y,z"', ", {},"])
+@pytest.mark.parametrize(("method", "body"), CHANGES)
+def test_a_change_of_what_is_still_the_same_is_made(api, tag, method, body, tags):
+    answer = send(api, method, PATH, body, If_Match=tags.format(tag))
+    assert answer.status_int == (204 if method == "DELETE" else 200)
+
+
+@pytest.mark.parametrize("tags", ["{}", "W/{}", '"x"', '""', '"*"', '{}, "x"'])
+@pytest.mark.parametrize(("method", "body"), CHANGES)
+def test_a_change_of_what_has_changed_is_refused(api, tag, method, body, tags):
+    send(api, "PUT", PATH, {"description": "theirs"})
+    now = api.get(PATH).headers["ETag"]
+    answer = send(api, method, PATH, body, If_Match=tags.format(tag))
+    assert_problem(answer, 412, "Precondition Failed", "If-Match", now)
+    assert api.get(PATH).json["description"] == "theirs"
+    assert send(api, method, PATH, body, If_Match=now).status_int in (200, 204)
+
+
+@pytest.mark.parametrize("tags", ["", "x", '"x', "W/", '"x" "y"', "* , *", '*, "x"', 'w/"x"', "\xff"])
+@pytest.mark.parametrize(("method", "body"), CHANGES)
+def test_tags_that_cannot_be_read_refuse_a_change(api, tag, method, body, tags):
+    answer = send(api, method, PATH, body, If_Match=tags)
+    assert_problem(answer, 422, "Unprocessable Content", "headers.If-Match", "in quotes")
+    assert api.get(PATH).headers["ETag"] == tag
+
+
+def test_what_would_be_refused_anyway_is_refused_for_that_reason(api, tag):
+    # RFC 9110, section 13.2.1
+    for method, body in CHANGES:
+        assert send(api, method, "/stations/7", body, If_Match='"x"').status_int == 404
+        assert send(api, method, "/stations/7", body, If_Match="*").status_int == 404
+    new_transaction(api)
+    assert send(api, "DELETE", PATH, If_Match='"x"').status_int == 409
+    assert send(api, "PUT", PATH, {}, If_Match='"x"').status_int == 422
+
+
+def test_of_sixteen_people_who_change_the_same_station_one_succeeds(api, tag):
+    bodies = [{"description": str(number)} for number in range(16)]
+    answers = at_once(16, lambda: send(api, "PUT", PATH, bodies.pop(), If_Match=tag))
+    assert sorted(answer.status_int for answer in answers) == [200] + [412] * 15
+    (changed,) = [answer for answer in answers if answer.status_int == 200]
+    assert api.get(PATH).json == changed.json

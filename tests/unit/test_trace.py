@@ -1,0 +1,46 @@
+"""X-Request-ID: every answer has one, and so have the log lines of that request."""
+
+import pytest
+
+from calls import at_once, every_path, new_station, send, service
+
+GIVEN = ["a", "Z9._-", "0" * 64, "01a20ba3-dd5d-70fd-810d-baf08fa0945c"]
+NOT_TAKEN = ["", "0" * 65, "a b", "a,b", "ü", "a\tb", "a/b", "a=1", '"a"']
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_an_id_that_is_given_is_in_the_answer(api, given):
+    new_station(api)
+    for path, methods in every_path().items():
+        for method in [*methods, "OPTIONS", "TRACE"]:
+            answer = send(api, method, path, X_Request_ID=given)
+            assert answer.headers["X-Request-ID"] == given, (method, path)
+    assert send(api, "GET", "/nope", X_Request_ID=given).headers["X-Request-ID"] == given
+
+
+@pytest.mark.parametrize("given", NOT_TAKEN)
+def test_an_id_that_could_not_stand_in_a_log_is_replaced(api, given):
+    answers = [send(api, "GET", "/stations", X_Request_ID=given) for _ in range(2)]
+    ids = {answer.headers["X-Request-ID"] for answer in answers}
+    assert len(ids - {given}) == 2
+    assert {len(one) for one in ids} == {16}
+
+
+def test_requests_at_once_do_not_mix_up_their_ids(api):
+    ids = [f"request-{number}" for number in range(16)]
+
+    def create():
+        wanted = ids.pop()
+        answer = send(api, "POST", "/stations", {"description": wanted}, X_Request_ID=wanted)
+        return answer.headers["X-Request-ID"] == wanted == answer.json["description"]
+
+    assert all(at_once(16, create))
+
+
+def test_the_line_of_the_ledger_has_the_id_of_the_request(api, caplog):
+    new_station(api)
+    with caplog.at_level("DEBUG", "ledger"):
+        send(api, "POST", "/transactions", {"station_id": 1}, X_Request_ID="abc")
+        service().ledger.change(lambda database: None)  # after the batch before it
+    stored = [record for record in caplog.records if "is stored" in record.msg]
+    assert [record.request for record in stored] == ["abc"]
