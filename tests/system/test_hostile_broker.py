@@ -78,7 +78,7 @@ def assert_bounded(said: str, seconds: float) -> None:
     assert [
         line
         for line in lines
-        if not re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ [a-z._]+: ", line)
+        if not re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z [A-Z]+ [a-z._]+: ", line)
     ] == []
     assert [line for line in lines if not line.isprintable() or len(line) > LINE] == []
     assert said.count("\n") == len(lines)
