@@ -55,7 +55,7 @@ class Worker(ThreadWorker):
             self.murder_keepalived()
             enabled = True
         super().set_accept_enabled(enabled)
-        if not self.alive:
+        if not enabled and not self.alive:
             self.accept_the_last()
 
     def accept_the_last(self) -> None:

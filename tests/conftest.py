@@ -4,7 +4,8 @@ import hypothesis
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from programs import Postgres, Program
+from postgres import Postgres
+from programs import Program
 
 ROWS = pytest.StashKey[list]()
 

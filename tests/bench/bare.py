@@ -10,7 +10,8 @@ from schemas import NewTransaction, Station, Status, Transaction
 
 KEY = UUID("01a20ba3-dd5d-70fd-810d-baf08fa0945c")
 NOW = datetime(2026, 3, 28, 0, 18, 13, 786299, tzinfo=UTC)
-ANSWER = msgspec.json.encode(Transaction(KEY, Station(1, "Teste"), Status.PENDING, NOW, NOW))
+REST = Status.PENDING, NOW, NOW, 0, None, None
+ANSWER = msgspec.json.encode(Transaction(KEY, Station(1, "Teste"), *REST))
 
 app = Bottle()
 
@@ -21,4 +22,4 @@ def create_transaction():
     response.status = 201
     response.content_type = "application/json"
     response.set_header("Location", f"/transactions/{KEY}")
-    return msgspec.json.encode(Transaction(KEY, Station(body.station_id, "Teste"), Status.PENDING, NOW, NOW))
+    return msgspec.json.encode(Transaction(KEY, Station(body.station_id, "Teste"), *REST))

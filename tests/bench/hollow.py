@@ -36,12 +36,9 @@ class Hollow(Ledger):
     def _write(self, jobs):
         time.sleep(COMMIT)
         for counter, job in enumerate(job for job in jobs if job.item):
-            key = uuid7(self.clock.wall(), counter)
-            job.finish(
-                Transaction(
-                    key, Station(job.item.station_id, "Teste"), Status.PENDING, NOW, NOW, 0, None, None
-                )
-            )
+            draft, rest = job.item, (Status.PENDING, NOW, NOW, 0, None, None)
+            draft.id = uuid7(self.clock.wall(), counter)
+            job.finish(Transaction(draft.id, Station(draft.station_id, "Teste"), *rest))
 
 
 class Service:

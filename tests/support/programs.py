@@ -19,8 +19,6 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-import psycopg
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 MIGRATIONS = str(ROOT / "migrations")
 PROCFILE = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
@@ -303,91 +301,4 @@ class Nginx(HttpServer):
     def close(self, seconds: float = 5) -> None:
         """End it and remove its folder."""
         super().close(seconds)
-        shutil.rmtree(self.folder)
-
-
-class Postgres(Program):
-    """A real PostgreSQL with its own cluster, which is removed at the end."""
-
-    def __init__(self, port: int | None = None):
-        # PostgreSQL refuses to run as root, and another user may not enter pytest's folders.
-        folder = Path(tempfile.mkdtemp(prefix="energy2go-postgres-"))
-        folder.chmod(0o755)
-        programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))[
-            -1
-        ]
-        self.user = (
-            [] if os.geteuid() else ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-        )
-        self.cluster, self.count = folder / "cluster", 0
-        self.cluster.mkdir()
-        if self.user:
-            shutil.chown(self.cluster, "postgres", "postgres")
-        initdb = [
-            *self.user,
-            str(programs / "initdb"),
-            "-A",
-            "trust",
-            "-U",
-            "energy2go",
-            "-E",
-            "UTF8",
-            str(self.cluster),
-        ]
-        subprocess.run(initdb, check=True, capture_output=True, cwd="/")
-        self.port = port or free_port()
-        self.holder = HELD.pop() if not port else None  # keeps the port as long as this object lives
-        options = ["-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=200"]
-        # Without this, it syncs thousands of files one by one after a crash.
-        options += ["-c", "recovery_init_sync_method=syncfs"]
-        super().__init__(
-            "postgres",
-            [*self.user, str(programs / "postgres"), "-D", str(self.cluster), *options],
-            folder,
-            {},
-        )
-
-    def start(self):
-        super().start()
-        wait_until(lambda: listening(self.port) or not self.running, "PostgreSQL listens", 30)
-        assert self.running, self.said()
-        wait_until(lambda: self.connects() or not self.running, "PostgreSQL takes connections", 30)
-        assert self.running, self.said()
-        return self
-
-    def connects(self) -> bool:
-        """True once it accepts connections."""
-        with contextlib.suppress(psycopg.OperationalError):
-            self.execute("SELECT 1")
-            return True
-        return False
-
-    def url(self, database: str) -> str:
-        return f"postgresql://energy2go@127.0.0.1:{self.port}/{database}"
-
-    def execute(self, sql: str, database: str = "postgres") -> list[tuple]:
-        with psycopg.connect(self.url(database), autocommit=True) as connection:
-            answer = connection.execute(sql)
-            return answer.fetchall() if answer.description else []
-
-    def create(self) -> str:
-        """The URL of a new, empty database. It costs 8 MB and 0.25 s; `fresh` costs less."""
-        self.count += 1
-        self.execute(f"CREATE DATABASE test_{self.count}")
-        return self.url(f"test_{self.count}")
-
-    def fresh(self) -> str:
-        """The URL of the database that the tests of this process share, emptied, with default settings."""
-        if not self.execute("SELECT 1 FROM pg_database WHERE datname = 'shared'"):
-            self.execute("CREATE DATABASE shared")
-        self.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'shared'")
-        self.execute("ALTER DATABASE shared RESET ALL")
-        self.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public", "shared")
-        return self.url("shared")
-
-    def remove(self) -> None:
-        """Stop it at once and remove its folder."""
-        self.stop(signal.SIGQUIT)
-        if self.holder:
-            self.holder.close()
         shutil.rmtree(self.folder)

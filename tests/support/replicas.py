@@ -15,7 +15,8 @@ from kit import storage
 from kit.clock import SECOND
 from load import Load
 from models import Draft, Timeouts
-from programs import Broker, Equipment, Postgres, Program, Service, listening, wait_until
+from postgres import Postgres
+from programs import Broker, Equipment, Program, Service, listening, wait_until
 
 TIMEOUTS = Timeouts(retry=5 * SECOND, timeout=60 * SECOND)
 NOW = int(time.time() * SECOND)

@@ -94,8 +94,11 @@ def test_a_transaction_is_followed_by_its_id_and_the_log_is_silent_otherwise(ser
     assert events() == [f"transaction_{event}" for event in wanted]
     wait_until(lambda: key in verbose.output.read_text(), "the equipment's line")
     wait_until(lambda: f"GET /transactions/{key}" in started.said(), "the line of the request")
-    of_request = [line["event"] for line in records(started) if line["request_id"] == "mine"]
-    assert of_request == ["transaction_stored", "request"]
+
+    def of_request() -> list[str]:
+        return [line["event"] for line in records(started) if line["request_id"] == "mine"]
+
+    wait_until(lambda: of_request() == ["transaction_stored", "request"], "both lines of the first request")
     started.stop()
     started.log.unlink()
     started.environment |= {"LOG_LEVEL": "INFO"}

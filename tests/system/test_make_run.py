@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from desk import Desk, copy_tree
-from programs import ROOT, free_port, listening, wait_until
+from programs import ROOT, Program, free_port, listening, wait_until
 
 TIME = re.compile(r"\d\d:\d\d:\d\d")
 TROUBLE = re.compile("warn|error|traceback|exception|refused|make", re.IGNORECASE)
@@ -168,6 +168,15 @@ def test_closing_the_terminal_stops_everything(run):
     assert not listening(port)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_stop_it_like_ctrl_c(run, number):
+    desk = run()
+    desk.wait_for("ready")
+    os.kill(desk.launcher, number)
+    assert desk.wait() == 0
+    assert desk.said().index("stopping") < desk.said().index("Shutting down: Master")
+
+
 def test_changed_requirements_without_a_network_leave_a_venv_that_works(run, folder):
     with (folder / "requirements.txt").open("a") as requirements:
         requirements.write("a-package-that-is-not-installed==1.0\n")
@@ -177,6 +186,14 @@ def test_changed_requirements_without_a_network_leave_a_venv_that_works(run, fol
     assert "requirements.txt could not be installed; .venv stays as it was.\n" in desk.said()
     desk.interrupt()
     assert desk.wait() == 0
+
+
+def test_the_broker_writes_times_like_the_others(broker, tmp_path):
+    (tmp_path / "twin").mkdir()
+    twin = Program("twin", broker.command, tmp_path / "twin", broker.environment).start()
+    assert twin.process.wait(10) != 0
+    error = r"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ: Error: Address already in use$"
+    assert re.search(error, twin.said(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])

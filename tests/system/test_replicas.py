@@ -16,7 +16,8 @@ import pytest
 from clients import drive, request
 from kit import storage
 from peer import Peer
-from programs import Nginx, Postgres, Program, Service, free_port, wait_until
+from postgres import Postgres
+from programs import Nginx, Program, Service, free_port, wait_until
 from replicas import Replicas, metric, store
 
 COUNT = 300

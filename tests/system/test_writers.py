@@ -16,7 +16,8 @@ from kit.settings import Settings
 from kit.writer import Job
 from ledger import Ledger, change, create, settle
 from models import Draft
-from programs import MIGRATIONS, Postgres, free_port, wait_until
+from postgres import Postgres
+from programs import MIGRATIONS, free_port, wait_until
 from replicas import NOW, TIMEOUTS, store, writing
 from schemas import Status, Verdict
 from stepped import ledger

@@ -2,7 +2,11 @@
 
 import pytest
 
+import models
 from calls import serving
+from kit import storage
+from programs import MIGRATIONS
+from queries import Queries
 
 
 @pytest.fixture
@@ -16,3 +20,17 @@ def guarded(tmp_path):
     """The same with an API token."""
     with serving(tmp_path, api_token="open sesame") as api:
         yield api
+
+
+@pytest.fixture
+def database(database_url):
+    database = storage.connect(database_url, 5)
+    storage.prepare(database, MIGRATIONS, models.TABLES)
+    models.create_station(database, "Teste")
+    yield database
+    database.close_all()
+
+
+@pytest.fixture
+def queries(database):
+    return Queries(database)

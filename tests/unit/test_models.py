@@ -1,8 +1,6 @@
-"""The rules of a transaction's life, and the plan of every query."""
+"""The rules of a transaction's life."""
 
-import time
-from functools import partial
-from uuid import RFC_4122, UUID, uuid4
+from uuid import RFC_4122, uuid4
 
 import pytest
 from peewee import IntegrityError, OperationalError
@@ -11,66 +9,12 @@ import models
 from kit import storage
 from kit.clock import SECOND, moment
 from kit.errors import Conflict, NotFound, Unprocessable
-from kit.events import FIRST
-from models import Draft, Settled, Timeouts
-from programs import MIGRATIONS
+from models import Draft
+from queries import MANY, NOW, TIMEOUTS
 from schemas import Status, Verdict
 
-TIMEOUTS = Timeouts(retry=5 * SECOND, timeout=60 * SECOND)
-NOW = int(time.time() * SECOND)
-MANY = 10_000
 only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-
-
-@pytest.fixture
-def database(database_url):
-    database = storage.connect(database_url, 5)
-    storage.prepare(database, MIGRATIONS, models.TABLES)
-    models.create_station(database, "Teste")
-    yield database
-    database.close_all()
-
-
-class Queries:
-    """The functions of `models`, called with a test's database and with one clock for both times."""
-
-    def __init__(self, database):
-        self.database = database
-
-    def __getattr__(self, name):
-        return partial(getattr(models, name), self.database)
-
-    def create(self, count=1, now=NOW, room=MANY, key=None) -> list[UUID]:
-        drafts = [Draft(1, key) for _ in range(count)]
-        self.store(drafts, now, room)
-        return [draft.id for draft in drafts]
-
-    def store(self, drafts, now=NOW, room=MANY):
-        return models.create_transactions(self.database, drafts, now, now, TIMEOUTS, room)
-
-    def settle(self, verdicts: dict, now) -> list[Settled]:
-        return models.settle(self.database, [Verdict(*verdict) for verdict in verdicts.items()], now, now)
-
-    def expire(self, now) -> list[UUID]:
-        return models.expire(self.database, now, now)
-
-    def claim(self, now, limit=MANY, waiting=False) -> list[UUID]:
-        return [question.transaction_id for question, _ in self.questions(now, limit, waiting)]
-
-    def questions(self, now, limit=MANY, waiting=False) -> list:
-        return models.claim(self.database, now, TIMEOUTS, limit, waiting)
-
-    def status(self, key: UUID) -> Status:
-        return models.get_transaction(self.database, key).status
-
-    def count(self) -> int:
-        return storage.execute(self.database, 'SELECT count(*) FROM "transaction"')[0][0]
-
-
-@pytest.fixture
-def queries(database):
-    return Queries(database)
 
 
 @only_sqlite
@@ -312,71 +256,6 @@ def test_a_page_goes_on_where_the_last_one_ended(queries):
     first = queries.list_transactions(3)
     rest = queries.list_transactions(10, first[-1].id, [Status.PENDING], 1)
     assert [transaction.id for transaction in first + rest] == keys[::-1]
-
-
-def every_query(queries) -> None:
-    """Call everything in `models` that reads or writes."""
-    (key,) = queries.create()
-    storage.check(queries.database)
-    queries.get_station(1)
-    queries.list_stations(5, 1)
-    queries.change_station(1, "other")
-    queries.create_station("another")
-    queries.delete_station(2)
-    queries.get_transaction(key)
-    for after in (None, key):
-        for wanted in ([], [Status.ERROR]):
-            for station in (None, 1):
-                queries.list_transactions(5, after, wanted, station)
-    queries.statuses([key])
-    queries.create(key="key")
-    queries.room()
-    queries.pending()
-    queries.newest_update()
-    queries.newest_change()
-    for station in (None, 1):
-        queries.changes((NOW, key), 5, station)
-    for waiting in (False, True):
-        queries.claim(NOW, 5, waiting)
-        queries.ask_again(NOW, waiting)
-    queries.expire(NOW)
-    queries.settle({key: "ERROR"}, NOW)
-    queries.delete_finished(NOW + 1, FIRST, 5)
-
-
-@pytest.fixture
-def planned(caplog, queries) -> list[tuple]:
-    """Every statement that looks for rows, with its values."""
-    with caplog.at_level("DEBUG", "peewee"):
-        every_query(queries)
-    statements = [record.msg for record in caplog.records if record.name == "peewee"]
-    planned = [
-        (sql, values)
-        for sql, values in statements
-        if sql.split()[0] in ("SELECT", "UPDATE", "DELETE", "WITH")
-    ]
-    assert len(planned) > 25
-    return planned
-
-
-@only_postgresql
-def test_no_query_needs_to_scan_a_table_in_postgresql(database, planned):
-    # PostgreSQL scans a table this small unless we forbid it. Then every query must have an index.
-    database.execute_sql("SET enable_seqscan = off")
-    for sql, values in planned:
-        plan = "\n".join(step for (step,) in database.execute_sql(f"EXPLAIN {sql}", values).fetchall())
-        assert "Seq Scan" not in plan, (plan, sql)
-
-
-@only_sqlite
-def test_no_query_scans_a_table_in_sqlite(database, planned):
-    for sql, values in planned:
-        for *_, step in database.execute_sql(f"EXPLAIN QUERY PLAN {sql}", values).fetchall():
-            # In the order of the primary key, a scan stops after a page; what is due was limited before.
-            orders = "t USING INDEX sqlite_autoindex_transaction_1", "COVERING INDEX transaction_updated_id"
-            allowed = step.endswith(orders) and "ORDER BY" in sql
-            allowed = allowed or step in ("SCAN due", "SCAN opened", "SCAN part")
-            assert "SCAN" not in step or allowed or "CONSTANT" in step, (step, sql)
 
 
 def test_an_id_that_was_never_stored_is_not_found(queries):

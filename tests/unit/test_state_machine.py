@@ -226,7 +226,7 @@ def test_the_ledger_and_the_table_of_states_never_disagree(tmp_path, monkeypatch
         run_state_machine_as_test(
             Life,
             settings=settings(
-                max_examples=120, stateful_step_count=40, suppress_health_check=list(HealthCheck)
+                max_examples=60, stateful_step_count=40, suppress_health_check=list(HealthCheck)
             ),
         )
     finally:

@@ -6,9 +6,9 @@ import time
 from contextlib import closing
 
 import pytest
-from kit.ids import uuid7
 from playwright.sync_api import expect
 
+from kit.clock import uuid7
 from load import Load
 from programs import wait_until
 from tab import button, chart, live, rows

@@ -1,0 +1,76 @@
+"""The plan of every query: none scans a table."""
+
+import pytest
+
+from kit import storage
+from kit.events import FIRST
+from queries import NOW
+from schemas import Status
+
+only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+
+def every_query(queries) -> None:
+    """Call everything in `models` that reads or writes."""
+    (key,) = queries.create()
+    storage.check(queries.database)
+    queries.get_station(1)
+    queries.list_stations(5, 1)
+    queries.change_station(1, "other")
+    queries.create_station("another")
+    queries.delete_station(2)
+    queries.get_transaction(key)
+    for after in (None, key):
+        for wanted in ([], [Status.ERROR]):
+            for station in (None, 1):
+                queries.list_transactions(5, after, wanted, station)
+    queries.statuses([key])
+    queries.create(key="key")
+    queries.room()
+    queries.pending()
+    queries.newest_update()
+    queries.newest_change()
+    for station in (None, 1):
+        queries.changes((NOW, key), 5, station)
+    for waiting in (False, True):
+        queries.claim(NOW, 5, waiting)
+        queries.ask_again(NOW, waiting)
+    queries.expire(NOW)
+    queries.settle({key: "ERROR"}, NOW)
+    queries.delete_finished(NOW + 1, FIRST, 5)
+
+
+@pytest.fixture
+def planned(caplog, queries) -> list[tuple]:
+    """Every statement that looks for rows, with its values."""
+    with caplog.at_level("DEBUG", "peewee"):
+        every_query(queries)
+    statements = [record.msg for record in caplog.records if record.name == "peewee"]
+    planned = [
+        (sql, values)
+        for sql, values in statements
+        if sql.split()[0] in ("SELECT", "UPDATE", "DELETE", "WITH")
+    ]
+    assert len(planned) > 25
+    return planned
+
+
+@only_postgresql
+def test_no_query_needs_to_scan_a_table_in_postgresql(database, planned):
+    # PostgreSQL scans a table this small unless we forbid it. Then every query must have an index.
+    database.execute_sql("SET enable_seqscan = off")
+    for sql, values in planned:
+        plan = "\n".join(step for (step,) in database.execute_sql(f"EXPLAIN {sql}", values).fetchall())
+        assert "Seq Scan" not in plan, (plan, sql)
+
+
+@only_sqlite
+def test_no_query_scans_a_table_in_sqlite(database, planned):
+    for sql, values in planned:
+        for *_, step in database.execute_sql(f"EXPLAIN QUERY PLAN {sql}", values).fetchall():
+            # In the order of the primary key, a scan stops after a page; what is due was limited before.
+            orders = "t USING INDEX sqlite_autoindex_transaction_1", "COVERING INDEX transaction_updated_id"
+            allowed = step.endswith(orders) and "ORDER BY" in sql
+            allowed = allowed or step in ("SCAN due", "SCAN opened", "SCAN part")
+            assert "SCAN" not in step or allowed or "CONSTANT" in step, (step, sql)
