@@ -20,7 +20,8 @@ from schemas import Status, Verdict
 from stack import STATION, Stack
 from traffic import POST
 
-STATIONS = 4  # few enough that a filtered page is full even with a thousand rows
+STATIONS = 4  # with transactions: few enough that a filtered page is full even with a thousand rows
+ALL_STATIONS = 10_000  # a search reads them all
 BATCH = 32  # rows in one write: what the ledger finds in its queue at 32 clients
 SAMPLE = 100  # rows that are read by id, spread over the table
 DEPTH = 10  # the deep page begins after all but a tenth of the rows
@@ -55,7 +56,7 @@ class Rows:
             database.execute("PRAGMA synchronous = OFF")
             database.execute("BEGIN")
             database.executemany(
-                "INSERT INTO station (description) VALUES (?)", [(f"{n}",) for n in range(STATIONS)]
+                "INSERT INTO station (description) VALUES (?)", [(f"{n}",) for n in range(ALL_STATIONS)]
             )
             database.execute(
                 FILL, {"rows": rows, "stations": STATIONS, "now": time.time_ns() // 1000 - AGE * DAY}
@@ -110,6 +111,8 @@ class Rows:
             models.list_transactions(database, 50, self.deep)
         with self._timed("filtered page"):
             models.list_transactions(database, 50, None, [Status.ERROR], STATION)
+        with self._timed("search in 10,000 stations"):
+            models.list_stations(database, 50, 0, f"{ALL_STATIONS - 1}")
 
     def requests(self, stack: Stack, repeats: int) -> None:
         """Time `repeats` requests of each kind to a service on these rows, one after the other."""
