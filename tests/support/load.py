@@ -72,7 +72,7 @@ class Load:
                 self._stop.wait(0.05)
                 continue
             self.statuses[answer.status] += 1
-            if answer.status == 201:
+            if answer.status in (200, 201):  # 200: a proxy has sent it twice
                 self.accepted.append(json.loads(body)["id"])
             else:
                 (self.unknown if UNKNOWN in body.decode() else self.refused).append(key)

@@ -134,7 +134,7 @@ def test_a_replica_that_dies_is_passed_over(postgres, service, nginx, equipment)
         said = len(proxy.output.read_text())
         wait_until(lambda: f":{replica.port}\n" in proxy.output.read_text()[said:], "it has its share again")  # noqa: B023
     load.stop()
-    assert set(load.statuses) == {201}
+    assert set(load.statuses) <= {200, 201}
     assert not load.broken
     stored = {
         str(key) for (key,) in postgres.execute('SELECT id FROM "transaction"', url.rpartition("/")[2])
