@@ -15,7 +15,6 @@ from scripted import (
     QUESTION,
     ScriptedBroker,
     confirm,
-    in_turn,
     nothing,
     packet,
     puback,
@@ -67,14 +66,16 @@ def asked(broker: ScriptedBroker) -> list:
 )
 def test_a_refusal_is_said_until_a_question_is_taken(start, scripted, code, reason):
     """The sentence outlives reconnects, and nothing expires; a PUBACK below 0x80 ends it, and all settle."""
-    refusals = [puback(code)] * 3
-    broker = scripted(publish=in_turn(*refusals, take_and_confirm))
+    refuses = threading.Event()
+    refuses.set()
+    broker = scripted(publish=lambda *ask: (puback(code) if refuses.is_set() else take_and_confirm)(*ask))
     pair = start(broker.port, validation_timeout=2)
     pair.ready()
     keys = [pair.create() for _ in range(5)]
     pair.says(REFUSES, reason, seconds=6)
     broker.connection(2)
     assert REFUSES in pair.listener.problem
+    refuses.clear()
     pair.ready()
     wait_until(lambda: pair.count("COMPLETED") == len(keys), "all are settled")
     assert pair.count("EXPIRED") == 0

@@ -202,8 +202,8 @@ def test_a_filter_that_the_service_refuses_is_said_until_it_is_changed(running, 
     with tab.trouble():  # 422
         page.goto(f"{service.url}/?status=DONE&created_from=yesterday")
         expect(page.locator(NOTICES)).to_contain_text("query.")
-    page.get_by_role("button", name="Clear").click()
-    expect(page.locator(NOTICES)).to_be_empty()
+        page.get_by_role("button", name="Clear").click()
+        expect(page.locator(NOTICES)).to_be_empty()
     expect(rows(page)).to_have_count(1)
 
 
