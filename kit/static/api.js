@@ -24,7 +24,7 @@ function bearer() {
   return String.fromCharCode(...new TextEncoder().encode(sessionStorage.getItem(TOKEN)));
 }
 
-/** The service's time of day in ms, whatever the clock of this machine says. */
+/** The service's time of day in ms. The clock of this machine may be wrong. */
 export const now = () => Date.now() + ahead;
 let ahead = 0;
 
