@@ -24,10 +24,10 @@ fix: .venv/dev ## fix what ruff can fix, and format the Python and the C
 	.venv/bin/ruff format
 	.venv/bin/clang-format -i validator/*.[ch]
 
-test: lint setup browser ## run every check and every test on both databases, in ten minutes
+test: lint setup browser ## run every check and every test on both databases, in twelve minutes
 	@$(MAKE) -s -C validator lint validator-asan test_rules
 	@mkdir -p var
-	$(PYTEST) -n 4 --dist worksteal
+	$(PYTEST) -n 3 --dist worksteal
 
 test-faults: .venv/dev setup ## inject each fault many times under load and print a table
 	@mkdir -p var
@@ -37,7 +37,7 @@ coverage: .venv/dev setup browser ## run every test and print which lines and br
 	@$(MAKE) -s -C validator validator-asan test_rules
 	@mkdir -p var
 	@rm -f var/coverage*
-	.venv/bin/coverage run -m pytest --basetemp=var/test -n 4 --dist worksteal
+	.venv/bin/coverage run -m pytest --basetemp=var/test -n 3 --dist worksteal
 	.venv/bin/coverage combine -q
 	.venv/bin/coverage report
 
@@ -48,7 +48,7 @@ docker-test: .venv/dev ## build the containers, run them, break them, and remove
 bench: .venv/dev setup ## measure speed, growth and crowds against a bare route, in 5 minutes
 	@$(BENCH) tests/bench/run.py
 
-soak: .venv/dev setup ## run a year in ten minutes, with retention and faults, and print what grows
+soak: .venv/dev setup ## run a year in twelve minutes, with retention and faults, and print what grows
 	@$(BENCH) tests/bench/soak.py
 
 backup: .venv/run ## copy the database while the service runs, and print the name of the copy
