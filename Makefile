@@ -48,7 +48,7 @@ docker-test: .venv/dev ## build the containers, run them, break them, and remove
 bench: .venv/dev setup ## measure speed, growth and crowds against a bare route, in 5 minutes
 	@$(BENCH) tests/bench/run.py
 
-soak: .venv/dev setup ## run a year in twelve minutes, with retention and faults, and print what grows
+soak: .venv/dev setup ## run a year in ten minutes, with retention and faults, and print what grows
 	@$(BENCH) tests/bench/soak.py
 
 backup: .venv/run ## copy the database while the service runs, and print the name of the copy
