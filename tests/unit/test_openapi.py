@@ -255,6 +255,11 @@ def provoke_everything(api, document):
         yield assert_as_documented(document, "POST", "/transactions/{id}/retry", answer)
         execute(service().store.database, """UPDATE "transaction" SET status = 'EXPIRED'""")
 
+    yield from provoke_refusals(api, document, token)
+
+
+def provoke_refusals(api, document, token: dict):
+    """Provoke what every route refuses in the same way."""
     for method, path in WITH_BODY:
         for body, content_type, status in [(b"{", JSON, 400), (LONG, JSON, 413), ({}, "text/plain", 415)]:
             answer = send(api, method, path.format(id=1), body, content_type, **token)
