@@ -8,6 +8,7 @@ RUN pip install --no-cache-dir --root-user-action=ignore -r requirements.txt \
 COPY pyproject.toml *.py ./
 COPY kit kit
 COPY migrations migrations
+COPY static static
 # Compile now, because at run time the root file system is read-only. Make everything readable, in case the checkout
 # was made with umask 077. A new volume at var/ takes its owner from this directory.
 RUN chmod -R a+rX . && python -m compileall -q . && install -d -o 10001 -g 10001 var

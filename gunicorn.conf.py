@@ -8,26 +8,26 @@ import time
 from typing import Any
 
 import msgspec
-from bottle import request
 
-from kit import logs, worker
-from kit.errors import Refusal
+from kit import logs, server
 from kit.settings import load, unknown_names
 
 settings = load()
 
-
-room = worker.room(settings.threads, settings.waits, worker.files(), worker.processes())
-wanted, settings = settings.waits, msgspec.structs.replace(settings, waits=room.waits)
-worker_connections, threads = room.connections, room.threads
+OTHER_CLIENTS = 50  # connections that are kept free of waits and streams
+worker_connections = server.connections()
+wanted, room = settings.waits, max(0, worker_connections - OTHER_CLIENTS)
+settings = msgspec.structs.replace(settings, waits=min(wanted, room))
 bind = settings.bind
-worker_class = worker.Worker
+worker_class = server.Worker
 workers = 1
 keepalive = 30  # seconds
 graceful_timeout = 3  # seconds; `make run` kills after 5
+asgi_lifespan = "off"  # the hooks below start and stop the service, after SIGINT too
+asgi_disconnect_grace_period = 0  # a client that has gone gives its place back at once
 forwarder_headers = ""  # no client sets SCRIPT_NAME or PATH_INFO
 control_socket_disable = True  # it would lie in the home directory
-logger_class = logs.RequestLog
+logger_class = logs.Quiet
 logconfig_dict = logs.configuration(settings)
 
 LOOK = 0.1  # seconds; how often a service that has just started looks whether it is ready
@@ -48,9 +48,8 @@ def when_ready(server: Any) -> None:
         # A container does not know who can reach its port.
         reached = f"every machine that can reach BIND={settings.bind} can use the service"
         warn(server, "open", f"no API_TOKEN is set, so {reached}")
-    if room.waits < wanted:
-        limits = "the limits of descriptors and processes"
-        warn(server, "few_waits", f"{limits} leave room for WAITS={room.waits} only")
+    if settings.waits < wanted:
+        warn(server, "few_waits", f"the limit of descriptors leaves room for WAITS={settings.waits} only")
     for name in unknown_names():
         warn(server, "unknown_variable", f".env names {name}, which no program reads")
 
@@ -62,24 +61,21 @@ def warn(server: Any, event: str, sentence: str) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Start the service in the process that answers requests; SIGHUP loads new code here."""
-    from app import Service, app
+    from app import Service
 
     stay_on_one_processor()
     threading.excepthook = end_the_process
-    app.add_hook("before_request", lambda: request.environ.update({"wsgi.errors": logs.Failures()}))
     worker.service = contextlib.ExitStack()
-    service = worker.service.enter_context(Service(settings, stopping=lambda: not worker.alive))
+    service = worker.service.enter_context(Service(settings, worker.loop))
+    worker.on_stop = service.end_waits
     worker.started_by = os.getpid()
     threading.Thread(target=say_when_ready, args=(worker, service), name="ready", daemon=True).start()
 
 
 def say_when_ready(worker: Any, service: Any) -> None:
     """Wait until broker, equipment and database are ready, and say so."""
-    from app import readyz
-
     while worker.alive:
-        with contextlib.suppress(Refusal):
-            readyz(service)
+        if not any(service.problems().values()):
             say_ready(worker.log)
             return
         time.sleep(LOOK)
@@ -116,6 +112,7 @@ def end_the_process(args: threading.ExceptHookArgs) -> None:
     """End the process if a thread dies, as it would forget requests. gunicorn starts another."""
     about = {"event": "thread_died"}
     logging.critical("a thread died; the process ends", exc_info=args.exc_value, extra=about)
+    logging.shutdown()
     os._exit(1)  # 3 and 4 would halt gunicorn
 
 

@@ -1,198 +1,94 @@
-"""The ledger: everything that changes a row is a job of its one thread (`kit.writer`).
+"""The ledger: one thread that does every write. It commits all the jobs that wait, and then answers them.
 
-A batch settles verdicts, changes stations, stores new transactions and asks about them. When it is time, the
-same thread expires what is late and asks again what is due. Questions are published after the commit.
+One commit, and so one fsync, serves a whole batch; no job learns its result before it. A bad job only hurts
+itself. `batch.py` says what the jobs do. Questions are published after the commit.
 """
 
+import asyncio
 import logging
+import os
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from queue import Empty, Full, SimpleQueue
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from uuid import UUID
 
 from peewee import Database
 from prometheus_client import Histogram
 from prometheus_client.core import Metric
 
-import models
+import batch
+from batch import ROUND, Batch, Publisher, State
 from kit import metrics
 from kit.clock import SECOND, Clock
-from kit.errors import Refusal
-from kit.events import FIRST
+from kit.errors import Unavailable
 from kit.logs import note
 from kit.settings import Settings
-from kit.storage import ERRORS, Store
-from kit.waiting import Idle, Waiting
-from kit.writer import Job, JobQueue, Writer
-from models import Asked, Draft, Settled, Timeouts
-from schemas import Status, Transaction, Verdict
+from kit.storage import LONGEST_WRITE, OPENING, InDoubt, NotWritten, Store, is_postgresql
+from kit.threads import hand_over, resolve
+from kit.trace import REQUEST
+from models import Draft, Timeouts
+from schemas import Status, Transaction
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+PATIENCE = 10.0  # seconds that a request waits until its job is taken, and that a commit may be in doubt
+QUEUE = 10_000  # jobs that may wait
+BATCH = 500  # jobs that one commit takes
 BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60)  # seconds
-ROUND = SECOND // 4  # how often the ledger looks for questions that are late or due
 DAY = 24 * 60 * 60 * SECOND
-DELETION = 300  # transactions that one round deletes at most
-LOOK = SECOND // 10  # how often it looks for verdicts that another process stored
+STOPPING = "The service is stopping; nothing was stored."
+NOT_WRITTEN = "The database cannot be written; nothing was stored: {}."
+FULL = "Too many requests are waiting; nothing was stored."
+BUSY = "The database was busy for too long; nothing was stored."
+UNKNOWN = "The outcome is unknown. Send the request again with the same Idempotency-Key."
 
 
-class Publisher(Protocol):
-    """What the ledger needs of the listener."""
+class Job:
+    """One item for a batch function. After the commit `then` is called, and the request gets the result.
 
-    unreadable: int  # messages that were ignored
-    session: int  # how often it was subscribed
+    A `repeatable` job can run again after a COMMIT that failed, whether or not it was stored.
+    """
 
-    @property
-    def alive(self) -> bool: ...  # False once its thread has died
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        item: Any,
+        then: Callable[[Any], None] | None = None,
+        repeatable: bool = False,
+    ):
+        self.function, self.item, self.then, self.repeatable = function, item, then, repeatable
+        self.result: Any = None
+        self.request = REQUEST.get()  # the id of the request that waits for it
+        self.future: asyncio.Future[Any] | None = None  # of that request
+        self.in_doubt = False  # its COMMIT failed, so it may be stored
+        self._taken = threading.Lock()
 
-    @property
-    def subscribed(self) -> bool: ...  # True while questions can be asked and answered
-
-    def publish(self, questions: Iterable[Asked]) -> None: ...
-
-    def held(self, seconds: float) -> list[UUID]: ...  # questions that the broker has not taken for so long
-
-    def watch(self) -> None: ...  # notice a broker that no longer answers
-
-
-class Creation(Job):
-    """Stores a draft. Its id is fixed, so that after a failed COMMIT the same row can be written again."""
-
-    repeatable = True
-
-
-class Batch:
-    """One database transaction: its times, and what to do after its commit."""
-
-    def __init__(self, ledger: "Ledger"):
-        self.database, self.publisher = ledger.store.database, ledger.publisher
-        self.timeouts, self.room, self.session = ledger.timeouts, ledger.room, ledger.session
-        self.retention, self.deleted = ledger.retention, ledger.deleted
-        # Taken under the lock that orders commits, so `updated` rises with every commit of every process.
-        self.now = max(ledger.clock.wall(), models.newest_update(self.database) + 1)
-        self.clock = ledger.clock.steady()
-        self.questions: list[Asked] = []  # to publish
-        self.changed: list[UUID] = []  # no longer PENDING: wake those who wait for these
-        self.counts: Counter[str] = Counter()
-        self.delays: list[int] = []  # microseconds from question to verdict
-        self.events: list[tuple[str, UUID]] = []  # to log: what it is now
-        self.more = False  # more questions can be opened at once
-
-    def take_room(self, wanted: int) -> int:
-        """How many of so many questions may be opened now."""
-        if not self.publisher.subscribed:
-            return 0
-        if self.room < wanted:
-            self.room = models.room(self.database)
-        taken = min(self.room, wanted)
-        self.room -= taken
-        return taken
-
-    def open(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Transaction | Refusal]:
-        """Call a function of `models` that makes transactions PENDING, and ask about those it says."""
-        room = self.take_room(len(items))
-        answers: list[Transaction | Refusal]
-        answers, questions = function(self.database, items, self.now, self.clock, self.timeouts, room)
-        self.room += room - len(questions)
-        self.questions += questions
-        self.counts["first"] += len(questions)
-        return answers
+    def take(self) -> bool:
+        """True for the first caller: the ledger, which runs the job, or the request, which withdraws it."""
+        return self._taken.acquire(blocking=False)
 
 
-# Batch functions: each gets all items of its kind in a batch, and returns a result for each.
+class JobQueue(SimpleQueue[Job | None]):
+    """Where jobs wait, at most QUEUE of them; None only wakes the ledger."""
+
+    def put(self, job: Job | None) -> None:  # type: ignore[override]
+        """Raises queue.Full."""
+        if self.qsize() >= QUEUE:
+            raise Full
+        super().put(job)
 
 
-def settle(batch: Batch, verdicts: Sequence[Verdict]) -> list[Settled]:
-    """Store the first verdict of each transaction."""
-    results = models.settle(batch.database, verdicts, batch.now, batch.clock)
-    for verdict, settled in zip(verdicts, results, strict=True):
-        batch.counts[settled.kind] += 1
-        if settled.kind in ("settled", "late"):
-            batch.counts[verdict.status] += 1
-            batch.changed.append(verdict.transaction_id)
-            batch.events.append((verdict.status, verdict.transaction_id))
-        if settled.delay is not None:
-            batch.delays.append(settled.delay)
-    return results
+class Ledger:
+    """The single writer, which runs while it is entered as a context manager.
 
-
-def change(batch: Batch, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
-    """Call functions of `models`; a refusal is a result too."""
-    results = []
-    for function, arguments in calls:
-        try:
-            results.append(function(batch.database, *arguments))
-        except Refusal as refusal:
-            results.append(refusal)
-    return results
-
-
-def ask_again(batch: Batch, sessions: Sequence[int]) -> list[None]:
-    """Ask everything PENDING again, since some may be lost. A new session starts the deadlines anew."""
-    models.ask_again(batch.database, batch.clock, any(sessions))
-    batch.session = max(batch.session, *sessions)
-    batch.room = 0  # count anew
-    return [None] * len(sessions)
-
-
-def create(batch: Batch, drafts: Sequence[Draft]) -> list[Transaction | Refusal]:
-    """Store new transactions as PENDING, and ask about as many as there is room for."""
-    answers = batch.open(models.create_transactions, drafts)
-    for draft, answer in zip(drafts, answers, strict=True):
-        if isinstance(answer, Transaction) and answer.id == draft.id:
-            batch.counts[Status.PENDING] += 1
-            batch.events.append(("stored", draft.id))
-    return answers
-
-
-def retry(batch: Batch, transaction_ids: Sequence[UUID]) -> list[Transaction | Refusal]:
-    """Make EXPIRED transactions PENDING again, and ask about them as about new ones."""
-    answers = batch.open(models.retry, transaction_ids)
-    again = [answer.id for answer in answers if isinstance(answer, Transaction)]
-    batch.counts[Status.PENDING] += len(again)
-    batch.events += [("retried", transaction_id) for transaction_id in again]
-    return answers
-
-
-def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
-    """Expire what is late, ask again what is due, open questions that wait; nothing while disconnected."""
-    # Until `ask_again` has started them anew, the deadlines are those of an earlier connection.
-    if not batch.publisher.subscribed or batch.session < batch.publisher.session:
-        return [None] * len(items)
-    models.hold(batch.database, batch.clock, batch.timeouts, batch.publisher.held(ROUND / SECOND))
-    expired = models.expire(batch.database, batch.now, batch.clock)
-    again = models.claim(batch.database, batch.clock, batch.timeouts, models.CLAIM)
-    room = batch.take_room(models.CLAIM)
-    opened = models.claim(batch.database, batch.clock, batch.timeouts, room, waiting=True)
-    batch.room += room - len(opened)
-    batch.questions += again + opened
-    batch.changed += expired
-    batch.events += [(Status.EXPIRED.value, transaction_id) for transaction_id in expired]
-    batch.counts.update({Status.EXPIRED: len(expired), "again": len(again), "first": len(opened)})
-    batch.more = len(opened) == models.CLAIM
-    return [None] * len(items)
-
-
-def delete_old(batch: Batch, items: Sequence[None]) -> list[None]:
-    """Delete some of the transactions that have been finished for longer than RETENTION_DAYS."""
-    before = batch.now - batch.retention
-    batch.deleted = models.delete_finished(batch.database, before, batch.deleted, DELETION)
-    return [None] * len(items)
-
-
-# Verdicts come first, so that they are settled before anything expires.
-ORDER = (settle, change, ask_again, create, retry, look_after, delete_old)
-
-
-class Ledger(Writer):
-    """The single writer. `stopping` tells whether the process is about to stop: then no request waits.
-
-    `places` is how many requests may wait, and `changed` is called after each change of a status.
+    `changed` is called after each change of a status. `stopping` is set when the process is about to stop.
     """
 
     def __init__(
@@ -201,60 +97,266 @@ class Ledger(Writer):
         store: Store,
         queue: JobQueue,
         publisher: Publisher,
-        clock: Clock | None = None,
-        stopping: Callable[[], bool] = lambda: False,
-        places: threading.Semaphore | None = None,
+        loop: asyncio.AbstractEventLoop,
         changed: Callable[[], None] = lambda: None,
+        clock: Clock | None = None,
     ):
-        self.clock, self.publisher = clock or Clock(), publisher
-        super().__init__(store, queue, ORDER, lambda: self.clock.steady() / SECOND, stopping)
+        self.store, self.queue, self.publisher, self.clock = store, queue, publisher, clock or Clock()
+        self._loop, self._changed = loop, changed
         retry, timeout = settings.validation_retry, settings.validation_timeout
-        self.timeouts = Timeouts(round(retry * SECOND), round(timeout * SECOND))
+        self._timeouts = Timeouts(round(retry * SECOND), round(timeout * SECOND))
         self.counts: Counter[str] = Counter()  # since the start: statuses, verdicts by kind, questions
         self.delays = Histogram(
             "energy2go_verdict_seconds", "Question to verdict", registry=None, buckets=DELAYS
         )
         self.sizes = Histogram("energy2go_batch_jobs", "Jobs in a batch", registry=None, buckets=BATCH_SIZES)
-        self.room = 0  # questions that may be opened; never more than models.room() says
-        self.retention = settings.retention_days * DAY  # 0: keep everything
-        self.deleted = FIRST  # up to here, in the order of `updated`
-        self.session = 0  # the listener's, once everything was asked again in it; 0: some may be lost
+        self.stopping = False
+        self.pending: tuple[int, int | None] | None = None  # what models.pending said last; None: not known
+        self._retention = settings.retention_days * DAY  # 0: keep everything
+        self._state = State()
         self._compared = False  # the clock with the newest transaction
-        self._next_round = self._next_look = 0
-        self.waiting = Waiting[UUID](places or threading.BoundedSemaphore(settings.waits))
-        self._changed = changed
+        self._next_round = self._next_recovery = self._held_since = 0
+        self._held: list[Job] = []  # repeatable jobs whose COMMIT is in doubt
+        self._stopped = False
+        self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
 
-    # Called by requests
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
 
-    def create(self, draft: Draft) -> Transaction:
+    def __exit__(self, *_: object) -> None:
+        """Write what is still in the queue, and end the thread."""
+        self.stopping = self._stopped = True
+        with suppress(Full):  # then it is awake anyway
+            self.queue.put(None)
+        self._thread.join(3)
+
+    @property
+    def problem(self) -> str:
+        """Why nothing can be written now, or nothing."""
+        since = self.store.writing_since
+        slow = bool(since) and time.monotonic() - since > LONGEST_WRITE
+        return self.store.problem or ("a write takes too long" if slow else "")
+
+    @property
+    def alive(self) -> bool:
+        """True while the thread runs."""
+        return self._thread.is_alive()
+
+    # Called by requests, in the loop
+
+    async def create(self, draft: Draft) -> Transaction:
         """Store a draft as PENDING; raises Unprocessable or Unavailable.
 
         The transaction has another id than the draft if the idempotency key was used before.
         """
-        transaction: Transaction = self.run(Creation(create, draft))
+        # The draft's id is fixed, so that after a failed COMMIT the same row can be written again.
+        transaction: Transaction = await self._run(Job(batch.create, draft, repeatable=True))
         return transaction
 
-    def retry(self, transaction_id: UUID) -> Transaction:
+    async def retry(self, transaction_id: UUID) -> Transaction:
         """Ask about an EXPIRED transaction again; raises NotFound, Conflict or Unavailable."""
-        transaction: Transaction = self.run(Job(retry, transaction_id))
+        transaction: Transaction = await self._run(Job(batch.retry, transaction_id))
         return transaction
 
-    def change(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **_: P.kwargs) -> T:
+    async def change(
+        self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs
+    ) -> T:
         """Call a function of `models` that writes; returns what it returns, or raises what it raises."""
-        result: T = self.run(Job(change, (function, values)))
+        result: T = await self._run(Job(batch.change, lambda database: function(database, *values, **named)))
         return result
 
-    def wait(self, transaction_id: UUID, seconds: float, idle: Idle = nullcontext) -> bool:
-        """Wait at most `seconds`, in the context `idle`, until a transaction is not PENDING.
+    async def _run(self, job: Job) -> Any:
+        """Hand over a job and wait for its result; after PATIENCE, withdraw it if it was not taken."""
+        if self._stopped:
+            raise Unavailable(STOPPING)
+        if problem := self.problem.replace(OPENING, ""):
+            raise Unavailable(NOT_WRITTEN.format(problem))
+        job.future = self._loop.create_future()
+        try:
+            self.queue.put(job)
+        except Full:
+            raise Unavailable(FULL) from None
+        timer = self._loop.call_later(PATIENCE, self._withdraw, job.future, job)
+        try:
+            return await job.future
+        finally:
+            timer.cancel()
 
-        False if too many requests wait already.
+    def _withdraw(self, future: asyncio.Future[Any], job: Job) -> None:
+        """The request has waited for PATIENCE. It does so once more if its job was taken."""
+        if job.take():
+            resolve([(future, Unavailable(BUSY))])
+        else:
+            self._loop.call_later(PATIENCE, resolve, [(future, Unavailable(UNKNOWN))])
+
+    # The thread
+
+    def _work(self) -> None:
+        try:
+            while not (self._stopped and self.queue.empty()):
+                self.step()
+            self._refuse(self._held, UNKNOWN)
+        except BaseException:
+            about = {"event": "thread_died"}
+            log.critical("the ledger's thread died; the process ends", exc_info=True, extra=about)
+            # Fail jobs that have not started. Say nothing to jobs already in a batch: they may be committed.
+            self._stopped = True
+            self._refuse(self._take(0), "The service restarts; nothing was stored.")
+            time.sleep(0.1)  # let the answers leave
+            logging.shutdown()
+            os._exit(1)  # not 3 or 4: gunicorn would halt instead of starting a new worker
+
+    def step(self, patience: float | None = None) -> None:
+        """Commit one batch, waiting at most `patience` seconds for its first job."""
+        if patience is None:
+            patience = (self._next_round - self.clock.steady()) / SECOND
+        jobs = self._take(patience)
+        if self.store.problem and self.clock.steady() >= self._next_recovery:
+            self._recover()
+        jobs += self._due(jobs)
+        if self.store.problem:
+            self._refuse(jobs, NOT_WRITTEN.format(self.store.problem))
+        elif jobs:
+            self._write(jobs)
+
+    def _take(self, patience: float) -> list[Job]:
+        """The jobs of the next batch, without those that were withdrawn."""
+        jobs: list[Job] = []
+        with suppress(Empty):
+            job = self.queue.get(timeout=patience) if patience > 0 else self.queue.get_nowait()
+            while True:
+                if job and job.take():
+                    jobs.append(job)
+                if len(jobs) == BATCH:
+                    break
+                job = self.queue.get_nowait()
+        return jobs
+
+    def _due(self, jobs: list[Job]) -> list[Job]:
+        """What to do besides these jobs, because it is time."""
+        clock = self.clock.steady()
+        if clock < self._next_round and not any(job.function is batch.ask_again for job in jobs):
+            return []
+        if not self.publisher.alive:
+            raise RuntimeError("the MQTT thread died")
+        self.publisher.watch()
+        self._next_round = clock + min(ROUND, self._timeouts.retry // 2)
+        if self.store.problem:
+            return []
+        session = self.publisher.session
+        lost = self.publisher.subscribed and self._state.session < session
+        again = [Job(batch.ask_again, session)] if lost else []
+        return [
+            *again,
+            Job(batch.look_after, None),
+            *([Job(batch.delete_old, None)] if self._retention else []),
+        ]
+
+    def _write(self, jobs: list[Job]) -> None:
+        """Commit these jobs. If one of them raises, the batch is rolled back and each runs alone."""
+        try:
+            self._commit(jobs)
+        except Exception as error:
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._write([job])
+            else:
+                log.exception("a job failed", extra={"event": "job_failed", "request": jobs[0].request})
+                self._answer([(jobs[0], error)])
+
+    def _commit(self, jobs: list[Job], again: bool = True) -> None:
+        """Run these jobs in one database transaction, and hand over their results after its commit."""
+        results, began = list[tuple[Job, Any]](), time.monotonic()
+        try:
+            with self.store.transaction():
+                database, clock = self.store.database, self.clock
+                work = Batch(database, self.publisher, clock, self._timeouts, self._retention, self._state)
+                for function in batch.ORDER:
+                    if group := [job for job in jobs if job.function is function]:
+                        results += zip(group, function(work, [job.item for job in group]), strict=True)
+        except (NotWritten, InDoubt) as error:
+            quick = time.monotonic() - began < LONGEST_WRITE
+            if again and quick and isinstance(error, NotWritten) and is_postgresql(self.store.database):
+                # A deadlock, or a connection that was lost while it was idle.
+                self._commit(jobs, again=False)
+            else:
+                self._fail(jobs, error)
+        else:
+            self._committed(work, results)
+
+    def _committed(self, work: Batch, results: list[tuple[Job, Any]]) -> None:
+        """Publish, so that the equipment can already work on the questions; then answer.
+
+        Both wake other threads, so they come last: then this one soon leaves the interpreter to them.
         """
+        self._state = work.state
+        self._next_round = 0 if work.more else self._next_round
+        self.counts.update(work.counts)
+        for delay in work.delays:
+            self.delays.observe(delay / SECOND)
+        if size := sum(job.function not in (batch.look_after, batch.delete_old) for job, _ in results):
+            self.sizes.observe(size)
+        if log.isEnabledFor(logging.DEBUG):
+            requests = {one.id: job.request for job, one in results if isinstance(one, Transaction)}
+            for what, key in work.events:
+                event, text = f"transaction_{what.lower()}", f"%(transaction)s is {what}"
+                note(log.debug, event, text, transaction=key, request=requests.get(key))
+        self._compare_clocks(work.now)
+        self.publisher.publish(work.questions)
+        self._answer(results)
+        if work.events:
+            self._changed()
 
-        def pending() -> bool:
-            found = self.store.read(models.statuses, [transaction_id])
-            return found.get(transaction_id) is Status.PENDING
+    def _compare_clocks(self, now: int) -> None:
+        """Warn once if the newest transaction comes from the future."""
+        ahead = (now - self.clock.wall()) // SECOND
+        if not self._compared and ahead > 60:
+            text = "the newest transaction is %(seconds)d s ahead of the clock, so times stand still"
+            note(log.warning, "clock_behind", text, seconds=ahead)
+        self._compared = True
 
-        return self.waiting.wait(transaction_id, seconds, pending, idle)
+    def _answer(self, results: list[tuple[Job, Any]]) -> None:
+        """Hand over results, to the requests that wait with one call for all."""
+        for job, result in results:
+            job.result = result
+            if job.then:
+                job.then(result)
+        if waiting := [(job.future, result) for job, result in results if job.future]:
+            hand_over(self._loop, waiting)
+
+    def _refuse(self, jobs: list[Job], detail: str) -> None:
+        """Fail these jobs with a 503."""
+        self._answer([(job, Unavailable(detail)) for job in jobs])
+
+    # When the database cannot be written
+
+    def _fail(self, jobs: list[Job], error: Exception) -> None:
+        """Tell jobs what is known. Hold those in doubt that can be repeated."""
+        self.store.fail(str(error))
+        self._state = State()
+        self._next_recovery = self.clock.steady() + SECOND
+        self._held_since = self._held_since or self.clock.steady()
+        for job in jobs:
+            job.in_doubt |= isinstance(error, InDoubt)
+            if job.in_doubt and job.repeatable:
+                self._held.append(job)
+            else:
+                self._refuse([job], UNKNOWN if job.in_doubt else NOT_WRITTEN.format(error))
+
+    def _recover(self) -> None:
+        """See whether the database can be written again; if so, run what is in doubt a second time."""
+        self.store.recover()
+        self._next_recovery = self.clock.steady() + SECOND
+        held, self._held = self._held, []
+        late = self.clock.steady() - self._held_since >= PATIENCE * SECOND
+        if late or (self.store.problem and self.stopping):
+            self._refuse(held, UNKNOWN)
+        elif self.store.problem:
+            self._held = held
+        elif held:
+            self._write(held)
+        self._held_since = self._held_since if self._held else 0
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
@@ -269,79 +371,11 @@ class Ledger(Writer):
         yield from self.delays.collect()
         yield from self.sizes.collect()
         yield gauge("energy2go_queue_jobs", "Jobs that wait for the ledger", self.queue.qsize())
-        yield gauge("energy2go_waiters", "Requests that wait for a verdict", len(self.waiting))
         yield gauge("energy2go_wal_bytes", "Size of SQLite's log", self.store.log_size)
-        try:
-            pending, oldest = self.store.read(models.pending)
-        except ERRORS:
-            return  # `energy2go_ready` tells
-        age = max(0, self.clock.wall() - oldest) / SECOND if oldest else 0
-        yield gauge("energy2go_pending_transactions", "Transactions that are PENDING", pending)
-        yield gauge("energy2go_oldest_pending_seconds", "Age of the oldest PENDING transaction, or 0", age)
-
-    # What belongs to a batch (see Writer)
-
-    def patience(self) -> float:
-        due = min(self._next_round, self._next_look) if self.waiting else self._next_round
-        return (due - self.clock.steady()) / SECOND
-
-    def timed(self, jobs: list[Job]) -> list[Job]:
-        clock = self.clock.steady()
-        if self.waiting and clock >= self._next_look:
-            self._next_look = clock + LOOK
-            self._look()
-        if clock < self._next_round and not any(job.function is ask_again for job in jobs):
-            return []
-        if not self.publisher.alive:
-            raise RuntimeError("the MQTT thread died")
-        self.publisher.watch()
-        self._next_round = clock + min(ROUND, self.timeouts.retry // 2)
-        if self.store.problem:
-            return []
-        session = self.publisher.session
-        lost = self.publisher.subscribed and self.session < session
-        old = [Job(delete_old, None)] if self.retention else []
-        return [*([Job(ask_again, session)] if lost else []), Job(look_after, None), *old]
-
-    def begin(self) -> Batch:
-        batch = Batch(self)
-        ahead = (batch.now - self.clock.wall()) // SECOND
-        if not self._compared and ahead > 60:
-            text = "the newest transaction is %(seconds)d s ahead of the clock, so times stand still"
-            note(log.warning, "clock_behind", text, seconds=ahead)
-        self._compared = True
-        return batch
-
-    def committed(self, batch: Batch, results: list[tuple[Job, Any]]) -> None:
-        """Publish first, so that the equipment can already work on the questions."""
-        requests = {result.id: job.request for job, result in results if isinstance(result, Transaction)}
-        for what, key in batch.events:
-            event, text = f"transaction_{what.lower()}", f"%(transaction)s is {what}"
-            note(log.debug, event, text, transaction=key, request=requests.get(key))
-        self.publisher.publish(batch.questions)
-        self.waiting.wake(batch.changed)
-        if batch.events or batch.changed:
-            self._changed()
-        self.room, self.session, self.deleted = batch.room, batch.session, batch.deleted
-        self._next_round = 0 if batch.more else self._next_round
-        self.counts.update(batch.counts)
-        for delay in batch.delays:
-            self.delays.observe(delay / SECOND)
-        if size := sum(job.function not in (look_after, delete_old) for job, _ in results):
-            self.sizes.observe(size)
-
-    def failed(self) -> None:
-        self.session = self.room = 0
-
-    def dying(self) -> None:
-        self.waiting.wake(self.waiting.keys)
-
-    def _look(self) -> None:
-        """Wake those whose verdict another process stored, or all if the process is about to stop."""
-        waiting = self.waiting.keys
-        try:
-            found = {} if self.stopping() else self.store.read(models.statuses, waiting)
-        except ERRORS as error:
-            log.error("the database cannot be read: %s", error, extra={"event": "database_unreadable"})
-        else:
-            self.waiting.wake(key for key in waiting if found.get(key) is not Status.PENDING)
+        if self.pending:
+            count, oldest = self.pending
+            age = max(0, self.clock.wall() - oldest) / SECOND if oldest else 0
+            yield gauge("energy2go_pending_transactions", "Transactions that are PENDING", count)
+            yield gauge(
+                "energy2go_oldest_pending_seconds", "Age of the oldest PENDING transaction, or 0", age
+            )

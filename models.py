@@ -16,7 +16,6 @@ from peewee import Database, Model
 from kit import tags
 from kit.clock import EPOCH, SECOND, below, moment, stored, uuid7
 from kit.errors import NotFound, Refusal
-from kit.events import FIRST, Change, Cursor
 from kit.pages import newest
 from kit.storage import contains, execute, placeholders, uuid
 from schemas import (
@@ -34,6 +33,8 @@ from schemas import (
 LONGEST_BACKOFF = 30 * SECOND
 WINDOW = 1000  # questions that are open at one time: asked, not answered, and their deadline set
 CLAIM = 500  # rows that one claim takes at most
+Cursor = tuple[int, UUID]  # of a change: when it was, in microseconds, and the transaction's id
+FIRST: Cursor = (0, UUID(int=0))
 LATEST, LAST = datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1)
 
 
@@ -174,19 +175,21 @@ def newest_change(database: Database) -> Cursor:
     return (rows[0][0], uuid(rows[0][1])) if rows else FIRST
 
 
-def changes(database: Database, cursor: Cursor, limit: int, station_id: int | None = None) -> list[Change]:
-    """At most `limit` transactions whose status changed after `cursor`, in the order of their changes.
-
-    The topic of a change is its station.
-    """
-    updated, row_id = cursor
+def changes(
+    database: Database, after: Cursor, limit: int, station_id: int | None = None
+) -> list[Transaction]:
+    """At most `limit` transactions whose status changed after a cursor, in the order of their changes."""
+    updated, row_id = after
     # The plus makes the planner use the index by time. The one by station would sort all of its rows.
     condition, values = ("AND +t.station_id = ?", [station_id]) if station_id else ("", [])
     statement = f"""SELECT {COLUMNS} FROM "transaction" AS t {WITH_STATION}
         WHERE (t.updated, t.id) > (?, ?) {condition} ORDER BY t.updated, t.id LIMIT ?"""
-    rows = execute(database, statement, updated, row_id.hex, *values, limit)
-    found = [(row[3], transaction(row)) for row in rows]
-    return [Change((updated, one.id), one.station.id, one) for updated, one in found]
+    return [transaction(row) for row in execute(database, statement, updated, row_id.hex, *values, limit)]
+
+
+def cursor(transaction: Transaction) -> Cursor:
+    """The cursor of a transaction's last change."""
+    return stored(transaction.updated), transaction.id
 
 
 def transaction(row: Sequence[Any]) -> Transaction:

@@ -1,16 +1,13 @@
 """Every error that a client can get: a class for each status, and one shape for all of them (RFC 9457)."""
 
 from http import HTTPStatus
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta, Struct
 
 INTERNAL = "The service failed; its log says why."
-TITLES = {
-    413: "Content Too Large",
-    414: "URI Too Long",
-    422: "Unprocessable Content",
-}  # RFC 9110; Python 3.11 has the older names
+# RFC 9110; Python 3.11 has the older names.
+TITLES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
 
 
 class Problem(Struct):
@@ -23,84 +20,63 @@ class Problem(Struct):
 
 
 class Refusal(Exception):
-    """Raised where a rule is broken. Its text is the detail for the client; `headers` go with the answer."""
+    """Raised where a rule is broken. Its text is the detail for the client; `headers` go with the answer.
+
+    The first line of a kind's docstring is what the document says of it.
+    """
 
     status: ClassVar[int] = 500
     headers: ClassVar[dict[str, str]] = {}
     sends: ClassVar[tuple[str, ...]] = ()  # names of other headers of the answer
     shape: ClassVar[type[Problem]] = Problem  # what `problem` returns
 
+    def __init_subclass__(cls, **declared: Any) -> None:
+        for name, value in declared.items():
+            setattr(cls, name, value)
+
     def problem(self) -> Problem:
         """The body that tells the client."""
         return Problem(title(self.status), self.status, str(self))
 
-    @classmethod
-    def meaning(cls) -> str:
-        """What this error means, for the document: the first line of the docstring."""
-        return (cls.__doc__ or "").partition("\n")[0]
 
-
-class BadRequest(Refusal):
+class BadRequest(Refusal, status=400):
     """The body is not JSON."""
 
-    status = 400
 
-
-class Unauthorized(Refusal):
+class Unauthorized(Refusal, status=401, headers={"WWW-Authenticate": "Bearer"}):  # RFC 6750, section 3
     """The API token is missing or wrong."""
 
-    status = 401
-    headers: ClassVar = {"WWW-Authenticate": "Bearer"}  # RFC 6750, section 3
 
-
-class NotFound(Refusal):
+class NotFound(Refusal, status=404):
     """There is no such thing."""
 
-    status = 404
 
-
-class MethodNotAllowed(Refusal):
+class MethodNotAllowed(Refusal, status=405, sends=("Allow",)):
     """The path does not have this method."""
 
-    status = 405
-    sends = ("Allow",)
 
-
-class Conflict(Refusal):
+class Conflict(Refusal, status=409):
     """It is not in a state in which this can be done; the detail says why."""
 
-    status = 409
 
-
-class PreconditionFailed(Refusal):
+class PreconditionFailed(Refusal, status=412):
     """It has changed: it no longer has a tag that If-Match names. Read it again first."""
 
-    status = 412
 
-
-class ContentTooLarge(Refusal):
+class ContentTooLarge(Refusal, status=413):
     """The body is too long."""
 
-    status = 413
 
-
-class UnsupportedMediaType(Refusal):
+class UnsupportedMediaType(Refusal, status=415):
     """The body is not declared as application/json."""
 
-    status = 415
 
-
-class Unprocessable(Refusal):
+class Unprocessable(Refusal, status=422):
     """A field is missing, unknown, of the wrong type or out of its range."""
 
-    status = 422
 
-
-class Unavailable(Refusal):
+class Unavailable(Refusal, status=503, headers={"Retry-After": "5"}):
     """The service does not run, or cannot do this now; the detail says why."""
-
-    status = 503
-    headers: ClassVar = {"Retry-After": "5"}  # seconds
 
 
 class NotRead(Unavailable):

@@ -1,9 +1,12 @@
 """How the process logs: one line per event to standard error, as text or JSON, at a limited rate."""
 
 import logging
+import os
+import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any
 
 from gunicorn.glogging import Logger
@@ -13,7 +16,9 @@ from kit.settings import Settings
 from kit.trace import REQUEST
 
 WARNINGS, LINES = 10, 100  # that one place in the code may log a second; lines are those of level INFO
-PROBES = ("/healthz", "/readyz")  # answer 503 again and again while something is wrong
+WAITING = 1000  # lines that wait for the thread that writes them
+ENDING = 0.5  # seconds to write the last ones
+STDERR = 2  # its descriptor
 
 
 def note(write: Callable[..., None], event: str, text: str, **fields: Any) -> None:
@@ -72,28 +77,55 @@ class RateLimit(logging.Filter):
         return True
 
 
-class RequestLog(Logger):
-    """gunicorn's logger, with a line of our own for each request: at INFO if it failed, else at DEBUG."""
+class Quiet(Logger):
+    """gunicorn's logger without its line for each request; `kit.api` writes its own."""
 
-    def access(self, resp: Any, req: Any, environ: Any, request_time: timedelta) -> None:
-        status = resp.status_code or 500
-        failed = status >= 400 and environ["PATH_INFO"] not in PROBES
-        level = logging.INFO if failed else logging.DEBUG
-        if not self.access_log.isEnabledFor(level):
+    access_log_enabled = False
+
+
+class Background(logging.Handler):
+    """Lets a thread write the log: one that nobody reads stops nothing. Past WAITING, lines are lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropped = 0
+        self._begin()
+        os.register_at_fork(after_in_child=self._begin)  # threads do not survive a fork
+
+    def _begin(self) -> None:
+        self._lines = SimpleQueue[logging.LogRecord]()
+        self._thread: threading.Thread | None = None
+        self._writing = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand a line to the thread. The handler's lock is held, so one thread at a time comes here."""
+        if self._lines.qsize() >= WAITING:
+            self.dropped += 1
             return
-        fields = {
-            "client": environ["REMOTE_ADDR"],
-            "method": req.method,
-            "path": ascii(req.path)[1:-1][:200],  # without the query: it may hold a secret that went astray
-            "status": status,
-            "milliseconds": round(request_time.total_seconds() * 1000, 1),
-        }
-        self.access_log.log(
-            level,
-            "%(method)s %(path)s from %(client)s: %(status)d in %(milliseconds)s ms",
-            fields,
-            extra=fields | {"event": "request"},
-        )
+        if self.dropped:
+            record.msg, record.args = f"{record.getMessage()} ({self.dropped} lines before it were lost)", ()
+            self.dropped = 0
+        self._lines.put(record)
+        if not self._thread:
+            self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+            self._thread.start()
+
+    def _write(self) -> None:
+        while True:
+            record = self._lines.get()
+            self._writing = True
+            # Not sys.stderr: its lock, held by a thread that cannot write, would keep the process alive.
+            line = f"{self.format(record)}\n".encode(errors="backslashreplace")
+            with suppress(OSError):
+                while line:
+                    line = line[os.write(STDERR, line) :]
+            self._writing = False
+
+    def flush(self) -> None:
+        """Wait a moment until all is written. `logging.shutdown` calls this when the process ends."""
+        until = time.monotonic() + ENDING
+        while (self._writing or not self._lines.empty()) and time.monotonic() < until:
+            time.sleep(0.005)
 
 
 class Failures:
@@ -130,14 +162,13 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "filters": {"context": {"()": Context}, "rate": {"()": RateLimit}},
         "handlers": {
             "stderr": {
-                "class": "logging.StreamHandler",
+                "class": "kit.logs.Background",
                 "formatter": settings.log_format,
                 "filters": ["context", "rate"],
             }
         },
         "root": {"level": level, "handlers": ["stderr"]},
         "loggers": {
-            "gunicorn.access": {"propagate": True, "level": level},
             # At DEBUG, these tell of every connection and of every statement.
             "gunicorn.error": {"propagate": True, "level": level.replace("DEBUG", "INFO")},
             "peewee": {"level": level.replace("DEBUG", "INFO")},

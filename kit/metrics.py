@@ -1,10 +1,9 @@
 """Metrics in Prometheus' text format: a registry of the service's own, and what it counts of HTTP."""
 
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, exposition
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, exposition
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.metrics import disable_created_metrics
 
@@ -30,18 +29,23 @@ class Requests:
             registry=None,
             buckets=DURATIONS,
         )
-        self.in_progress = Gauge("http_requests_in_progress", "Requests not answered yet", registry=None)
+        self.in_progress = 0
+        self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
 
     def answered(self, route: str, method: str, status: str, seconds: float) -> None:
         """Count a request once its answer begins. A client may send any word as a method."""
-        labels = route, method if method in METHODS else "other"
-        self.total.labels(*labels, status).inc()
-        self.seconds.labels(*labels).observe(seconds)
+        labels = route, method if method in METHODS else "other", status
+        if labels not in self._children:  # looking them up costs more than counting
+            self._children[labels] = self.total.labels(*labels), self.seconds.labels(*labels[:2])
+        total, histogram = self._children[labels]
+        total.inc()
+        histogram.observe(seconds)
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
-        parts = self.total, self.seconds, self.in_progress
-        return chain.from_iterable(part.collect() for part in parts)
+        yield from self.total.collect()
+        yield from self.seconds.collect()
+        yield gauge("http_requests_in_progress", "Requests not answered yet", self.in_progress)
 
 
 def registry(*collectors: Collector) -> CollectorRegistry:
@@ -60,28 +64,25 @@ def text(registry: CollectorRegistry) -> bytes:
     return exposition.generate_latest(registry)
 
 
-def counter(name: str, text: str, label: str, values: dict[str, int]) -> CounterMetricFamily:
+def counter(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
     """A counter with one label, since the start of the process."""
-    family = CounterMetricFamily(name, text, labels=[label])
-    for value, count in values.items():
-        family.add_metric([value], count)
+    return filled(CounterMetricFamily(name, text, labels=[label]), values)
+
+
+def gauge(name: str, text: str, values: float | Mapping[str, float], label: str = "") -> Metric:
+    """A gauge without a label, or with one."""
+    if isinstance(values, Mapping):
+        return filled(GaugeMetricFamily(name, text, labels=[label]), values)
+    return GaugeMetricFamily(name, text, values)
+
+
+def filled(family: CounterMetricFamily | GaugeMetricFamily, values: Mapping[str, float]) -> Metric:
+    for label, number in values.items():
+        family.add_metric([label], number)
     return family
 
 
-def gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    """A gauge without labels."""
-    return GaugeMetricFamily(name, text, value)
-
-
-def gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
-    """A gauge with one label."""
-    family = GaugeMetricFamily(name, text, labels=[label])
-    for value, number in values.items():
-        family.add_metric([value], number)
-    return family
-
-
-def info(name: str, text: str, labels: dict[str, str]) -> GaugeMetricFamily:
+def info(name: str, text: str, labels: dict[str, str]) -> Metric:
     """A gauge that is always 1; its labels tell what is to be known."""
     family = GaugeMetricFamily(f"{name}_info", text, labels=list(labels))
     family.add_metric(list(labels.values()), 1)

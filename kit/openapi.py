@@ -27,7 +27,7 @@ def document(app: Api, info: Json, tags: dict[str, str]) -> Json:
     structs: set[type] = {Problem}
     paths: Json = {}
     for route, declared in app.declarations.items():
-        if not declared.options.page:
+        if not declared.page:
             path, group = re.sub(r"<(\w+)>", r"{\1}", route.rule), route.rule.split("/")[1]
             described = operation(declared, structs, bool(app.config["api_token"]))
             described["tags"] = [group if group in tags else list(tags)[-1]]
@@ -52,15 +52,14 @@ def document(app: Api, info: Json, tags: dict[str, str]) -> Json:
 
 def operation(declared: Declaration, structs: set[type], token: bool) -> Json:
     """What the document says of one route; adds the Structs that it refers to to `structs`."""
-    options = declared.options
-    successes = sorted([*options.also, (options.status, options.sends)])
+    successes = sorted([*declared.also, (declared.status, declared.sends)])
     failures = groupby(declared.errors, lambda refusal: refusal.status)
     responses = {str(status): success(declared, status, sends, structs) for status, sends in successes}
     responses |= {str(status): failure(declared, list(same), structs) for status, same in failures}
     described = {
         "operationId": declared.name,
         "summary": declared.summary,
-        "security": ([{"token": []}] if token else [{"token": []}, {}]) if options.token else [],
+        "security": ([{"token": []}] if token else [{"token": []}, {}]) if declared.token else [],
         "responses": responses,
     }
     if declared.description:
@@ -82,7 +81,7 @@ def success(declared: Declaration, status: int, sends: Sequence[str], structs: s
     """An answer of a route that does what it was asked."""
     described: Json = {"description": HTTPStatus(status).phrase, "headers": headers(sends)}
     if declared.returns is not type(None) and status < 300:
-        media_type = declared.options.media_type
+        media_type = declared.media_type
         json = media_type == "application/json"
         content = {"schema": schema(declared.returns, structs) if json else {"type": "string"}}
         described["content"] = {media_type.partition(";")[0]: content}
@@ -91,7 +90,10 @@ def success(declared: Declaration, status: int, sends: Sequence[str], structs: s
 
 def failure(declared: Declaration, refusals: list[type[Refusal]], structs: set[type]) -> Json:
     """The answer of a route that refuses with one status: a Problem, or what extends one."""
-    meaning = " ".join(values(declared) if one is Unprocessable else one.meaning() for one in refusals)
+    meaning = " ".join(
+        values(declared) if one is Unprocessable else (one.__doc__ or "").partition("\n")[0]
+        for one in refusals
+    )
     schemas = [schema(shape, structs) for shape in dict.fromkeys(refusal.shape for refusal in refusals)]
     content: Json = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}
     if refusals[0].shape is Problem:

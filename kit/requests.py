@@ -3,23 +3,30 @@
 import hmac
 import re
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import msgspec
 from bottle import request
-from gunicorn.http.errors import ParseException
 
 from kit import errors, mistakes
 from kit.errors import Unprocessable
 
 JSON = "application/json"
 LARGEST_BODY = 64 * 1024  # bytes
+BODY = "kit.body"  # where a request's environment has its body, or None if that did not come completely
+
+
+@lru_cache(256)  # a client may send any names
+def cgi_name(name: str) -> str:
+    """The name of a header in a WSGI environment."""
+    text = name.upper().replace("-", "_")
+    return text if text in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{text}"
 
 
 def header(name: str) -> str | None:
     """A header of the request, one character per byte. (Bottle's own fails where that is not UTF-8.)"""
-    raw: str | None = request.headers.raw(name)
+    raw: str | None = request.environ.get(cgi_name(name))
     return raw
 
 
@@ -73,7 +80,7 @@ def convert(data: Any, kind: Any, place: str) -> Any:
 
 def read_body(struct: type[msgspec.Struct]) -> Any:
     """The request's JSON body; raises BadRequest, ContentTooLarge, UnsupportedMediaType or Unprocessable."""
-    if request.content_type.partition(";")[0].strip().lower() != JSON:
+    if (header("Content-Type") or "").partition(";")[0].strip().lower() != JSON:
         raise errors.UnsupportedMediaType(f"Content-Type: must be {JSON}.")
     if header("Content-Encoding") is not None:
         raise errors.UnsupportedMediaType("Content-Encoding: must not be used.")
@@ -89,13 +96,9 @@ def read_body(struct: type[msgspec.Struct]) -> Any:
 
 def receive() -> bytes:
     """The request's body, complete; raises BadRequest or ContentTooLarge."""
-    try:
-        # Read straight from the server, which has decoded chunks already. Bottle would decode them again.
-        body: bytes = request.environ["wsgi.input"].read(LARGEST_BODY + 1)
-    except (ParseException, OSError):  # a chunk is malformed, or the client has gone
-        raise errors.BadRequest("body: ended early, or has a malformed chunk.") from None
-    if len(body) < min(request.content_length, LARGEST_BODY + 1):
-        raise errors.BadRequest("body: is shorter than Content-Length says.")
+    body: bytes | None = request.environ[BODY]
+    if body is None:
+        raise errors.BadRequest("body: did not come completely.")
     if len(body) > LARGEST_BODY:
         raise errors.ContentTooLarge(f"body: must not be longer than {LARGEST_BODY} bytes.")
     return body

@@ -61,7 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     """What the service reads; `.env` explains each line. An empty variable counts as not set."""
 
     bind: Bind = "127.0.0.1:8000"
-    threads: Threads = 16
+    threads: Threads = 4
     waits: Waits = 1000
     database_url: Url = "sqlite:///var/energy2go.db"
     retention_days: Days = 0

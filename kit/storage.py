@@ -13,15 +13,15 @@ from uuid import UUID
 import peewee
 from peewee import Database, Model
 from playhouse.migrations import Runner
-from playhouse.pool import PooledPostgresqlDatabase, PooledSqliteDatabase
+from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase, PooledSqliteDatabase
 from playhouse.schema_diff import diff_models
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Anything that can be wrong with the database (an exhausted pool is a ValueError), and mistakes of our own.
-ERRORS = (peewee.DatabaseError, peewee.InterfaceError, ValueError)
+# Anything that can be wrong with the database, and mistakes of our own in its use.
+ERRORS = (peewee.DatabaseError, peewee.InterfaceError, MaxConnectionsExceeded)
 MISTAKES = (peewee.DataError, peewee.IntegrityError, peewee.ProgrammingError, peewee.NotSupportedError)
 # Not a mistake: someone has revoked a right or changed the schema (PostgreSQL, "Error Codes").
 ALTERED = ("42501", "42P01", "42703")

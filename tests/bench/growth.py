@@ -12,9 +12,9 @@ from uuid import UUID
 import models
 from clients import drive, request
 from kit.clock import SECOND
-from kit.events import FIRST
 from kit.storage import Store
 from ledger import DAY, DELETION
+from models import FIRST
 from programs import MIGRATIONS
 from schemas import Status, Verdict
 from stack import STATION, Stack

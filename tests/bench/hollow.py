@@ -2,13 +2,14 @@
 
 import time
 
+from kit.writer import JobQueue
+
 import models
 from app import app
 from bare import NOW
 from kit.clock import uuid7
 from kit.settings import load
 from kit.storage import Store
-from kit.writer import JobQueue
 from ledger import Ledger
 from schemas import Station, Status, Transaction
 

@@ -1,5 +1,6 @@
 """The app in this process: start it, send it requests, and check its answers."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from webtest import TestApp, TestRequest, TestResponse
 
 import app
+from kit.errors import title
+from kit.requests import BODY
 from kit.settings import Settings
 from mqtt_listener import VERDICTS
 from programs import wait_until
@@ -19,17 +22,81 @@ KIB = 1024
 
 
 @contextmanager
+def looping():
+    """An event loop in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@contextmanager
 def serving(folder, ready=True, **options):
     """Start the app and yield a TestApp; `options` are settings. Its broker accepts and is silent."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         defaults = {"database_url": f"sqlite:///{folder}/energy2go.db", "mqtt_port": silent.getsockname()[1]}
-        with app.Service(Settings(**defaults | options)):
-            api = TestApp(app.app)
+        with looping() as loop, app.Service(Settings(**defaults | options), loop) as running:
+            api = client()
             if ready:
                 wait_until(
                     lambda: send(api, "GET", "/readyz").json["database"] == "ok", "the tables are there"
                 )
             yield api
+            done = threading.Event()
+            loop.call_soon_threadsafe(lambda: (running.end_waits(), loop.call_later(0.1, done.set)))
+            done.wait(5)
+
+
+def client() -> TestApp:
+    """The app as WebTest needs it: a WSGI app whose requests run in the loop."""
+    return TestApp(answer)
+
+
+def answer(environ, start_response):
+    """Answer a request: the thread waits for the loop."""
+    running = service()
+
+    def run(coroutine):
+        if running is None:
+            return asyncio.run(coroutine)
+        return asyncio.run_coroutine_threadsafe(coroutine, running.loop).result(60)
+
+    environ[BODY] = environ["wsgi.input"].read()
+    status, headers, body, _ = run(app.app.reply(environ))
+    start_response(f"{status} {title(status)}", headers)
+    if environ["REQUEST_METHOD"] == "HEAD" and not isinstance(body, bytes):
+        run(body.aclose())
+        return []
+    if isinstance(body, bytes):
+        return [body if environ["REQUEST_METHOD"] != "HEAD" else b""]
+    return Chunks(body, run)
+
+
+class Chunks:
+    """A stream, chunk by chunk."""
+
+    def __init__(self, stream, run):
+        self._stream, self._run = stream, run
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> bytes:
+        async def step():
+            return await anext(self._stream, None)
+
+        chunk = self._run(step())
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    def close(self) -> None:
+        self._run(self._stream.aclose())
 
 
 def service() -> app.Service:

@@ -11,8 +11,9 @@ import signal
 import sys
 import threading
 
-from idle import WAIT, Crowd
 from kit.worker import files
+
+from idle import WAIT, Crowd
 from load import Load
 from programs import HttpServer, wait_until
 from raw import answer

@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import count
 from uuid import uuid4
 
-from kit.writer import UNKNOWN
+from ledger import UNKNOWN
 from programs import Service
 
 

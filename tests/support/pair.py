@@ -1,13 +1,15 @@
 """A ledger and a listener that run in the test's process, with their own database."""
 
+import asyncio
 from contextlib import ExitStack
 from uuid import UUID
 
 import models
+from batch import create
+from calls import looping
 from kit.settings import Settings
 from kit.storage import Store, execute
-from kit.writer import JobQueue
-from ledger import Creation, Draft, Ledger, create
+from ledger import Draft, Job, JobQueue, Ledger
 from mqtt_listener import Listener
 from programs import ACCOUNTS, MIGRATIONS, wait_until
 from schemas import Status
@@ -26,19 +28,24 @@ class Pair:
         self.unheard: list[str] = []  # sentences since the last one that `says` or `ready` waited for
         say = self.listener._say
         self.listener._say = lambda sentence: (self.unheard.append(sentence), say(sentence))
-        self.ledger = Ledger(self.settings, self.store, queue, self.listener, clock)
         self.started = ExitStack()
+        self.loop = self.started.enter_context(looping())
+        self.ledger = Ledger(self.settings, self.store, queue, self.listener, self.loop, clock=clock)
         self.started.enter_context(self.ledger)
         self.started.enter_context(self.listener)
         wait_until(lambda: not self.ledger.store.problem, "the database is open")
-        self.ledger.change(models.create_station, "Teste")
+        self.run(self.ledger.change, models.create_station, "Teste")
 
     def create(self) -> UUID:
-        return self.ledger.create(Draft(1)).id
+        return self.run(self.ledger.create, Draft(1)).id
+
+    def run(self, function, *values):
+        """What a function of the ledger returns that is awaited."""
+        return asyncio.run_coroutine_threadsafe(function(*values), self.loop).result(30)
 
     def create_later(self) -> None:
         """Hand in a transaction, and do not wait until it is stored."""
-        self.ledger.queue.put(Creation(create, Draft(1)))
+        self.ledger.queue.put(Job(create, Draft(1), repeatable=True))
 
     @property
     def asked(self) -> int:

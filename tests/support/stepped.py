@@ -1,13 +1,16 @@
 """A ledger without its thread: tests call it step by step, with their own clock."""
 
+import asyncio
+import inspect
 from concurrent.futures import ThreadPoolExecutor
 
 import models
+from batch import ask_again, create, settle
+from calls import looping
 from kit.clock import SECOND
 from kit.settings import Settings
 from kit.storage import Store
-from kit.writer import Job, JobQueue
-from ledger import Draft, Ledger, ask_again, create, settle
+from ledger import Draft, Job, JobQueue, Ledger
 from programs import MIGRATIONS, wait_until
 from schemas import Status, Verdict
 
@@ -50,15 +53,10 @@ class Publisher:
         pass
 
 
-def ledger(settings: Settings, publisher=None, clock=None, kind=Ledger) -> Ledger:
+def ledger(settings: Settings, loop, publisher=None, clock=None, kind=Ledger) -> Ledger:
     """A ledger on its own database and queue, not started."""
-    return kind(
-        settings,
-        Store(settings.database_url, 80, MIGRATIONS, models.TABLES),
-        JobQueue(),
-        publisher or Publisher(),
-        clock,
-    )
+    store = Store(settings.database_url, 80, MIGRATIONS, models.TABLES)
+    return kind(settings, store, JobQueue(), publisher or Publisher(), loop, clock=clock)
 
 
 class Bench:
@@ -70,6 +68,8 @@ class Bench:
         self.settings, self.clock, self.publisher = settings, Clock(), Publisher()
         self.ledger = None
         self.pool = ThreadPoolExecutor(64)
+        self._looping = looping()
+        self.loop = self._looping.__enter__()
         self.restart()
         models.create_station(self.database, "Teste")
 
@@ -80,7 +80,7 @@ class Bench:
     def restart(self) -> None:
         """A process starts: nothing in its queue, and no connection."""
         self.stop()
-        self.ledger = ledger(self.settings, self.publisher, self.clock, self.kind)
+        self.ledger = ledger(self.settings, self.loop, self.publisher, self.clock, self.kind)
         self.step()
         self.subscribe()
 
@@ -106,7 +106,9 @@ class Bench:
         return job
 
     def run(self, function, *arguments):
-        """Call something in a thread, which gives its connection back afterwards; its future."""
+        """A future of a call in the loop, or in a thread that gives its connection back."""
+        if inspect.iscoroutinefunction(function):
+            return asyncio.run_coroutine_threadsafe(function(*arguments), self.loop)
 
         def call():
             try:
@@ -153,4 +155,5 @@ class Bench:
 
     def close(self) -> None:
         self.pool.shutdown()
+        self._looping.__exit__(None, None, None)
         self.ledger.store.close()

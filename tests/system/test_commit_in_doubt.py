@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from faulty import Faults, FaultyTrial, database_says, recovers, refused_at_once, says
-from kit.writer import UNKNOWN
+from ledger import UNKNOWN
 from programs import ROOT, wait_until
 
 REASONS = ("disk I/O error", "database or disk is full")

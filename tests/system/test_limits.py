@@ -6,10 +6,10 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from kit.worker import ENOUGH, Room, processes, room
 
 from checks import alive
 from idle import CROWDS, KEPT, WAIT, Crowd, everybody
-from kit.worker import ENOUGH, Room, processes, room
 from programs import Service, wait_until
 from raw import answer
 from trial import children, resident

@@ -12,9 +12,10 @@ from uuid import uuid4
 
 import pytest
 
+from events import to_text
 from following import Follower, assert_complete
-from kit.events import FIRST, to_text
 from load import Load
+from models import FIRST
 from programs import HttpServer, Nginx, Service, wait_until
 from raw import connect
 from replicas import Replicas

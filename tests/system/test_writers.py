@@ -10,11 +10,11 @@ import pytest
 from peewee import Database
 
 import models
+from batch import change, create, settle
 from kit import storage
 from kit.clock import SECOND, moment
 from kit.settings import Settings
-from kit.writer import Job
-from ledger import Ledger, change, create, settle
+from ledger import Job, Ledger
 from models import Draft
 from postgres import Postgres
 from programs import MIGRATIONS, free_port, wait_until

@@ -5,11 +5,11 @@ import logging
 import pytest
 
 import models
+from batch import create
 from kit.clock import SECOND
 from kit.settings import Settings
 from kit.storage import execute
-from kit.writer import Job
-from ledger import Draft, create
+from ledger import Draft, Job
 from programs import wait_until
 from schemas import Status
 from stepped import Bench, Clock, Publisher, ledger
@@ -81,6 +81,7 @@ def delays(bench) -> list[float]:
 
 
 def gauges(bench) -> dict[str, float]:
+    bench.ledger.pending = models.pending(bench.database)
     return {one.name: one.samples[0].value for one in bench.ledger.collect() if one.type == "gauge"}
 
 
@@ -98,7 +99,7 @@ def test_no_metric_is_negative_or_an_hour_off(bench, step):
 def test_two_processes_with_different_clocks_commit_in_one_order(bench):
     clock = Clock()
     clock.wall_now -= HOUR
-    other = ledger(bench.settings, Publisher(), clock)
+    other = ledger(bench.settings, bench.loop, Publisher(), clock)
     other.step(0)
     keys = []
     for _ in range(5):
@@ -134,11 +135,11 @@ def test_rows_ahead_of_the_clock_are_named_once_at_the_start(bench, caplog, hour
 
 
 def test_a_clock_that_steps_while_threads_write(bench):
-    with ledger(bench.settings, Publisher(), bench.clock) as running:
+    with ledger(bench.settings, bench.loop, Publisher(), bench.clock) as running:
         wait_until(lambda: not running.store.problem, "it is open")
         keys = []
         for number in range(50):
             bench.clock.wall_now += (-1) ** number * HOUR
-            keys.append(running.create(Draft(1)).id)
+            keys.append(bench.run(running.create, Draft(1)).result(10).id)
     running.store.close()
     in_order(bench, keys)

@@ -5,8 +5,7 @@ import re
 import pytest
 import yaml
 
-from kit.settings import OTHERS, Settings
-from kit.worker import room
+from kit.settings import OTHERS
 from programs import ROOT
 
 OWN = {"BIND", "MQTT_HOST", "MQTT_PORT", "VALIDATOR_ID"}  # of a container, so not passed on
@@ -42,12 +41,6 @@ def test_every_service_has_a_healthcheck_limits_and_a_log_that_cannot_fill_the_d
     assert service["restart"] == "unless-stopped"
     assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
     assert "no-new-privileges:true" in service["security_opt"]
-
-
-def test_the_limits_leave_room_for_every_request_that_may_wait():
-    service, settings = FILES["docker-compose.yml"]["services"]["service"], Settings()
-    limits = service["ulimits"]["nofile"], service["pids_limit"]
-    assert room(settings.threads, settings.waits, *limits).waits == settings.waits
 
 
 def test_compose_passes_on_every_variable_but_those_of_the_container():

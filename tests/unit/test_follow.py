@@ -9,9 +9,10 @@ import pytest
 from webtest import TestRequest
 
 from calls import UNKNOWN, assert_problem, new_station, new_transaction, send, service, serving, settle
+from events import PAGE, to_text
 from following import BAD, fields
-from kit.events import FIRST, PAGE, to_text
 from kit.storage import execute
+from models import FIRST
 from programs import wait_until
 from schemas import Transaction
 
@@ -213,10 +214,10 @@ def test_a_service_that_stops_ends_its_streams(tmp_path):
                     return b"".join(chunks)
 
             streams = [pool.submit(read) for _ in range(3)]
-            wait_until(lambda: stopping.follower.following == 3, "three follow")
+            wait_until(lambda: stopping.changes.streams == 3, "three follow")
         for stream in streams:
             assert fields(stream.result(5)) == [{"id": to_text(FIRST)}]
-    assert stopping.follower.following == 0
+    assert stopping.changes.streams == 0
 
 
 def test_the_document_describes_the_stream(api):

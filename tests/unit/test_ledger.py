@@ -1,5 +1,6 @@
 """The single writer: called step by step with the test's own clock, and run as a thread."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -10,12 +11,15 @@ from uuid import uuid4
 
 import pytest
 
+import ledger as ledgers
 import models
-from kit import storage, writer
+from batch import change, create, settle
+from calls import looping
+from kit import storage
 from kit.clock import SECOND, Clock
 from kit.errors import NotFound, Refusal, Unavailable
 from kit.settings import Settings
-from ledger import Draft, Job, change, create, settle
+from ledger import Draft, Job
 from programs import ROOT, wait_until
 from schemas import Status, Verdict
 from stepped import Bench, Publisher, ledger
@@ -60,14 +64,14 @@ def test_a_question_is_published_after_its_commit_and_an_answer_acknowledged_aft
 
 
 def test_a_poisoned_job_in_a_full_batch_hurts_no_other(bench):
-    drafts = [Draft(1) for _ in range(writer.BATCH - 1)]
+    drafts = [Draft(1) for _ in range(ledgers.BATCH - 1)]
     drafts.insert(250, Draft(object()))
     jobs = [bench.put(Job(create, draft)) for draft in drafts]
     bench.step()
     poisoned = jobs.pop(250)
     assert not isinstance(poisoned.result, Refusal | None)
     assert [job.result.id for job in jobs] == [job.item.id for job in jobs]
-    assert len(bench.list()) == writer.BATCH - 1
+    assert len(bench.list()) == ledgers.BATCH - 1
 
 
 def test_a_poisoned_verdict_is_acknowledged_and_hurts_no_other(bench):
@@ -88,7 +92,7 @@ def test_a_refused_change_hurts_no_other(bench):
 
 
 def test_a_request_withdraws_after_its_patience_and_is_never_written(bench, monkeypatch):
-    monkeypatch.setattr(writer, "PATIENCE", 0.2)
+    monkeypatch.setattr(ledgers, "PATIENCE", 0.2)
     waiting = bench.submit(bench.ledger.create, Draft(1))
     with pytest.raises(Unavailable, match="nothing was stored"):
         waiting.result(5)
@@ -104,15 +108,14 @@ def test_a_job_that_was_taken_is_waited_for(bench, monkeypatch):
         release.wait(10)
         return "done"
 
-    monkeypatch.setattr(writer, "PATIENCE", 0.2)
-    job = bench.put(Job(change, (slow, ())))
+    monkeypatch.setattr(ledgers, "PATIENCE", 0.2)
+    job = bench.put(Job(change, slow))
     stepping = bench.run(bench.step)
     assert taken.wait(5)
     assert not job.take()
     release.set()
-    assert job.wait(5)
-    assert job.result == "done"
     stepping.result(5)
+    assert job.result == "done"
 
 
 def test_a_request_whose_job_takes_too_long_is_told_that_its_outcome_is_unknown(bench, monkeypatch):
@@ -122,7 +125,7 @@ def test_a_request_whose_job_takes_too_long_is_told_that_its_outcome_is_unknown(
         taken.set()
         release.wait(10)
 
-    monkeypatch.setattr(writer, "PATIENCE", 1)
+    monkeypatch.setattr(ledgers, "PATIENCE", 1)
     waiting = bench.submit(bench.ledger.change, slow)
     stepping = bench.run(bench.step)
     assert taken.wait(5)
@@ -133,10 +136,10 @@ def test_a_request_whose_job_takes_too_long_is_told_that_its_outcome_is_unknown(
 
 
 def test_a_full_queue_refuses_requests(bench, monkeypatch):
-    monkeypatch.setattr(writer, "QUEUE", 1)
+    monkeypatch.setattr(ledgers, "QUEUE", 1)
     first = bench.submit(bench.ledger.create, Draft(1))
     with pytest.raises(Unavailable, match="Too many"):
-        bench.ledger.create(Draft(1))
+        bench.run(bench.ledger.create, Draft(1)).result(5)
     bench.step()
     assert bench.status(first.result(1).id) is Status.PENDING
 
@@ -264,7 +267,7 @@ def test_a_failed_write_refuses_the_requests_and_asks_again_afterwards(bench):
         waiting.result(1)
     assert acknowledged == [True]
     with pytest.raises(Unavailable, match="nothing was stored: database is locked"):
-        bench.ledger.create(Draft(1))
+        bench.run(bench.ledger.create, Draft(1)).result(5)
     other.close_all()
     bench.publisher.published.clear()
     bench.step(2)
@@ -275,7 +278,10 @@ def test_a_failed_write_refuses_the_requests_and_asks_again_afterwards(bench):
 @contextmanager
 def started(settings: Settings):
     """A ledger with its thread; afterwards its connections are closed."""
-    with ledger(settings) as running:
+    with looping() as loop, ledger(settings, loop) as running:
+        running.call = lambda function, *values: asyncio.run_coroutine_threadsafe(
+            function(*values), loop
+        ).result(30)
         yield running
     running.store.close()
 
@@ -288,7 +294,7 @@ def test_the_thread_writes_what_is_in_the_queue_before_it_stops(bench, settings)
     assert not running.alive
     assert {job.result.status for job in jobs} == {Status.PENDING}
     with pytest.raises(Unavailable, match="stopping"):
-        running.create(Draft(1))
+        asyncio.run(running.create(Draft(1)))
     running.store.close()
 
 
@@ -297,21 +303,22 @@ def test_a_database_that_cannot_be_opened_yet_is_waited_for(tmp_path):
     with started(settings) as running:
         wait_until(lambda: "does not exist" in running.store.problem, "it says what is wrong")
         with pytest.raises(Unavailable, match=r"nothing was stored.*does not exist"):
-            running.change(models.create_station, "Teste")
+            running.call(running.change, models.create_station, "Teste")
         (tmp_path / "later").mkdir()
         wait_until(lambda: not running.store.problem, "it is open")
-        assert running.change(models.create_station, "Teste").id == 1
+        assert running.call(running.change, models.create_station, "Teste").id == 1
 
 
 SECOND_PROCESS = """
-import sys
+import asyncio, sys
+from calls import looping
 from kit.settings import Settings
 from models import Draft
 from stepped import ledger
-with ledger(Settings(database_url=sys.argv[1])) as writer:
+with looping() as loop, ledger(Settings(database_url=sys.argv[1]), loop) as writer:
     print("ready", flush=True)
     for _ in range(200):
-        writer.create(Draft(1))
+        asyncio.run_coroutine_threadsafe(writer.create(Draft(1)), loop).result()
 """
 
 
@@ -321,7 +328,9 @@ def test_two_processes_write_to_one_database(bench, settings):
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as other:
         assert other.stdout.readline() == "ready\n"
         with started(settings) as running:
-            for future in [bench.run(running.create, Draft(1)) for _ in range(200)]:
+            for future in [
+                asyncio.run_coroutine_threadsafe(running.create(Draft(1)), running._loop) for _ in range(200)
+            ]:
                 future.result(30)
             assert other.wait(60) == 0
         running.store.close()

@@ -11,8 +11,8 @@ from uuid import uuid4
 
 import pytest
 
-from kit import logs
-from kit.logs import LINES, WARNINGS, Context, RateLimit, RequestLog
+from kit import api, logs
+from kit.logs import LINES, WARNINGS, Context, RateLimit
 from kit.settings import Settings
 from kit.trace import REQUEST, begin
 
@@ -187,40 +187,46 @@ def test_a_traceback_is_part_of_its_json_line():
     assert "ValueError: two\nlines" in said["traceback"]
 
 
-class Access(RequestLog):
-    """The log of requests, without gunicorn's configuration."""
+@pytest.fixture
+def ended(monkeypatch):
+    """A function that returns the lines that a request with this status gets at this level."""
 
-    def __init__(self, level: int):
-        self.access_log = Log(formatter("json"))
-        self.access_log.setLevel(level)
+    def end(status: int, path: str = "/stations", level: int = logging.INFO, detail: str = "") -> list[dict]:
+        log = Log(formatter("json"))
+        log.setLevel(level)
+        monkeypatch.setattr(api, "log", log)
+        environ = {"PATH_INFO": path, "REMOTE_ADDR": "127.0.0.1", "REQUEST_METHOD": "GET"}
+        api.Api("").note(environ, api.Reply(status, [], b"", detail), 0.00204)
+        return [json.loads(line) for line in log.lines()]
+
+    return end
 
 
-def ended(log: Access, status: int, path: str = "/stations", target: str = "") -> list[dict]:
-    """The lines that a request with this status gets."""
-    environ = {"PATH_INFO": path, "REMOTE_ADDR": "127.0.0.1"}
-    request = SimpleNamespace(method="GET", path=target or path)
-    log.access(SimpleNamespace(status_code=status), request, environ, timedelta(milliseconds=2.04))
-    return [json.loads(line) for line in log.access_log.lines()]
-
-
-@pytest.mark.parametrize("status", [400, 404, 422, 500, 503])
-def test_a_request_that_failed_gets_one_line(status):
-    (line,) = ended(Access(logging.INFO), status)
+@pytest.mark.parametrize("status", [400, 404, 422])
+def test_a_request_that_was_wrong_gets_one_line_without_what_it_said(ended, status):
+    (line,) = ended(status, detail="secret")
     assert (line["level"], line["event"]) == ("INFO", "request")
     assert line["message"] == f"GET /stations from 127.0.0.1: {status} in 2.0 ms"
     fields = line["method"], line["path"], line["status"], line["client"], line["milliseconds"]
     assert fields == ("GET", "/stations", status, "127.0.0.1", 2.0)
 
 
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_request_that_we_failed_gets_one_line_that_says_why(ended, status):
+    (line,) = ended(status, detail="it is away")
+    assert line["message"] == f"GET /stations from 127.0.0.1: {status} in 2.0 ms: it is away"
+    assert line["detail"] == "it is away"
+
+
 @pytest.mark.parametrize(
     ("status", "path"), [(200, "/stations"), (304, "/"), (503, "/readyz"), (503, "/healthz")]
 )
-def test_other_requests_get_one_only_at_debug(status, path):
-    assert ended(Access(logging.INFO), status, path) == []
-    (line,) = ended(Access(logging.DEBUG), status, path)
+def test_other_requests_get_one_only_at_debug(ended, status, path):
+    assert ended(status, path) == []
+    (line,) = ended(status, path, logging.DEBUG)
     assert line["level"] == "DEBUG"
 
 
-def test_a_path_cannot_write_to_the_terminal_or_fill_the_log():
-    (line,) = ended(Access(logging.INFO), 404, target="/\x9b2J" + "a" * 4000)
+def test_a_path_cannot_write_to_the_terminal_or_fill_the_log(ended):
+    (line,) = ended(404, "/\x9b2J" + "a" * 4000)
     assert line["path"] == r"/\x9b2J" + "a" * 193

@@ -8,10 +8,9 @@ from uuid import UUID
 import pytest
 from openapi_schema_validator import OAS30Validator, oas30_format_checker
 from openapi_spec_validator import OpenAPIV30SpecValidator
-from webtest import TestApp
 
 import app
-from calls import JSON, KIB, UNKNOWN, new_station, new_transaction, send, service, serving
+from calls import JSON, KIB, UNKNOWN, client, new_station, new_transaction, send, service, serving
 from kit.storage import execute
 from refused import REFUSED
 
@@ -291,7 +290,7 @@ def test_every_documented_answer_occurs_as_documented(tmp_path):
     with serving(tmp_path, api_token="open-sesame") as api:
         document = api.get("/openapi.json").json
         seen = set(provoke_everything(api, document))
-    seen |= set(provoke_503(TestApp(app.app), document))
+    seen |= set(provoke_503(client(), document))
     documented = {
         (*which, status) for which, says in operations(document).items() for status in says["responses"]
     }

@@ -3,7 +3,7 @@
 import pytest
 
 from kit import storage
-from kit.events import FIRST
+from models import FIRST
 from queries import NOW
 from schemas import Status
 

@@ -2,8 +2,9 @@
 
 import pytest
 
+from batch import change
 from kit.settings import Settings
-from ledger import Job, change
+from ledger import Job
 from schemas import Status
 from stepped import Bench
 
@@ -25,7 +26,7 @@ def test_a_connection_that_returns_in_the_middle_of_a_batch_expires_nothing(benc
         bench.publisher.session += 1
         bench.publisher.subscribed = True
 
-    bench.put(Job(change, (subscribe, ())))
+    bench.put(Job(change, subscribe))
     bench.step()
     assert bench.status(key) is Status.PENDING
     bench.step(0.3)

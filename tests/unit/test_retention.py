@@ -5,12 +5,13 @@ from uuid import UUID
 import pytest
 
 import models
+from batch import DELETION
 from kit.clock import SECOND
 from kit.errors import NotFound
-from kit.events import FIRST
 from kit.settings import Settings
 from kit.storage import execute, is_postgresql
-from ledger import DAY, DELETION
+from ledger import DAY
+from models import FIRST
 from schemas import Status
 from stepped import Bench
 

@@ -6,13 +6,13 @@ from uuid import uuid4
 import pytest
 
 import models
+from batch import retry
 from calls import UNKNOWN, assert_problem, new_station, new_transaction, send, service, settle
 from kit.clock import SECOND, moment
 from kit.errors import NotFound
 from kit.settings import Settings
 from kit.storage import execute
-from kit.writer import Job
-from ledger import retry
+from ledger import Job
 from programs import wait_until
 from schemas import NotExpired, Status
 from stepped import Bench
@@ -82,7 +82,7 @@ def test_only_what_is_expired_is_retried_and_once(bench):
 def test_a_retry_waits_for_room_in_the_window_and_for_the_broker(bench, monkeypatch):
     keys = expired(bench, 3)
     monkeypatch.setattr(models, "WINDOW", 2)
-    bench.ledger.room = 0
+    bench.ledger._state.room = 0
     retried(bench, *keys)
     assert sorted(bench.publisher.published) == keys[:2]
     waiting = models.get_transaction(bench.database, keys[2])
@@ -127,7 +127,7 @@ def test_a_retry_answers_with_the_transaction_and_waits_if_asked_to(api):
     expire(key)
     with ThreadPoolExecutor() as pool:
         held = pool.submit(send, api, "POST", path + "/", Prefer="wait=30")
-        wait_until(lambda: service().ledger.waiting, "it waits")
+        wait_until(lambda: service().changes.waiters, "it waits")
         settle(key, "ERROR")
         answer = held.result(20)
     assert (answer.json["status"], answer.headers["Preference-Applied"]) == ("ERROR", "wait=30")

@@ -1,16 +1,12 @@
 """The service as an object: without one, with one, and with another after it."""
 
+import asyncio
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from webtest import TestApp
 
 import app
-from calls import assert_problem, every_path, new_station, new_transaction, send, serving
-from kit import writer
-from kit.writer import Job
+from calls import assert_problem, client, every_path, new_station, new_transaction, send, serving
 from programs import wait_until
 
 PAGES = {"/", "/static/index.html", "/swagger", "/swagger/index.html", "/openapi.json"}
@@ -40,7 +36,7 @@ def test_a_service_that_was_stopped_takes_nothing_more(tmp_path):
         new_station(api)
         stopped = app.app.config["running"]
     with pytest.raises(app.Unavailable, match="stopping"):
-        stopped.ledger.create(app.Draft(1))
+        asyncio.run(stopped.ledger.create(app.Draft(1)))
 
 
 def test_a_request_that_comes_before_the_database_is_open_waits_for_it(tmp_path):
@@ -58,7 +54,7 @@ def test_a_folder_that_does_not_exist_is_named_and_not_made(tmp_path):
 
 
 def test_without_a_service_each_route_that_needs_one_says_how_to_start_it():
-    api = TestApp(app.app)
+    api = client()
     asked = 0
     for path, methods in every_path().items():
         for method in set(methods) if path not in PAGES else ():
@@ -72,22 +68,4 @@ def test_without_a_service_each_route_that_needs_one_says_how_to_start_it():
 
 @pytest.mark.parametrize("path", sorted(PAGES))
 def test_without_a_service_pages_and_the_document_are_there(path):
-    assert send(TestApp(app.app), "GET", path).status_int == 200
-
-
-def test_the_wait_for_a_slot_counts_as_part_of_the_wait_for_a_commit(tmp_path, monkeypatch):
-    waits, wait = [], Job.wait
-    monkeypatch.setattr(Job, "wait", lambda job, seconds: waits.append(seconds) or wait(job, seconds))
-    with serving(tmp_path, threads=2) as api, ThreadPoolExecutor(1) as pool:
-        slots = app.app.config["slots"]
-        for _ in range(2):
-            slots.acquire()
-        began = time.monotonic()
-        answer = pool.submit(send, api, "POST", "/stations", {"description": "x"})
-        wait_until(lambda: time.monotonic() > began + 0.5, "it has waited")
-        for _ in range(2):
-            slots.release()
-        assert answer.result(10).status_int == 201
-        assert send(api, "POST", "/stations", {"description": "x"}).status_int == 201
-    held, quick = waits
-    assert held < writer.PATIENCE - 0.3 < quick
+    assert send(client(), "GET", path).status_int == 200

@@ -121,7 +121,7 @@ def test_an_empty_variable_means_the_default(environment):
 
 def test_what_is_not_ours_is_left_alone(environment):
     environment |= {"threads": "x", "THREADS_": "x", "VALIDATOR_SEED": "x", "mqtt_port": "x"}
-    assert settings.load().threads == 16
+    assert settings.load().threads == 4
 
 
 @pytest.mark.parametrize(

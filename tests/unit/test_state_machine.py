@@ -7,14 +7,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-import ledger
+import batch
 import models
 import stepped
 from kit.clock import SECOND
 from kit.errors import Refusal, Unprocessable
 from kit.settings import Settings
 from kit.storage import execute
-from kit.writer import Job
+from ledger import Job
 from models import Draft
 from schemas import Status, Verdict
 
@@ -58,7 +58,7 @@ class Bench(stepped.Bench):
 
     def restart(self) -> None:
         self.stop()
-        self.ledger = stepped.ledger(self.settings, self.publisher, self.clock)
+        self.ledger = stepped.ledger(self.settings, self.loop, self.publisher, self.clock)
         self.step()
 
 
@@ -88,7 +88,7 @@ class Life(RuleBasedStateMachine):
     def create(self, station, key):
         draft = Draft(station, key)
         draft.id, draft.created = UUID(int=next(self.numbers)), self.bench.clock.now
-        self.creations.append(self.bench.put(Job(ledger.create, draft)))
+        self.creations.append(self.bench.put(Job(batch.create, draft, repeatable=True)))
         return draft
 
     @rule(draft=drafts, status=st.sampled_from(["COMPLETED", "ERROR"]), times=st.sampled_from([1, 1, 1, 2]))
@@ -98,11 +98,11 @@ class Life(RuleBasedStateMachine):
 
     @rule(draft=drafts)
     def retry(self, draft):
-        self.retries.append(self.bench.put(Job(ledger.retry, draft.id)))
+        self.retries.append(self.bench.put(Job(batch.retry, draft.id)))
 
     def give(self, key, status):
         self.given.append((key, status))
-        self.bench.put(Job(ledger.settle, Verdict(key, status), lambda _: self.acknowledged.append(key)))
+        self.bench.put(Job(batch.settle, Verdict(key, status), lambda _: self.acknowledged.append(key)))
 
     @rule()
     def commit(self):
@@ -123,7 +123,7 @@ class Life(RuleBasedStateMachine):
         if what == "connected":
             self.restarts = True
         if what != "lost" and self.subscribed:
-            self.bench.put(Job(ledger.ask_again, what == "connected"))
+            self.bench.put(Job(batch.ask_again, what == "connected"))
 
     @property
     def subscribed(self) -> bool:
@@ -218,9 +218,9 @@ def test_the_ledger_and_the_table_of_states_never_disagree(tmp_path, monkeypatch
         bench.publisher.at_once = len(batch.questions)
         return original(batch, items)
 
-    original = ledger.look_after
-    monkeypatch.setattr(ledger, "look_after", look_after)
-    monkeypatch.setattr(ledger, "ORDER", (*ledger.ORDER[:-1], look_after))
+    original = batch.look_after
+    monkeypatch.setattr(batch, "look_after", look_after)
+    monkeypatch.setattr(batch, "ORDER", (*batch.ORDER[:-1], look_after))
     monkeypatch.setattr(models, "WINDOW", WINDOW)
     try:
         run_state_machine_as_test(

@@ -1,5 +1,7 @@
 """X-Request-ID: every answer has one, and so have the log lines of that request."""
 
+import asyncio
+
 import pytest
 
 from calls import at_once, every_path, new_station, send, service
@@ -41,6 +43,7 @@ def test_the_line_of_the_ledger_has_the_id_of_the_request(api, caplog):
     new_station(api)
     with caplog.at_level("DEBUG", "ledger"):
         send(api, "POST", "/transactions", {"station_id": 1}, X_Request_ID="abc")
-        service().ledger.change(lambda database: None)  # after the batch before it
+        change = service().ledger.change(lambda database: None)  # after the batch before it
+        asyncio.run_coroutine_threadsafe(change, service().loop).result(5)
     stored = [record for record in caplog.records if "is stored" in record.msg]
     assert [record.request for record in stored] == ["abc"]

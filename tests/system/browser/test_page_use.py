@@ -70,7 +70,7 @@ def test_first_content_comes_two_round_trips_after_the_page(running, tab):
     page.route(re.compile("/(static|stations|transactions|readyz|events)"), lambda route: held.append(route))
     page.goto(service.url, wait_until="commit")
     first = answer_all("/static/words.js")
-    assert {f"/static/{path.name}" for path in (ROOT / "kit/static").glob("*.[cj]s*")} <= first
+    assert {f"/static/{path.name}" for path in (ROOT / "static").glob("*.[cj]s*")} <= first
     assert {"/readyz", "/stations", "/transactions"} <= answer_all("/events")
     expect(rows(page)).to_have_count(1)
     expect(button(page, 1)).to_be_visible()

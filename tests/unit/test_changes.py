@@ -1,0 +1,243 @@
+"""Clients that wait or follow: what wakes them, what they get, and how many there may be."""
+
+import asyncio
+from contextlib import aclosing, contextmanager
+from uuid import UUID
+
+import pytest
+
+import events
+import models
+from calls import UNKNOWN, looping
+from events import PAGE, RECENT, Changes
+from following import BAD, fields
+from kit.clock import EPOCH, moment
+from kit.errors import NotFound, Unavailable
+from models import FIRST
+from programs import wait_until
+from schemas import Station, Status, Transaction
+
+
+class Log:
+    """Takes the database's place: the transactions, each with its last change, in order."""
+
+    def __init__(self):
+        self.rows, self.reads, self.broken = {}, [], False
+        self.clock = 0
+
+    def change(self, number: int, status=Status.PENDING, station: int = 1) -> UUID:
+        """A transaction has this status from now on."""
+        self.clock += 1
+        key = UUID(int=number)
+        self.rows[key] = Transaction(
+            key, Station(station, "Teste"), status, EPOCH, moment(self.clock), 1, None, None
+        )
+        return key
+
+    def add(self, count: int, station: int = 1) -> None:
+        for _ in range(count):
+            self.change(self.clock + 1, station=station)
+
+    async def read(self, function, *values):
+        self.reads.append((function.__name__, *values))
+        await asyncio.sleep(0)
+        if self.broken:
+            raise Unavailable("broken")
+        rows = sorted(self.rows.values(), key=models.cursor)
+        if function is models.newest_change:
+            return models.cursor(rows[-1]) if rows else FIRST
+        if function is models.get_transaction:
+            if values[0] not in self.rows:
+                raise NotFound("no")
+            return self.rows[values[0]]
+        after, limit, *station = values
+        return [
+            one
+            for one in rows
+            if models.cursor(one) > after and (station or [None])[0] in (None, one.station.id)
+        ][:limit]
+
+
+class Bench:
+    def __init__(self, loop, places: int = 100):
+        self.loop, self.log = loop, Log()
+        self.changes = Changes(self.log.read, places, loop)
+
+    def run(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+    def do(self, coroutine):
+        return self.run(coroutine).result(10)
+
+    def wait(self, key: UUID, seconds: float = 10):
+        """A client that waits."""
+        before = self.changes.waiters
+        waiting = self.run(self.changes.wait(key, seconds))
+        wait_until(lambda: self.changes.waiters > before or waiting.done(), "it waits")
+        return waiting
+
+    @contextmanager
+    def following(self, cursor=None, station=None):
+        """A function that returns so many events of a stream, or more."""
+        stream = self.do(self.changes.follow(cursor, station))
+
+        async def step():
+            return await anext(stream)
+
+        assert self.do(step()).startswith(b": ")
+
+        def take(count: int) -> list[int]:
+            found = []
+            while len(found) < count:
+                found += [event for event in fields(self.do(step())) if "data" in event]
+            return [UUID(event["id"].split("-")[1]).int for event in found]
+
+        try:
+            take.step = lambda: self.do(step())
+            yield take
+        finally:
+            self.do(stream.aclose())
+
+
+@pytest.fixture
+def bench():
+    with looping() as loop:
+        bench = Bench(loop)
+        yield bench
+        loop.call_soon_threadsafe(bench.changes.end)
+        wait_until(lambda: bench.changes._reader is None, "it has stopped reading", 5)
+
+
+def test_a_client_that_waits_gets_the_verdict(bench):
+    key = bench.log.change(1)
+    waiting = bench.wait(key)
+    bench.log.change(1, Status.COMPLETED)
+    bench.changes.wake()
+    assert waiting.result(5).status is Status.COMPLETED
+    assert not bench.changes._waiting
+    assert [name for name, *_ in bench.log.reads].count("get_transaction") == 1
+
+
+def test_a_verdict_that_another_process_stored_is_found_without_being_woken(bench):
+    key = bench.log.change(1)
+    waiting = bench.wait(key)
+    bench.log.change(1, Status.ERROR)
+    assert waiting.result(5).status is Status.ERROR
+
+
+def test_a_verdict_that_is_there_is_not_waited_for(bench):
+    key = bench.log.change(1, Status.EXPIRED)
+    assert bench.do(bench.changes.wait(key, 30)).status is Status.EXPIRED
+
+
+def test_after_its_time_a_client_gets_what_is_there(bench):
+    key = bench.log.change(1)
+    assert bench.do(bench.changes.wait(key, 0.1)).status is Status.PENDING
+
+
+def test_what_cannot_be_read_is_not_waited_for(bench):
+    with pytest.raises(NotFound):
+        bench.do(bench.changes.wait(UUID(UNKNOWN), 30))
+    bench.log.broken = True
+    with pytest.raises(Unavailable):
+        bench.do(bench.changes.wait(UUID(UNKNOWN), 30))
+    assert bench.changes.waiters == 0
+    bench.log.broken = False
+
+
+def test_a_client_that_has_gone_gives_its_place_back(bench):
+    waiting = bench.wait(bench.log.change(1))
+    waiting.cancel()
+    wait_until(lambda: not bench.changes.waiters, "its place is free")
+    assert not bench.changes._waiting
+
+
+def test_waits_and_streams_end_when_the_service_stops(bench):
+    key = bench.log.change(1)
+    waiting = bench.wait(key, 30)
+    stream = bench.do(bench.changes.follow(None, None))
+
+    async def rest() -> bytes:
+        async with aclosing(stream):
+            return b"".join([chunk async for chunk in stream])
+
+    reading = bench.run(rest())
+    bench.loop.call_soon_threadsafe(bench.changes.end)
+    assert waiting.result(2).status is Status.PENDING
+    assert len(fields(reading.result(2))) == 1
+    assert (bench.changes.waiters, bench.changes.streams) == (0, 0)
+
+
+def test_past_the_places_a_client_is_refused_until_another_leaves(bench):
+    bench.changes._places = 2
+    key = bench.log.change(1)
+    waiting = bench.wait(key)
+    with bench.following():
+        for refused in (bench.changes.wait(key, 1), bench.changes.follow(None, None)):
+            with pytest.raises(Unavailable, match="Too many"):
+                bench.do(refused)
+    with bench.following():
+        pass
+    waiting.cancel()
+
+
+@pytest.mark.parametrize("missed", [0, 1, PAGE - 1, PAGE, PAGE + 1, 3 * RECENT])
+@pytest.mark.parametrize("station", [None, 1])
+def test_a_client_that_comes_back_has_missed_nothing(bench, station, missed):
+    bench.log.add(1)
+    seen = models.cursor(next(iter(bench.log.rows.values())))
+    bench.log.add(missed)
+    with bench.following(seen, station) as take:
+        bench.log.add(1)
+        bench.changes.wake()
+        assert take(missed + 1) == list(range(2, missed + 3))
+
+
+def test_a_slow_client_misses_nothing(bench):
+    with bench.following() as slow, bench.following() as quick:
+        for _ in range(3):
+            bench.log.add(RECENT)
+            quick(RECENT)
+        assert slow(3 * RECENT) == list(range(1, 3 * RECENT + 1))
+
+
+def test_a_stream_of_one_station_gets_no_other_and_learns_newer_cursors(bench, monkeypatch):
+    monkeypatch.setattr(events, "HEARTBEAT", 0.3)
+    with bench.following(station=1) as take:
+        bench.log.add(1)
+        bench.log.add(2, station=2)
+        assert take(1) == [1]
+        newest = events.to_text(bench.do(bench.log.read(models.newest_change)))
+        wait_until(lambda: take.step() == f"id: {newest}\n\n".encode(), "it tells the newest cursor", 5)
+        assert take.step() == b":\n"
+
+
+def test_without_clients_nothing_is_read(bench):
+    with bench.following():
+        pass
+    wait_until(lambda: bench.changes._reader is None, "it has stopped reading")
+    bench.log.reads.clear()
+    bench.log.add(3)
+    bench.changes.wake()
+    assert bench.log.reads == []
+
+
+def test_while_the_database_is_away_a_stream_stays_and_then_goes_on(bench):
+    with bench.following() as take:
+        bench.log.broken = True
+        bench.log.add(2)
+        bench.changes.wake()
+        wait_until(lambda: len(bench.log.reads) > 3, "it has tried")
+        bench.log.broken = False
+        assert take(2) == [1, 2]
+
+
+@pytest.mark.parametrize("cursor", [FIRST, (2**63 - 1, UUID(int=2**128 - 1)), (1, UUID(UNKNOWN))])
+def test_a_cursor_as_text_stands_for_itself(cursor):
+    assert events.from_text(events.to_text(cursor)) == cursor
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_what_is_not_a_cursor_is_refused(text):
+    with pytest.raises(ValueError, match="is not the id of an event"):
+        events.from_text(text)
