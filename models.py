@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any, NamedTuple
+from unicodedata import normalize
 from uuid import UUID
 
 import peewee
@@ -41,6 +42,7 @@ LATEST, LAST = datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1)
 class StationTable(Model):
     id = peewee.AutoField()
     description = peewee.CharField(255)
+    folded = peewee.TextField(null=True)  # the description for search; null: stored by release 1.1
 
     class Meta:
         table_name = "station"
@@ -57,18 +59,34 @@ class TransactionTable(Model):
     asked_at = peewee.BigIntegerField(null=True)
     retry_at = peewee.BigIntegerField(null=True)  # null: not PENDING, nothing to ask
     expires_at = peewee.BigIntegerField(null=True)  # null: it waits to be asked, its clock does not run
+    reason = peewee.CharField(null=True)
+    equipment = peewee.CharField(null=True)
 
     class Meta:
         table_name = "transaction"
 
 
-TABLES: list[type[Model]] = [StationTable, TransactionTable]
+class RetentionTable(Model):
+    deleted = peewee.BigIntegerField()  # one row: the largest `updated` that retention has deleted
+
+    class Meta:
+        table_name = "retention"
+
+
+TABLES: list[type[Model]] = [StationTable, TransactionTable, RetentionTable]
 # Each of these conditions has an index of its own. The planner finds it by these very words.
 WAITING = "retry_at IS NOT NULL AND expires_at IS NULL"
 OPEN = "retry_at IS NOT NULL AND expires_at > 0"
 
 
 # Stations
+
+
+def fold(text: str) -> str:
+    """A text as it is searched: without letter case, and however its accents were typed."""
+    # İ is an I with a dot above; an i has that dot already.
+    folded = normalize("NFD", text).casefold().replace("i\u0307", "i")
+    return normalize("NFC", folded)
 
 
 def get_station(database: Database, station_id: int) -> Station:
@@ -458,4 +476,12 @@ def delete_finished(
     finished = [uuid(row_id).hex for _, row_id, status in rows if status != "PENDING"]
     if finished:
         execute(database, f'DELETE FROM "transaction" WHERE id IN {placeholders(finished)}', *finished)
+        newest = max(updated for updated, _, status in rows if status != "PENDING")
+        execute(database, "UPDATE retention SET deleted = ? WHERE id = 1 AND deleted < ?", newest, newest)
     return (rows[-1][0], uuid(rows[-1][1])) if len(rows) == limit else FIRST
+
+
+def deleted_until(database: Database) -> int:
+    """The largest `updated` that retention has deleted; 0 if it has deleted nothing."""
+    rows = execute(database, "SELECT deleted FROM retention WHERE id = 1")
+    return rows[0][0] if rows else 0

@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from playhouse.migrations import Runner
 
 import models
 from kit import storage
@@ -135,6 +136,21 @@ def test_a_later_migration_is_applied_once_and_rows_stay(database, release):
     assert applied(database) == [*NAMES, MORE]
     assert columns(database, "station") == before | {"extra"}
     assert models.get_station(database, 1).description == "Teste"
+
+
+def test_a_release_can_be_taken_back_and_its_rows_stay(database):
+    typed = "CAFE\u0301 \u0130stanbul"
+    prepare(database)
+    execute(database, "INSERT INTO station (description) VALUES (?)", typed)
+    with database.atomic():
+        Runner(database, str(ROOT / "migrations")).down(NAMES[2])
+    assert applied(database) == NAMES[:2]
+    assert columns(database, "station") == {"id", "description"}
+    assert not columns(database, "transaction") & {"reason", "equipment"}
+    assert "retention" not in database.get_tables()
+    prepare(database)
+    assert execute(database, "SELECT * FROM station") == [(1, typed, "caf\xe9 istanbul")]
+    assert models.deleted_until(database) == 0
 
 
 def test_a_schema_of_a_later_release_is_refused(database, release):

@@ -39,6 +39,7 @@ def every_query(queries) -> None:
     queries.expire(NOW)
     queries.settle({key: "ERROR"}, NOW)
     queries.delete_finished(NOW + 1, FIRST, 5)
+    queries.deleted_until()
 
 
 @pytest.fixture
