@@ -1,7 +1,8 @@
-"""Who gave a verdict and why, descriptions folded for search, events of one station, and what was deleted."""
+"""Columns for a verdict's reason, for search and for what was deleted; an index for events of a station."""
 
 from peewee import SQL, BigIntegerField, CharField, Model, TextField
 
+from kit.storage import execute
 from models import fold
 
 
@@ -20,9 +21,8 @@ def up(migrator, db):
     )
     db.create_tables([Retention])
     Retention.insert(id=1).execute()
-    for row, description in db.execute_sql("SELECT id, description FROM station").fetchall():
-        statement = f"UPDATE station SET folded = {db.param} WHERE id = {db.param}"
-        db.execute_sql(statement, (fold(description), row))
+    for row_id, description in execute(db, "SELECT id, description FROM station"):
+        execute(db, "UPDATE station SET folded = ? WHERE id = ?", fold(description), row_id)
 
 
 def down(migrator, db):
