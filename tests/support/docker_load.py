@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 
-from kit.worker import files
+from kit.server import connections
 
 from idle import WAIT, Crowd
 from load import Load
@@ -64,7 +64,7 @@ def post(server: Server, may_break: bool) -> bool:
 
 def wait(server: Server) -> bool:
     """True if 1,000 at once all get their verdict."""
-    files()  # each client takes a descriptor here, too
+    connections()  # each client takes a descriptor here, too
     answers = []
     with Crowd(server) as crowd:
         for connection in crowd.open(1000, WAIT):
