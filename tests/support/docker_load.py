@@ -11,9 +11,8 @@ import signal
 import sys
 import threading
 
-from kit.server import connections
-
 from idle import WAIT, Crowd
+from kit.server import connections
 from load import Load
 from programs import HttpServer, wait_until
 from raw import answer
