@@ -1,6 +1,7 @@
 """The process: where it listens, how it logs, and when the service starts and stops in it."""
 
 import contextlib
+import gc
 import logging
 import os
 import threading
@@ -64,6 +65,8 @@ def post_worker_init(worker: Any) -> None:
     from app import Service
 
     stay_on_one_processor()
+    gc.freeze()  # modules and routes stay, so the collector need not look at them again
+    gc.set_threshold(10_000)
     threading.excepthook = end_the_process
     worker.service = contextlib.ExitStack()
     service = worker.service.enter_context(Service(settings, worker.loop))

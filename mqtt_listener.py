@@ -19,8 +19,11 @@ from typing import Any, Self
 from uuid import UUID
 
 import msgspec
+from paho.mqtt import _packet
 from paho.mqtt.client import Client, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties, VariableByteIntegers
 from paho.mqtt.reasoncodes import ReasonCode
 from prometheus_client.core import Metric
 
@@ -67,6 +70,26 @@ def text(identifier: int, value: bytes) -> bytes:
     return bytes([identifier]) + len(value).to_bytes(2, "big") + value
 
 
+class Received(Properties):
+    """The properties of a packet that came. paho builds its tables anew for each; these share one copy.
+
+    We use no property of a PUBLISH, so those are skipped. Together this saves a tenth of the service's CPU.
+    """
+
+    _tables = vars(Properties(PacketTypes.PUBLISH))  # type: ignore[no-untyped-call]
+
+    def __init__(self, packet_type: int):
+        vars(self).update(self._tables, packetType=packet_type)
+
+    def unpack(self, buffer: bytes) -> tuple[Any, int]:
+        """Called by paho; returns the properties and how many bytes they took."""
+        if self.packetType != PacketTypes.PUBLISH:
+            return super().unpack(buffer)  # type: ignore[no-any-return, no-untyped-call]
+        length, size = VariableByteIntegers.decode(buffer)  # type: ignore[no-untyped-call]
+        return self, length + size
+
+
+_packet.Properties = Received  # type: ignore[attr-defined]  # Client has no setting for it
 decode_verdict = msgspec.json.Decoder(Verdict).decode
 
 
