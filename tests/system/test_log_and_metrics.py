@@ -22,7 +22,7 @@ def test_the_service_logs_nothing_but_json_lines_if_told_so(service):
     started.stop()
     said = records(started)
     assert len(said) > 5
-    assert {"gunicorn", "gunicorn.access", "mqtt_listener"} <= {line["logger"] for line in said}
+    assert {"gunicorn", "kit.api", "mqtt_listener"} <= {line["logger"] for line in said}
     for line in said:
         assert {"time", "level", "event", "message", "request_id", "logger", "pid"} <= line.keys()
         assert datetime.fromisoformat(line["time"]).utcoffset() == timedelta(0)
