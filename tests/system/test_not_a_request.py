@@ -6,7 +6,7 @@ import pytest
 
 from checks import ask, online
 from programs import Broker, Equipment, Service, wait_until
-from raw import BODY, POST, get, reset, talk
+from raw import BODY, POST, connect, get, reset, talk
 
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 LAST = b"\r\n0\r\n\r\n"
@@ -18,7 +18,6 @@ NEXT = POST + FULL  # a whole request behind one that is not
 CUT = {
     "fewer bytes than Content-Length": POST + b"Content-Length: 50\r\n\r\n" + BODY,
     "no byte of the body": POST + b"Content-Length: 50\r\n\r\n",
-    "an endless body": POST + b"Content-Length: 99999999999999999999\r\n\r\n" + BODY,
     "no chunk": CHUNKED,
     "half a size": CHUNKED + b"1",
     "half a chunk": CHUNKED + b"14\r\n" + BODY[:9],
@@ -69,6 +68,7 @@ MALFORMED = {
 }
 # What gunicorn refuses before a route sees it.
 REFUSED_BY_GUNICORN = {
+    "an endless body": POST + b"Content-Length: 99999999999999999999\r\n\r\n" + BODY,
     "a length beside chunks": POST
     + b"Content-Length: 20\r\nTransfer-Encoding: chunked\r\n\r\n14\r\n"
     + BODY,
@@ -84,7 +84,6 @@ REFUSED_BY_GUNICORN = {
     "a negative length": POST + b"Content-Length: -1\r\n\r\n" + BODY,
     "no digit of a length": POST + b"Content-Length: \r\n\r\n" + BODY,
     "two types": POST + b"Content-Type: text/plain\r\n" + FULL,
-    "another expectation": POST + b"Expect: pancakes\r\n" + FULL,
     "a blank before a colon": POST + b"X-Y : z\r\n" + FULL,
     "a folded header": POST + b"X-Y: z\r\n a\r\n" + FULL,
     "a header without a colon": POST + b"X-Y\r\n" + FULL,
@@ -154,7 +153,9 @@ def test_a_request_that_is_cut_off_is_refused(service, case):
 
 @pytest.mark.parametrize("case", MALFORMED)
 def test_a_malformed_chunk_is_refused_and_so_is_what_follows(service, case):
-    assert_problem(talk(service.port, MALFORMED[case]), 400, "body")
+    answer = talk(service.port, MALFORMED[case])
+    assert_problem(answer, 431 if "too long" in case else 400, "")
+    assert answer.count(b"\r\nX-Request-ID: ") == 1
     reset(service.port, MALFORMED[case])
 
 
@@ -166,11 +167,12 @@ def test_what_gunicorn_refuses_reaches_no_route(service, case):
 
 
 @pytest.mark.parametrize("rest", [b"zz\r\n", b"5\r\nab", b"1\r\nabc\r\n"])
-def test_an_answer_is_not_followed_by_another_if_the_body_was_malformed(service, rest):
-    data = b"GET /stations/1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + rest + NEXT
+@pytest.mark.parametrize("route", [b"GET /stations/1", b"DELETE /stations/1"])
+def test_a_malformed_body_is_refused_where_none_is_needed(service, route, rest):
+    data = route + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + rest + NEXT
     answer = talk(service.port, data)
-    assert answer.startswith(b"HTTP/1.1 200 ")
-    assert answer.count(b"HTTP/1.1 ") == 1
+    assert_problem(answer, 400, "")
+    assert answer.count(b"\r\nX-Request-ID: ") == 1
 
 
 @pytest.mark.parametrize("case", ENCODED)
@@ -185,65 +187,15 @@ def test_a_body_with_another_transfer_coding_is_refused(service, coding):
 
 
 @pytest.mark.parametrize(
-    "keys",
-    [
-        b"Idempotency-Key: a\r\nIdempotency-Key: b\r\n",
-        b"Idempotency-Key: a,b\r\n",
-        b"Idempotency-Key: ,\r\n",
-    ],
+    "keys", [b"Idempotency-Key: a\r\nIdempotency-Key: b\r\n", b"Idempotency-Key: ,\r\n"]
 )
 def test_a_key_that_was_sent_twice_is_refused(service, keys):
     assert_problem(talk(service.port, KEYED + keys + b'\r\n{"station_id": 1}'), 400, "Idempotency-Key")
 
 
-@pytest.mark.parametrize("blank", ['" "', '"   "', r'"\t\n\r"', r'"\u00a0\u3000"', r'"\u2003"'])
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
-def test_a_description_of_only_blanks_is_refused(service, blank, method):
-    path = "/stations" if method == "POST" else "/stations/1"
-    answer = service.request(method, path, b'{"description": %s}' % blank.encode())
-    assert (answer.status, answer.json["status"]) == (422, 422)
-    assert "body.description" in answer.json["detail"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "1.0",
-        "01",
-        "001",
-        "+1",
-        "%2B1",
-        "1e0",
-        "1E0",
-        "%201",
-        "1%20",
-        "1%2e0",
-        "%30%31",
-        "1_0",
-        "0x1",
-        "1%0a",
-    ],
-)
-def test_a_number_has_one_spelling(service, text):
-    for path in (f"/stations/{text}", f"/stations?limit={text}", f"/stations?after={text}"):
-        status, body = get(service.port, path)
-        assert (status, json.loads(body)["status"]) == (422, 422), path
-    status, body = get(service.port, f"/transactions?station_id={text}")
-    assert (status, "query.station_id" in json.loads(body)["detail"]) == (422, True)
-    assert ask(service, "DELETE", f"/stations/{text}")[0] == 422
-
-
 def test_a_number_may_be_escaped(service):
     assert get(service.port, "/stations/%31") == get(service.port, "/stations/1")
     assert get(service.port, "/stations?limit=%31")[0] == 200
-
-
-@pytest.mark.parametrize(
-    "query", ["limit=1&limit=x", "limit=x&limit=1", "limit=1&limit=1", "limit=1&%6cimit=1"]
-)
-def test_a_parameter_that_is_given_twice_is_refused(service, query):
-    status, body = get(service.port, f"/stations?{query}")
-    assert (status, "query.limit" in json.loads(body)["detail"]) == (422, True)
 
 
 @pytest.mark.parametrize("name", ["SCRIPT_NAME", "SCRIPT-NAME", "PATH_INFO", "PATH-INFO"])
@@ -253,13 +205,14 @@ def test_no_header_changes_the_path(service, name):
 
 
 def test_a_client_that_expects_100_is_told_to_continue_but_not_if_its_body_is_cut_off(service):
-    expecting = POST.replace(b"POST /stations", b"PUT /stations/1") + b"Expect: 100-continue\r\n"
     whole = BODY.replace(b'"x"', b'"Teste"')
-    said = talk(service.port, expecting + b"Content-Length: %d\r\n\r\n" % len(whole) + whole)
-    assert said.startswith(b"HTTP/1.1 100 ")
-    assert b"HTTP/1.1 200 " in said
-    cut = talk(service.port, expecting + b"Content-Length: 50\r\n\r\n" + whole)
-    assert_problem(cut.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n"), 400, "body")
+    head = POST.replace(b"POST /stations", b"PUT /stations/1") + b"Expect: 100-continue\r\n"
+    with connect(service.port) as client:
+        client.sendall(head + b"Content-Length: %d\r\n\r\n" % len(whole))
+        assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(whole)
+        assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert_problem(talk(service.port, head + b"Content-Length: 50\r\n\r\n" + whole), 400, "body")
 
 
 @pytest.mark.parametrize(

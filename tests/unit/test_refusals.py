@@ -19,6 +19,30 @@ def test_what_cannot_be_accepted_is_refused_by_name(api, method, path, body, sta
     assert api.get("/transactions").json["items"] == []
 
 
+def test_a_number_has_one_spelling(api):
+    new_station(api)
+    for text in (
+        "1.0",
+        "01",
+        "+1",
+        "%2B1",
+        "1e0",
+        "1E0",
+        "%201",
+        "1%20",
+        "1%2e0",
+        "%30%31",
+        "1_0",
+        "0x1",
+        "1%0a",
+    ):
+        for path in ("/stations/", "/stations?limit=", "/stations?after=", "/transactions?station_id="):
+            name = path.partition("?")[2].rstrip("=") or "id"
+            assert_problem(send(api, "GET", path + text), 422, TITLES[422], name)
+        assert send(api, "DELETE", f"/stations/{text}").status_int == 422
+    assert api.get("/stations/1").json["id"] == 1
+
+
 @pytest.mark.parametrize(
     "content_type",
     [
