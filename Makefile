@@ -45,8 +45,8 @@ docker-test: .venv/dev ## build the containers, run them, break them, and remove
 	@sh tests/system/docker-test.sh
 	@sh tests/system/docker-replicas-test.sh
 
-bench: .venv/dev setup ## measure speed, growth and crowds against a bare route, in 5 minutes
-	@$(BENCH) tests/bench/run.py
+bench: .venv/dev setup ## measure speed, growth and crowds, with AGAINST=<commit> beside that release, in 6 minutes
+	@$(BENCH) tests/bench/run.py --against "$(AGAINST)"
 
 soak: .venv/dev setup ## run a year in ten minutes, with retention and faults, and print what grows
 	@$(BENCH) tests/bench/soak.py

@@ -1,32 +1,28 @@
-"""The cost of each query and of each request with a thousand, a hundred thousand and a million rows."""
+"""The time of each kind of request with a thousand, a hundred thousand and a million transactions."""
 
 import contextlib
 import itertools
 import sqlite3
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from uuid import UUID
 
 import models
 from clients import drive, request
-from kit.clock import SECOND
 from kit.storage import Store
-from ledger import DAY, DELETION
-from models import FIRST
+from ledger import DAY
 from programs import MIGRATIONS
-from schemas import Status, Verdict
+from progress import step
 from stack import STATION, Stack
-from traffic import POST
+from traffic import BODY, POST, Phase, measure, reads
 
 STATIONS = 4  # with transactions: few enough that a filtered page is full even with a thousand rows
 ALL_STATIONS = 10_000  # a search reads them all
-BATCH = 32  # rows in one write: what the ledger finds in its queue at 32 clients
-SAMPLE = 100  # rows that are read by id, spread over the table
 DEPTH = 10  # the deep page begins after all but a tenth of the rows
 AGE = 10  # days; a service with RETENTION_DAYS=1 deletes the rows
-TIMEOUTS = models.Timeouts(5 * SECOND, 60 * SECOND)
+REPEATS = 10  # of each request, before it is the next size's turn
+DELETING = Phase("", 5, rate=100)
 
 # One row per millisecond until AGE ago, in the order of the ids: 60 % confirmed, 38 % refused, 2 % expired.
 # Every tenth row has an idempotency key. Rows that are created later are newer than all of these.
@@ -44,105 +40,70 @@ FROM drawn
 """
 
 
-class Rows:
-    """A database with `rows` settled transactions, and how long each operation took in it."""
+def fill(folder: Path, rows: int) -> None:
+    """Make a database with so many settled transactions."""
+    folder.mkdir()
+    store = Store(f"sqlite:///{folder}/energy2go.db", 1, MIGRATIONS, models.TABLES)
+    store.recover()
+    store.close()
+    stations = [(f"{number}",) for number in range(ALL_STATIONS)]
+    values = {"rows": rows, "stations": STATIONS, "now": time.time_ns() // 1000 - AGE * DAY}
+    with contextlib.closing(sqlite3.connect(folder / "energy2go.db")) as database, database:
+        database.executemany("INSERT INTO station (description) VALUES (?)", stations)
+        database.execute(FILL, values)
 
-    def __init__(self, folder: Path, rows: int):
-        self.folder, self.times = folder, {}
-        file = folder / "energy2go.db"
-        folder.mkdir()
-        self.store = self._opened()
-        with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
-            database.execute("PRAGMA synchronous = OFF")
-            database.execute("BEGIN")
-            database.executemany(
-                "INSERT INTO station (description) VALUES (?)", [(f"{n}",) for n in range(ALL_STATIONS)]
-            )
-            database.execute(
-                FILL, {"rows": rows, "stations": STATIONS, "now": time.time_ns() // 1000 - AGE * DAY}
-            )
-            database.execute("COMMIT")
-            database.execute("PRAGMA synchronous = FULL")
-            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            offset = 'SELECT id FROM "transaction" ORDER BY id LIMIT 1 OFFSET ?'
-            places = [rows // DEPTH, *range(0, rows, rows // SAMPLE)]
-            found = [UUID(database.execute(offset, (place,)).fetchone()[0]) for place in places]
-        self.deep, self.some = found[0], itertools.cycle(found[1:])
 
-    def _opened(self) -> Store:
-        store = Store(f"sqlite:///{self.folder}/energy2go.db", 1, MIGRATIONS, models.TABLES)
-        store.recover()
-        assert not store.problem, store.problem
-        return store
+class Service:
+    """A service with so many transactions, and how long each request took, in milliseconds."""
 
-    @contextlib.contextmanager
-    def _timed(self, name: str):
-        began = time.perf_counter_ns()
-        yield
-        self.times.setdefault(name, []).append((time.perf_counter_ns() - began) / 1000)
+    def __init__(self, folder: Path, rows: int, ends: contextlib.ExitStack):
+        fill(folder, rows)
+        self.stack = Stack(folder, ends)
+        offset = 'SELECT id FROM "transaction" ORDER BY id LIMIT 1 OFFSET ?'
+        deep, paths = UUID(self.stack.query(offset, rows // DEPTH)[0][0]), "/transactions"
+        wait = request("POST", paths, BODY, Prefer="wait=10")
+        self.requests = {
+            "POST": [POST],
+            "POST, until the verdict": [wait],
+            "GET by id": reads(self.stack),
+            "GET first page": [request("GET", paths)],
+            "GET deep page": [request("GET", f"{paths}?after={deep}")],
+            "GET filtered page": [request("GET", f"{paths}?status=ERROR,EXPIRED&station_id={STATION}")],
+            "search in 10,000 stations": [request("GET", f"/stations?q={ALL_STATIONS - 1}")],
+        }
+        self.times = {name: [] for name in self.requests}
 
-    def _write(self, name: str, function: Callable, *arguments):
-        """Time a function of `models` with its commit, and the commit alone."""
-        with self._timed(name):
-            with self.store.transaction():
-                result = function(self.store.database, *arguments)
-                began = time.perf_counter_ns()
-            self.times.setdefault(f"{name}: commit", []).append((time.perf_counter_ns() - began) / 1000)
-        return result
+    def measure(self) -> None:
+        """Send REPEATS requests of each kind, one after the other."""
+        for name, requests in self.requests.items():
+            status = 201 if name.startswith("POST") else 200
+            requests = itertools.cycle(requests)
+            self.times[name] += drive(
+                self.stack.port, requests, 1, 60, status=status, most=REPEATS
+            ).milliseconds()
+            self.stack.drain(30)
 
-    def queries(self) -> None:
-        """Time each query once in this process, as the ledger and the request threads run it."""
-        now, database = time.time_ns() // 1000, self.store.database
-        drafts = [models.Draft(STATION) for _ in range(BATCH)]
-        self._write("create", models.create_transactions, drafts, now, now, TIMEOUTS, 0)
-        asked = self._write("claim", models.claim, now, TIMEOUTS, BATCH, True)
-        verdicts = [Verdict(question.transaction_id, "COMPLETED") for question, _ in asked]
-        worth = self._write("settle", models.settle, verdicts, now, now)
-        assert [settled.kind for settled in worth] == ["settled"] * BATCH, worth
-        self._write("expire", models.expire, now, now)
-        key = next(self.some)
-        with self._timed("newest update"):
-            models.newest_update(database)
-        with self._timed("get"):
-            models.get_transaction(database, key)
-        with self._timed("first page"):
-            models.list_transactions(database, 50)
-        with self._timed("deep page"):
-            models.list_transactions(database, 50, self.deep)
-        with self._timed("filtered page"):
-            models.list_transactions(database, 50, None, [Status.ERROR], STATION)
-        with self._timed("search in 10,000 stations"):
-            models.list_stations(database, 50, 0, f"{ALL_STATIONS - 1}")
 
-    def requests(self, stack: Stack, repeats: int) -> None:
-        """Time `repeats` requests of each kind to a service on these rows, one after the other."""
-        self.store.close()
-        for name, requests, status in (
-            ("POST", [POST], 201),
-            ("GET by id", (request("GET", f"/transactions/{next(self.some)}") for _ in range(repeats)), 200),
-            ("GET first page", [request("GET", "/transactions")], 200),
-            ("GET deep page", [request("GET", f"/transactions?after={self.deep}")], 200),
-        ):
-            sample = drive(stack.port, itertools.cycle(requests), 1, 60, status=status, most=repeats)
-            self.times.setdefault(name, []).extend(took * 1000 for took in sample.milliseconds())
-        stack.drain(30)
-
-    def deletions(self, rounds: int) -> list[float]:
-        """Delete old rows as the ledger does; returns how long each round took with its commit, in ms."""
-        self.store = self._opened()  # the files are new since a service had them
-        took, place = [], FIRST
+def grow(folder: Path, sizes: tuple[int, ...], rounds: int) -> dict[int, dict[str, float]]:
+    """The median time of each request with each number of rows, in milliseconds. The sizes take turns."""
+    with contextlib.ExitStack() as ends:
+        services = {}
+        for rows in sizes:
+            step(f"making {rows:,} rows")
+            services[rows] = Service(folder / f"{rows}", rows, ends)
+        step("requests with each number of rows")
         for _ in range(rounds):
-            began = time.perf_counter_ns()
-            with self.store.transaction():
-                place = models.delete_finished(
-                    self.store.database, time.time_ns() // 1000 - DAY, place, DELETION
-                )
-            took.append((time.perf_counter_ns() - began) / 1e6)
-            if place == FIRST:  # none is left
-                break
-        self.store.close()
-        return took
+            for service in services.values():
+                service.measure()
+        return {
+            rows: {name: median(times) for name, times in service.times.items()}
+            for rows, service in services.items()
+        }
 
-    def medians(self) -> dict[str, float]:
-        """The median of each operation, in microseconds."""
-        return {name: median(values) for name, values in self.times.items()}
+
+def deleting(folder: Path, speed: float) -> dict[str, float]:
+    """The times of posts while the service deletes the old rows of a database, in milliseconds."""
+    step("deleting old rows")
+    with contextlib.ExitStack() as ends:
+        stack = Stack(folder, ends, RETENTION_DAYS="1")
+        return measure(DELETING._replace(seconds=DELETING.seconds / speed), stack)["ms"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from clients import drive, request
 from load import Load
 from programs import ROOT
-from progress import Progress
+from progress import step
 from report import Goal, goal_table, number, table
 from stack import STATION, Stack, end_on_signals, memory
 from traffic import BODY, WINDOW, spread
@@ -45,7 +45,7 @@ class Year:
         self.speed, self.began = YEAR / seconds, time.time_ns()
         options = {"YEAR_BEGAN": str(self.began), "YEAR_SPEED": str(self.speed), "RETENTION_DAYS": str(DAYS)}
         options["PYTHONPATH"] = f"{ROOT}:{ROOT}/tests/bench"
-        self.stack = Stack(folder, ends, "year:app", **options)
+        self.stack = Stack(folder, ends, app="year:app", **options)
         self.accepted, self.unanswered = 0, 0
         self.lost: list[str] = []
 
@@ -116,20 +116,18 @@ class Year:
 def soak(folder: Path, posts: int, rate: float) -> tuple[Year, dict[int, dict[str, float]]]:
     """The year, and what was seen in it by number of transactions."""
     part, looks = posts // PARTS, {}
-    progress = Progress(posts / rate + DOWN * len(FAULTS))
     with contextlib.ExitStack() as ends:
         year = Year(folder / "soak", ends, posts / rate)
         for number_of_part in range(1, PARTS + 1):
             fault = FAULTS.get(number_of_part, "")
             what = f", the {fault} is killed" if fault else ""
-            progress.step(f"{(number_of_part - 1) * part:,} of {posts:,} transactions{what}", part / rate)
+            step(f"{(number_of_part - 1) * part:,} of {posts:,} transactions{what}")
             times = year.part(part, rate, fault)
             if number_of_part in SHOWN:
                 looks[number_of_part * part] = year.look(times)
         (year.expired,) = year.stack.query("SELECT count(*) FROM \"transaction\" WHERE status = 'EXPIRED'")[
             0
         ]
-    progress.end()
     return year, looks
 
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import sqlite3
 import sys
 import time
 from pathlib import Path
 
-from programs import Broker, Equipment, Program, Service, free_port, listening, wait_until
+from programs import ROOT, Broker, Equipment, Service, wait_until
 
 STATION = 1
 
@@ -24,10 +25,15 @@ def busy() -> float:
     return sum((user, nice, system, *rest)) / os.sysconf("SC_CLK_TCK")
 
 
+def status(pid: int, field: str) -> int:
+    """A number from proc_pid_status(5)."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(fields[field].split()[0])
+
+
 def memory(pid: int, field: str) -> float:
     """The memory of a process in MB: `VmRSS` is the current value, `VmHWM` the highest."""
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(fields[field].split()[0]) / 1024
+    return status(pid, field) / 1024
 
 
 def end_on_signals() -> None:
@@ -36,44 +42,37 @@ def end_on_signals() -> None:
         signal.signal(each, lambda number, frame: sys.exit(128 + number))
 
 
-class Server:
-    """An HTTP server and its processes: `pids` by name."""
-
-    def __init__(self, port: int, pids: dict[str, int]):
-        self.port, self.pids = port, pids
-
-    def cpu(self) -> dict[str, int]:
-        """The CPU time of each process and of the generator, in ns; raises OSError if one has died."""
-        return {name: cpu_clock(pid) for name, pid in self.pids.items()} | {
-            "generator": cpu_clock(os.getpid())
-        }
-
-    def peak(self) -> dict[str, float]:
-        """The highest memory of each process, in MB."""
-        return {name: memory(pid, "VmHWM") for name, pid in self.pids.items()}
-
-
-class Stack(Server):
+class Stack:
     """The three programs, ready, with one station; the exit stack `ends` stops them.
 
-    `options` are variables of the equipment and the service.
+    `root` is the checkout that they come from. `options` are variables of the equipment and the service.
     """
 
-    def __init__(self, folder: Path, ends: contextlib.ExitStack, app: str = "app:app", **options: str):
+    def __init__(
+        self, folder: Path, ends: contextlib.ExitStack, root: Path = ROOT, app: str = "", **options: str
+    ):
         folder.mkdir(exist_ok=True)
         self.file = folder / "energy2go.db"
         self.broker = Broker(folder)
         self.equipment = Equipment(folder, self.broker, **options)
         self.service = Service(folder, self.broker, **options)
-        self.service.command[-1] = app
+        self.port = self.service.port
+        if root != ROOT:
+            self._take_from(root)
+        self.service.command[-1] = app or self.service.command[-1]
         ends.push(self._explain)
         for program in (self.broker, self.equipment, self.service):
             ends.callback(program.stop)
             program.start()
-        super().__init__(self.service.port, {})
         self.ready()
-        if not self.query("SELECT 1 FROM station"):
-            self.service.post("/stations", {"description": "Teste"})
+        self.service.post("/stations", {"description": "Teste"})
+
+    def _take_from(self, root: Path) -> None:
+        """Run the programs of another checkout as its own Procfile starts them."""
+        lines = dict(line.split(": exec ") for line in (root / "Procfile").read_text().splitlines())
+        for name, program in (("broker", self.broker), ("validator", self.equipment), ("web", self.service)):
+            program.root, program.command = root, shlex.split(lines[name])
+        self.broker.command[-1] = str(self.broker.folder / "broker")
 
     def ready(self) -> None:
         """Wait until the whole job can be done, and note the processes."""
@@ -92,6 +91,24 @@ class Stack(Server):
             answer = self.service.get("/readyz")
             return answer.status == 200 and "online" in answer.json["equipment"].values()
         return False
+
+    def restart(self) -> tuple[float, float]:
+        """Restart the service: the ms until its first answer, and the MB of its processes once ready."""
+        self.service.stop()
+        began = time.monotonic()
+        self.service.start()
+        wait_until(lambda: self.service.get("/healthz").status == 200, "the service answers")
+        took = (time.monotonic() - began) * 1000
+        self.ready()
+        return took, sum(memory(self.pids[name], "VmRSS") for name in ("service", "master"))
+
+    def cpu(self) -> dict[str, int]:
+        """The CPU time of each process and of the generator, in ns; raises OSError if one has died."""
+        return {name: cpu_clock(pid) for name, pid in (self.pids | {"generator": os.getpid()}).items()}
+
+    def peak(self) -> dict[str, float]:
+        """The highest memory of each process, in MB."""
+        return {name: memory(pid, "VmHWM") for name, pid in self.pids.items()}
 
     def query(self, sql: str, *values) -> list[tuple]:
         """Query the service's database file."""
@@ -115,44 +132,3 @@ class Stack(Server):
             "WHERE created >= ? AND status IN ('COMPLETED', 'ERROR')"
         )
         return {key: (created, updated) for key, created, updated in self.query(sql, since)}
-
-
-class Bare(Server):
-    """The same gunicorn with another application: `bare`, `spread` or `hollow` (see `bare.conf.py`)."""
-
-    def __init__(self, name: str, folder: Path, ends: contextlib.ExitStack):
-        port = free_port()
-        gunicorn = str(Path(sys.executable).with_name("gunicorn"))
-        module = "hollow" if name == "hollow" else "bare"
-        command = [
-            gunicorn,
-            "-c",
-            "tests/bench/bare.conf.py",
-            "--pythonpath",
-            "tests/bench",
-            f"{module}:app",
-        ]
-        environment = {
-            "BIND": f"127.0.0.1:{port}",
-            "BARE": name,
-            "DATABASE_URL": f"sqlite:///{folder}/none.db",
-        }
-        program = Program(name, command, folder, environment)
-        ends.callback(program.stop)
-        program.start()
-        wait_until(lambda: listening(port), f"{name} is served")
-        (worker,) = wait_until(lambda: program.children, f"{name} has its worker")
-        super().__init__(port, {"service": worker, "master": program.pid})
-
-
-class Fixed(Server):
-    """One fixed answer to every request; it measures the generator."""
-
-    def __init__(self, folder: Path, ends: contextlib.ExitStack):
-        port = free_port()
-        environment = {"PYTHONPATH": os.environ["PYTHONPATH"]}
-        program = Program("fixed", [sys.executable, "tests/bench/fixed.py", str(port)], folder, environment)
-        ends.callback(program.stop)
-        program.start()
-        wait_until(lambda: listening(port), "the fixed answer is served")
-        super().__init__(port, {"service": program.pid})

@@ -5,9 +5,10 @@ import json
 import time
 from statistics import median
 from typing import NamedTuple
+from uuid import UUID
 
 from clients import SECOND, Sample, WrongAnswer, drive, request
-from stack import STATION, Server, Stack, busy
+from stack import STATION, Stack, busy
 
 BODY = json.dumps({"station_id": STATION}).encode()
 POST = request("POST", "/transactions", BODY)
@@ -17,49 +18,54 @@ DRAIN = 60  # seconds for everything to be settled after a phase
 
 
 class Phase(NamedTuple):
-    """Traffic to `server` for `seconds`; a `rate` is in posts per second, over WINDOW connections."""
+    """Traffic for `seconds`; a `rate` is in posts per second. Without a `post`, clients read."""
 
     name: str
-    server: str
     seconds: float
     clients: int = WINDOW
     rate: int | None = None
     post: bytes = POST
 
 
-def measure(phase: Phase, server: Server) -> dict:
-    """Run a phase. Times are in milliseconds, CPU in microseconds per transaction and process.
+def measure(phase: Phase, stack: Stack) -> dict:
+    """Run a phase. Times are in milliseconds, CPU in microseconds per request and process.
 
     `others` is how many processors other programs used during the phase; they slow down everything here.
     """
+    requests = [phase.post] if phase.post else reads(stack)
     since, clock = time.time_ns() // 1000, time.time_ns() - time.monotonic_ns()
-    before, worked, began = server.cpu(), busy(), time.monotonic()
-    sample = drive(server.port, itertools.repeat(phase.post), phase.clients, phase.seconds, phase.rate)
-    result = {
-        "posts": len(sample.done),
-        "post/s": len(sample.done) / (sample.done[-1] - sample.due[0]) * SECOND,
-    }
-    result["post ms"] = spread(sample.milliseconds())
-    if isinstance(server, Stack):
-        server.drain(DRAIN)
-        cpu = server.cpu()
-        result |= verdicts(sample, server, since, clock)
-    else:
-        cpu = server.cpu()
-    result["cpu µs"] = {name: (cpu[name] - before[name]) / 1000 / len(sample.done) for name in cpu}
-    others = busy() - worked - sum(cpu[name] - before[name] for name in cpu) / SECOND
-    result["others"] = max(0, others) / (time.monotonic() - began)
-    result["cpu µs"]["all"] = sum(used for name, used in result["cpu µs"].items() if name != "generator")
-    return result
+    before, worked, began = stack.cpu(), busy(), time.monotonic()
+    sample = drive(
+        stack.port,
+        itertools.cycle(requests),
+        phase.clients,
+        phase.seconds,
+        phase.rate,
+        status=201 if phase.post else 200,
+    )
+    count, result = len(sample.done), {"ms": spread(sample.milliseconds())}
+    result["requests/s"] = count / (sample.done[-1] - sample.due[0]) * SECOND
+    stack.drain(DRAIN)
+    used = {name: now - before[name] for name, now in stack.cpu().items()}
+    result["others"] = max(0, busy() - worked - sum(used.values()) / SECOND) / (time.monotonic() - began)
+    result["cpu µs"] = {name: each / 1000 / count for name, each in used.items()}
+    result["cpu µs"]["all"] = sum(used.values()) / 1000 / count - result["cpu µs"]["generator"]
+    return result | (verdicts(sample, stack, since, clock) if phase.post else {})
 
 
-def verdicts(sample: Sample, server: Stack, since: int, clock: int) -> dict:
+def reads(stack: Stack) -> list[bytes]:
+    """Requests for transactions that are there."""
+    found = stack.query('SELECT id FROM "transaction" ORDER BY id LIMIT 1000')
+    return [request("GET", f"/transactions/{UUID(key)}") for (key,) in found]
+
+
+def verdicts(sample: Sample, stack: Stack, since: int, clock: int) -> dict:
     """Results from the stored rows: settled per second until the last verdict, and the time to each verdict.
 
     The time begins when the request was due. It ends with the row's `updated`, which the ledger sets when it
     begins to write the batch. Both clocks are this machine's. Reading rows puts no load on the service.
     """
-    rows = server.rows(since)
+    rows = stack.rows(since)
     due = {
         key.decode().replace("-", ""): (at + clock) / 1000
         for key, at in zip(sample.ids, sample.due, strict=True)
@@ -74,9 +80,14 @@ def verdicts(sample: Sample, server: Stack, since: int, clock: int) -> dict:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """The median, the 99th percentile (99 % do not exceed it) and the maximum."""
+    """The median, percentiles (so many do not exceed it) and the maximum."""
     values = sorted(values)
-    return {"p50": median(values), "p99": values[-(len(values) // 100) - 1], "max": values[-1]}
+    return {
+        "p50": median(values),
+        "p90": values[-(len(values) // 10) - 1],
+        "p99": values[-(len(values) // 100) - 1],
+        "max": values[-1],
+    }
 
 
 def middle(rounds: list):

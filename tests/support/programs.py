@@ -95,6 +95,8 @@ def assert_nothing_listens(port: int) -> None:
 class Program:
     """One process. Its standard error goes to `log`, its standard output to `output`."""
 
+    root = ROOT  # the checkout that it belongs to
+
     def __init__(self, name: str, command: str | list, folder: Path, environment: dict):
         self.name, self.folder = name, folder
         self.command = shlex.split(command) if isinstance(command, str) else command
@@ -109,7 +111,7 @@ class Program:
         with self.log.open("ab") as log, self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 self.command,
-                cwd=ROOT,
+                cwd=self.root,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
