@@ -42,11 +42,11 @@ def under_traffic(stacks: dict[str, Stack], rounds: int, speed: float) -> list[d
     for number in range(rounds + 1):
         step(f"traffic, round {number} of {rounds}" if number else "warming up")
         found.append({})
+        order = names if number % 2 else names[::-1]
         for phase in PHASES:
-            for name in names if phase.name in report.PAIRS else [""]:
+            for name in order if phase.name in report.PAIRS else [""]:
                 shorter = phase._replace(seconds=phase.seconds / (speed if number else 10))
                 found[-1][phase.name + name] = measure(shorter, stacks[name])
-        names.reverse()
     return found[1:]
 
 
