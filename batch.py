@@ -20,6 +20,7 @@ from schemas import Status, Transaction, Verdict
 
 ROUND = SECOND // 4  # how often the ledger looks for questions that are late or due
 DELETION = 300  # transactions that one round deletes at most
+BEHIND = 60 * SECOND  # how far the newest row may be ahead of the wall clock
 
 
 class Publisher(Protocol):
@@ -69,7 +70,9 @@ class Batch:
             retention,
         )
         # Taken under the lock that orders commits, so `updated` rises with every commit of every process.
-        self.now = max(clock.wall(), models.newest_update(database) + 1)
+        wall = clock.wall()
+        self.now = max(wall, models.newest_update(database) + 1)
+        self.behind = self.now - wall  # how far the newest row is ahead of the wall clock
         self.clock = clock.steady()
         self.state = copy(before)
         self.questions: list[Asked] = []  # to publish
@@ -168,12 +171,17 @@ def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
     return [None] * len(items)
 
 
-def delete_old(batch: Batch, items: Sequence[None]) -> list[None]:
-    """Delete some of the transactions that have been finished for longer than RETENTION_DAYS."""
-    before = batch.now - batch.retention
-    state = batch.state
-    state.deleted = models.delete_finished(batch.database, before, state.deleted, DELETION)
-    return [None] * len(items)
+def delete_old(batch: Batch, items: Sequence[None]) -> list[int]:
+    """Delete some of the transactions that have been finished for longer than RETENTION_DAYS.
+
+    While the newest one is from the future, one of the clocks is or was wrong, so delete nothing.
+    """
+    deleted = 0
+    if batch.behind <= BEHIND:
+        before, state = batch.now - batch.behind - batch.retention, batch.state
+        state.deleted, deleted = models.delete_finished(batch.database, before, state.deleted, DELETION)
+        batch.counts["deleted"] += deleted
+    return [deleted] * len(items)
 
 
 # Verdicts come first, so that they are settled before anything expires.

@@ -18,10 +18,10 @@ from uuid import UUID
 
 from peewee import Database
 from prometheus_client import Histogram
-from prometheus_client.core import Metric
+from prometheus_client.core import CounterMetricFamily, Metric
 
 import batch
-from batch import ROUND, Batch, Publisher, State
+from batch import BEHIND, ROUND, Batch, Publisher, State
 from kit import metrics
 from kit.clock import SECOND, Clock
 from kit.errors import Unavailable
@@ -42,7 +42,8 @@ QUEUE = 10_000  # jobs that may wait
 BATCH = 500  # jobs that one commit takes
 BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60)  # seconds
-DAY = 24 * 60 * 60 * SECOND
+MINUTE = 60 * SECOND
+DAY = 24 * 60 * MINUTE
 STOPPING = "The service is stopping; nothing was stored."
 NOT_WRITTEN = "The database cannot be written; nothing was stored: {}."
 FULL = "Too many requests are waiting; nothing was stored."
@@ -114,7 +115,9 @@ class Ledger:
         self.pending: tuple[int, int | None] | None = None  # what models.pending said last; None: not known
         self._retention = settings.retention_days * DAY  # 0: keep everything
         self._state = State()
-        self._compared = False  # the clock with the newest transaction
+        self._newest = 0  # no transaction is newer
+        self._behind = False  # the wall clock is behind that
+        self._deleted = self._deleting = self._reported = 0  # not logged yet; since when; the last line
         self._next_round = self._next_recovery = self._held_since = 0
         self._held: list[Job] = []  # repeatable jobs whose COMMIT is in doubt
         self._stopped = False
@@ -250,7 +253,7 @@ class Ledger:
         return [
             *again,
             Job(batch.look_after, None),
-            *([Job(batch.delete_old, None)] if self._retention else []),
+            *([Job(batch.delete_old, None, self._report_deletions)] if self._retention else []),
         ]
 
     def _write(self, jobs: list[Job]) -> None:
@@ -302,19 +305,31 @@ class Ledger:
             for what, key in work.events:
                 event, text = f"transaction_{what.lower()}", f"%(transaction)s is {what}"
                 note(log.debug, event, text, transaction=key, request=requests.get(key))
-        self._compare_clocks(work.now)
+        self._compare_clocks(work)
         self.publisher.publish(work.questions)
         self._answer(results)
         if work.events:
             self._changed()
 
-    def _compare_clocks(self, now: int) -> None:
-        """Warn once if the newest transaction comes from the future."""
-        ahead = (now - self.clock.wall()) // SECOND
-        if not self._compared and ahead > 60:
-            text = "the newest transaction is %(seconds)d s ahead of the clock, so times stand still"
-            note(log.warning, "clock_behind", text, seconds=ahead)
-        self._compared = True
+    def _compare_clocks(self, work: Batch) -> None:
+        """Warn when the newest transaction comes from the future."""
+        self._newest = work.now
+        if work.behind > BEHIND and not self._behind:
+            text = "the newest transaction is %(seconds)d s ahead of the clock: times stand still, and "
+            text += "nothing is deleted"
+            note(log.warning, "clock_behind", text, seconds=work.behind // SECOND)
+        self._behind = work.behind > BEHIND
+
+    def _report_deletions(self, deleted: int) -> None:
+        """Log how many were deleted when a run of deletions ends, and once a minute while it lasts."""
+        clock = self.clock.steady()
+        if deleted and not self._deleted:
+            self._deleting = clock
+        self._deleted += deleted
+        if self._deleted and clock >= max(self._reported, 0 if not deleted else self._deleting) + MINUTE:
+            text = "%(count)d transactions were deleted, as RETENTION_DAYS asks"
+            note(log.info, "transactions_deleted", text, count=self._deleted)
+            self._deleted, self._reported = 0, clock
 
     def _answer(self, results: list[tuple[Job, Any]]) -> None:
         """Hand over results, to the requests that wait with one call for all."""
@@ -370,6 +385,10 @@ class Ledger:
         yield counter("energy2go_questions", "Questions asked, for the first time or again", "time", times)
         yield from self.delays.collect()
         yield from self.sizes.collect()
+        deleted = counts["deleted"]
+        yield CounterMetricFamily("energy2go_deleted", "Transactions that retention deleted", deleted)
+        behind = max(0, self._newest - self.clock.wall()) / SECOND
+        yield gauge("energy2go_clock_behind_seconds", "How far the newest transaction is ahead", behind)
         yield gauge("energy2go_queue_jobs", "Jobs that wait for the ledger", self.queue.qsize())
         yield gauge("energy2go_wal_bytes", "Size of SQLite's log", self.store.log_size)
         if self.pending:

@@ -462,13 +462,11 @@ def ask_again(database: Database, clock: int, restart: bool) -> None:
     execute(database, statement, clock, clock + SECOND)
 
 
-def delete_finished(
-    database: Database, before: int, after: tuple[int, UUID], limit: int
-) -> tuple[int, UUID]:
+def delete_finished(database: Database, before: int, after: Cursor, limit: int) -> tuple[Cursor, int]:
     """Of the next `limit` transactions that last changed before a time, delete those that are not PENDING.
 
-    The order is that of `updated` and id. Returns where to go on: after the last of them, or at the
-    FIRST. So many old transactions that are still PENDING do not slow this down.
+    The order is that of `updated` and id. Returns where to go on, after the last of them or at the FIRST,
+    and how many were deleted. So many old transactions that are still PENDING do not slow this down.
     """
     statement = """SELECT updated, id, status FROM "transaction"
         WHERE (updated, id) > (?, ?) AND updated < ? ORDER BY updated, id LIMIT ?"""
@@ -478,7 +476,7 @@ def delete_finished(
         execute(database, f'DELETE FROM "transaction" WHERE id IN {placeholders(finished)}', *finished)
         newest = max(updated for updated, _, status in rows if status != "PENDING")
         execute(database, "UPDATE retention SET deleted = ? WHERE id = 1 AND deleted < ?", newest, newest)
-    return (rows[-1][0], uuid(rows[-1][1])) if len(rows) == limit else FIRST
+    return (rows[-1][0], uuid(rows[-1][1])) if len(rows) == limit else FIRST, len(finished)
 
 
 def deleted_until(database: Database) -> int:

@@ -162,6 +162,20 @@ def test_the_clock_of_the_machine_steps(trial, table):
     assert set(run.told()) == {201}
 
 
+def test_the_clock_is_ahead_for_a_moment_while_retention_runs(trial, table):
+    run = trial(RETENTION_DAYS="90").start(clients=1, pause=0)
+    for _ in range(SOME):
+        run.note()
+        run.faults.set_clock(400 * 86400)
+        run.more(1)
+        run.faults.set_clock(0)
+        run.more()
+    says_ahead = lambda: "ahead of the clock" in run.service.said()  # noqa: E731
+    wait_until(says_ahead, "the log says that the clock is behind")
+    run.finish("clock of the machine is 400 days ahead for a moment, with RETENTION_DAYS=90", table)
+    assert set(run.told()) == {201}
+
+
 def test_postgresql_cuts_the_connections(tmp_path, programs, postgres, table):
     run = Replicas(tmp_path, programs, postgres, 1).start()
     run.load(clients=8, pause=0)

@@ -77,6 +77,62 @@ def test_what_is_pending_stays_until_it_has_been_finished_for_so_long(bench):
     assert bench.status(key) is Status.COMPLETED
 
 
+@pytest.mark.parametrize("restart", [True, False])
+def test_a_clock_that_was_ahead_for_a_moment_deletes_nothing(bench, restart, caplog):
+    insert(bench, 5, bench.clock.wall() - SECOND)
+    bench.clock.wall_now += 400 * DAY
+    (future,) = bench.create()
+    bench.clock.wall_now -= 400 * DAY
+    if restart:
+        bench.restart()
+    insert(bench, 5, bench.clock.wall() - DAYS * DAY - SECOND)
+    for _ in range(3):
+        a_round(bench)
+        assert count_rows(bench) == 11
+    assert value(bench, "energy2go_clock_behind_seconds") == pytest.approx(400 * DAY / SECOND, abs=1)
+    assert value(bench, "energy2go_deleted_total") == 0
+    assert caplog.text.count("s ahead of the clock") == 1
+    # It goes on when the clock has caught up but for a minute, or when the row is corrected.
+    statement = 'UPDATE "transaction" SET updated = ? WHERE id = ?'
+    execute(bench.database, statement, bench.clock.wall() + 59 * SECOND, future.hex)
+    a_round(bench)
+    assert count_rows(bench) == 6
+    assert value(bench, "energy2go_deleted_total") == 5
+    assert 58 < value(bench, "energy2go_clock_behind_seconds") < 60
+
+
+def value(bench: Bench, name: str) -> float:
+    """The value of one of the ledger's metrics."""
+    samples = [sample for metric in bench.ledger.collect() for sample in metric.samples]
+    (found,) = [sample.value for sample in samples if sample.name == name]
+    return found
+
+
+def reported(caplog) -> list[int]:
+    """What the log says of deletions."""
+    return [
+        record.count for record in caplog.records if getattr(record, "event", "") == "transactions_deleted"
+    ]
+
+
+def test_deletions_are_logged_when_they_end_and_once_a_minute_while_they_last(bench, caplog):
+    caplog.set_level("INFO")
+    old = bench.clock.wall() - DAYS * DAY - SECOND
+    insert(bench, 2 * DELETION + 1, old)
+    for _ in range(3):
+        a_round(bench)
+    assert reported(caplog) == []
+    a_round(bench)
+    assert reported(caplog) == [2 * DELETION + 1]
+    for _ in range(4 * 130):  # more than two minutes
+        insert(bench, 1, old)
+        a_round(bench)
+    assert reported(caplog)[1:] == [241, 241]
+    for _ in range(4 * 60):
+        a_round(bench)
+    assert sum(reported(caplog)) == value(bench, "energy2go_deleted_total") == 2 * DELETION + 521
+
+
 def test_a_late_verdict_starts_the_days_anew(bench):
     insert(bench, 1, bench.clock.wall() - DAYS * DAY + 10 * SECOND, "EXPIRED")
     (row,) = bench.list()
