@@ -21,7 +21,7 @@ from progress import step
 from raw import POST as HALF_A_HEAD
 from raw import answer, connect
 from stack import Stack, memory, status
-from traffic import WINDOW, Phase, measure, spread
+from traffic import spread
 
 CLIENTS, SLICE = 4, 0.25  # others: so many, and for how long they read and then write
 READ = request("GET", "/transactions")
@@ -37,7 +37,6 @@ class Sizes(NamedTuple):
     waiting: int = 1000
     many: int = 8000  # that wait too
     half: int = 200  # that send half a head
-    followed: int = 100  # that follow while others post
     following: tuple[int, ...] = (1, 1000, 5000)
     events: int = 10  # that are sent to those, one by one
 
@@ -142,16 +141,6 @@ def reach(stack: Stack, count: int, events: int) -> dict:
     return {"ms": median(took), "max": max(took), "reached": reached}
 
 
-def followed(stack: Stack, count: int, seconds: float) -> dict:
-    """Clients that follow while others post as fast as they can."""
-    phase = Phase("", seconds, WINDOW)
-    alone, since = measure(phase, stack)["settled/s"], time.time_ns() // 1000
-    with Followers(stack.port, count) as followers:
-        rate = measure(phase, stack)["settled/s"]
-        reached, _ = followers.await_verdicts({str(UUID(key)).encode() for key in stack.rows(since)})
-    return {"settled/s": rate, "÷ alone": rate / alone, "count": count, "reached": reached}
-
-
 def crowds(folder: Path, sizes: Sizes, seconds: float) -> dict:
     """All of it."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -167,5 +156,4 @@ def crowds(folder: Path, sizes: Sizes, seconds: float) -> dict:
         found["follow"] = {
             count: reach(stack, count, sizes.events) for count in sizes.following if count <= most
         }
-        found["followed"] = followed(stack, sizes.followed, seconds / 2)
     return found

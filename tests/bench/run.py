@@ -4,8 +4,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
-import sqlite3
 import sys
 import tempfile
 import time
@@ -18,7 +16,7 @@ from crowds import Sizes, crowds
 from growth import deleting, grow
 from programs import ROOT
 from progress import step
-from stack import Stack, end_on_signals
+from stack import Stack, end_on_signals, memory
 from traffic import POST_AND_WAIT, Phase, measure, middle
 
 VAR = ROOT / "var"
@@ -33,7 +31,7 @@ PHASES = (
     Phase("500 posts a second", 2.5, rate=500),
 )
 DELAY = 3  # seconds that the equipment takes while 1,000 wait
-SMALL = Sizes(50, 100, 20, 10, (1, 20, 50), 2)
+SMALL = Sizes(50, 100, 20, (1, 20, 50), 2)
 
 
 def under_traffic(stacks: dict[str, Stack], rounds: int, speed: float) -> list[dict]:
@@ -62,18 +60,6 @@ def sync_time(folder: Path) -> float:
     return median(took)
 
 
-def machine(rounds: list[dict], folder: Path) -> dict:
-    """The machine, and how many processors other programs used during the run."""
-    return {
-        "processors": os.cpu_count(),
-        "others": median(phase["others"] for one in rounds for phase in one.values()),
-        "sync µs": sync_time(folder),
-        "python": platform.python_version(),
-        "sqlite": sqlite3.sqlite_version,
-        "system": platform.platform(),
-    }
-
-
 def bench(folder: Path, against: str, quick: bool) -> dict:
     """Everything that was measured."""
     rounds, speed, sizes, delay = (1, 10, SMALL, 0.5) if quick else (ROUNDS, 1, Sizes(), DELAY)
@@ -90,12 +76,14 @@ def bench(folder: Path, against: str, quick: bool) -> dict:
         found["starts"] = [[stack.restart() for stack in stacks.values()] for _ in starts]
         found["rounds"] = under_traffic(stacks, rounds, speed)
         found["phases"] = middle(found["rounds"])
-        found["peak MB"], found["pending"] = stacks[""].peak(), stacks[""].pending()
+        found["pending"] = stacks[""].pending()
+        found["equipment MB"] = memory(stacks[""].pids["equipment"], "VmHWM")
     found["crowds"] = crowds(folder, sizes, delay)
     rows = (1_000, 10_000) if quick else ROWS
     found["growth ms"] = grow(folder, rows, 1 if quick else REPEATS)
     found["deleting ms"] = deleting(folder / f"{rows[-1]}", speed)
-    found["machine"] = machine(found["rounds"], folder)
+    others = median(phase["others"] for one in found["rounds"] for phase in one.values())
+    found["machine"] = {"processors": os.cpu_count(), "others": others, "sync µs": sync_time(folder)}
     step("done")
     return found
 

@@ -6,17 +6,14 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from clients import drive, request
 from load import Load
 from programs import ROOT
 from progress import step
-from report import Goal, goal_table, number, table
+from report import Goal, goal_table, table
 from stack import STATION, Stack, end_on_signals, memory
-from traffic import BODY, WINDOW, spread
+from traffic import WINDOW
 
 VAR = ROOT / "var"
 POSTS, PARTS = 200_000, 20
@@ -24,15 +21,7 @@ DAYS = 90  # RETENTION_DAYS
 YEAR = 365 * 24 * 60 * 60  # seconds
 DOWN = 3.0  # seconds that a killed program stays away
 # In these parts of the year a program is killed; the service only early, so that its memory may grow.
-FAULTS = {
-    3: "service",
-    4: "broker",
-    6: "service",
-    7: "equipment",
-    10: "broker",
-    13: "equipment",
-    16: "broker",
-}
+FAULTS = {"service": (3, 6), "broker": (4, 10, 16), "equipment": (7, 13)}
 SHOWN = (1, 11, PARTS)  # after these parts, none with a fault, we look
 SIZE = "bytes of the database for each transaction"
 GROWTH = 1.05  # allowed at the end, relative to the second look
@@ -49,38 +38,18 @@ class Year:
         self.accepted, self.unanswered = 0, 0
         self.lost: list[str] = []
 
-    def part(self, posts: int, rate: float, fault: str) -> list[float]:
-        """Send this many posts while a program is killed; returns the time of each post, in milliseconds."""
-        seconds = posts / rate
-        with ThreadPoolExecutor(1) as pool:
-            breaking = pool.submit(self._break, fault, seconds / 3)
-            if fault == "service":
-                ids, times = self._through_a_restart(posts, rate, breaking), []
-            else:
-                sample = drive(self.stack.port, self._posts(posts), WINDOW, seconds + 1, rate, most=posts)
-                ids, times = [key.decode() for key in sample.ids], sample.milliseconds()
-            breaking.result()
+    def part(self, posts: int, rate: float, fault: str) -> None:
+        """Post while a program is killed, and then again what got no answer, with the same keys."""
+        load = Load(self.stack.service, clients=WINDOW, total=posts, pause=WINDOW / rate).start()
+        self._break(fault, posts / rate / 3)
+        load.join(600)
+        again, body = load.broken + load.unknown + load.refused, {"station_id": STATION}
+        self.unanswered += len(again)
+        answers = [self.stack.service.post("/transactions", body, Idempotency_Key=key) for key in again]
+        ids = load.accepted + [answer.json["id"] for answer in answers]
         self.stack.drain(60)
         self.accepted += len(ids)
         self._compare(ids)
-        return times
-
-    def _posts(self, count: int) -> Iterator[bytes]:
-        return (
-            request("POST", "/transactions", BODY, Idempotency_Key=f"{self.accepted} {number}")
-            for number in range(count)
-        )
-
-    def _through_a_restart(self, posts: int, rate: float, breaking: Future) -> list[str]:
-        """Post, and send again what got no answer, with the same key, when the service is back."""
-        load = Load(self.stack.service, clients=WINDOW, total=posts, pause=WINDOW / rate).start()
-        load.join(600)
-        breaking.result()
-        again = load.broken + load.unknown + load.refused
-        self.unanswered += len(again)
-        service, body = self.stack.service, {"station_id": STATION}
-        answers = [service.post("/transactions", body, Idempotency_Key=key) for key in again]
-        return load.accepted + [answer.json["id"] for answer in answers]
 
     def _break(self, name: str, after: float) -> None:
         if name:
@@ -99,7 +68,7 @@ class Year:
             if key not in found and int(key[:12], 16) > now - DAYS * YEAR / 365 * 1000:
                 self.lost.append(key)
 
-    def look(self, times: list[float]) -> dict[str, float]:
+    def look(self) -> dict[str, float]:
         """What is shown in a column of the table."""
         pids, file = self.stack.pids, self.stack.file
         found = {f"RSS of the {name}, MB": memory(pid, "VmRSS") for name, pid in pids.items()}
@@ -110,7 +79,7 @@ class Year:
         found[SIZE] = file.stat().st_size / found["transactions in it"]
         expired = "SELECT count(*) FROM \"transaction\" WHERE status = 'EXPIRED'"
         found["EXPIRED"] = self.stack.query(expired)[0][0]
-        return found | {f"POST {name}, ms": value for name, value in spread(times).items() if name != "max"}
+        return found
 
 
 def soak(folder: Path, posts: int, rate: float) -> tuple[Year, dict[int, dict[str, float]]]:
@@ -119,15 +88,11 @@ def soak(folder: Path, posts: int, rate: float) -> tuple[Year, dict[int, dict[st
     with contextlib.ExitStack() as ends:
         year = Year(folder / "soak", ends, posts / rate)
         for number_of_part in range(1, PARTS + 1):
-            fault = FAULTS.get(number_of_part, "")
-            what = f", the {fault} is killed" if fault else ""
-            step(f"{(number_of_part - 1) * part:,} of {posts:,} transactions{what}")
-            times = year.part(part, rate, fault)
+            fault = next((name for name, parts in FAULTS.items() if number_of_part in parts), "")
+            step(f"{number_of_part * part:,} of {posts:,} transactions{fault and f', killing the {fault}'}")
+            year.part(part, rate, fault)
             if number_of_part in SHOWN:
-                looks[number_of_part * part] = year.look(times)
-        (year.expired,) = year.stack.query("SELECT count(*) FROM \"transaction\" WHERE status = 'EXPIRED'")[
-            0
-        ]
+                looks[number_of_part * part] = year.look()
     return year, looks
 
 
@@ -156,7 +121,7 @@ def main() -> None:
     print(goal_table(goals(year, looks)))
     print(f"\n{year.accepted:,} accepted, {year.unanswered:,} of them after a request without an answer.\n")
     names = next(iter(looks.values()))
-    rows = ((name, *(number(look[name]) for look in looks.values())) for name in names)
+    rows = ((name, *(look[name] for look in looks.values())) for name in names)
     print(table(("after … transactions", *(f"{count:,}" for count in looks)), rows))
     found = {"rate": options.rate, "accepted": year.accepted, "lost": year.lost, "looks": looks}
     (VAR / ("soak.json" if options.posts == POSTS else "soak-quick.json")).write_text(

@@ -106,10 +106,6 @@ class Stack:
         """The CPU time of each process and of the generator, in ns; raises OSError if one has died."""
         return {name: cpu_clock(pid) for name, pid in (self.pids | {"generator": os.getpid()}).items()}
 
-    def peak(self) -> dict[str, float]:
-        """The highest memory of each process, in MB."""
-        return {name: memory(pid, "VmHWM") for name, pid in self.pids.items()}
-
     def query(self, sql: str, *values) -> list[tuple]:
         """Query the service's database file."""
         with contextlib.closing(
