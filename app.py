@@ -111,7 +111,7 @@ class Service:
     def problems(self) -> dict[str, str]:
         """By part, why it does not work now, or nothing. A part of which nothing is known is left out."""
         ledger, listener = self.ledger, self.listener
-        database = ledger.problem or self.store.read_problem
+        database = ledger.problem or ledger.stuck or self.store.read_problem
         problems = {"database": database if ledger.alive else "the ledger does not run"}
         problems["broker"] = listener.problem
         if listener.retains and not listener.problem:

@@ -5,8 +5,6 @@ A batch function gets all items of its kind in a batch, and returns a result for
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy
-from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -15,7 +13,7 @@ from peewee import Database
 import models
 from kit.clock import SECOND, Clock
 from kit.errors import Refusal
-from models import FIRST, Asked, Cursor, Draft, Settled, Timeouts
+from models import Asked, Cursor, Draft, Settled, Timeouts
 from schemas import Status, Transaction, Verdict
 
 ROUND = SECOND // 4  # how often the ledger looks for questions that are late or due
@@ -42,17 +40,12 @@ class Publisher(Protocol):
     def watch(self) -> None: ...  # notice a broker that no longer answers
 
 
-@dataclass
-class State:
-    """What a batch knows from the one before it. One that fails leaves nothing behind."""
-
-    room: int = 0  # questions that may be opened; never more than models.room() says
-    session: int = 0  # the listener's, once everything was asked again in it; 0: some may be lost
-    deleted: Cursor = FIRST  # up to here everything old was deleted
-
-
 class Batch:
-    """One database transaction: its times, and what to do after its commit."""
+    """One database transaction: its times, and what to do after its commit.
+
+    `session` is the listener's, once everything was asked again in it; 0: some questions may be lost.
+    Everything old was deleted up to the cursor `deleted`.
+    """
 
     def __init__(
         self,
@@ -60,46 +53,30 @@ class Batch:
         publisher: Publisher,
         clock: Clock,
         timeouts: Timeouts,
-        retention: int,
-        before: State,
+        session: int,
+        deleted: Cursor,
     ):
-        self.database, self.publisher, self.timeouts, self.retention = (
-            database,
-            publisher,
-            timeouts,
-            retention,
-        )
+        self.database, self.publisher, self.timeouts = database, publisher, timeouts
+        self.session, self.deleted = session, deleted
         # Taken under the lock that orders commits, so `updated` rises with every commit of every process.
         wall = clock.wall()
         self.now = max(wall, models.newest_update(database) + 1)
         self.behind = self.now - wall  # how far the newest row is ahead of the wall clock
         self.clock = clock.steady()
-        self.state = copy(before)
         self.questions: list[Asked] = []  # to publish
         self.counts: Counter[str] = Counter()
         self.delays: list[int] = []  # microseconds from question to verdict
-        self.events: list[tuple[str, UUID]] = []  # to log: what it is now
+        self.events: list[tuple[str, UUID]] = []  # to log: the new state of a transaction
         self.more = False  # more questions can be opened at once
 
-    def take_room(self, wanted: int) -> int:
-        """How many of so many questions may be opened now."""
-        if not self.publisher.subscribed:
-            return 0
-        if self.state.room < wanted:
-            self.state.room = models.room(self.database)
-        taken = min(self.state.room, wanted)
-        self.state.room -= taken
-        return taken
+    def room(self) -> int:
+        """How many questions may be opened now. We count in each batch, as other processes open some too."""
+        return models.room(self.database) if self.publisher.subscribed else 0
 
-    def open(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Transaction | Refusal]:
-        """Call a function of `models` that makes transactions PENDING, and ask about those it says."""
-        room = self.take_room(len(items))
-        answers: list[Transaction | Refusal]
-        answers, questions = function(self.database, items, self.now, self.clock, self.timeouts, room)
-        self.state.room += room - len(questions)
+    def ask(self, questions: list[Asked], time: str) -> None:
+        """Publish these after the commit; `time` is "first" or "again"."""
         self.questions += questions
-        self.counts["first"] += len(questions)
-        return answers
+        self.counts[time] += len(questions)
 
 
 def settle(batch: Batch, verdicts: Sequence[Verdict]) -> list[Settled]:
@@ -129,14 +106,15 @@ def change(batch: Batch, calls: Sequence[Callable[..., Any]]) -> list[Any]:
 def ask_again(batch: Batch, sessions: Sequence[int]) -> list[None]:
     """Ask everything PENDING again, since some may be lost. A new session starts the deadlines anew."""
     models.ask_again(batch.database, batch.clock, any(sessions))
-    batch.state.session = max(batch.state.session, *sessions)
-    batch.state.room = 0  # count anew
+    batch.session = max(batch.session, *sessions)
     return [None] * len(sessions)
 
 
 def create(batch: Batch, drafts: Sequence[Draft]) -> list[Transaction | Refusal]:
     """Store new transactions as PENDING, and ask about as many as there is room for."""
-    answers = batch.open(models.create_transactions, drafts)
+    about = batch.now, batch.clock, batch.timeouts, batch.room()
+    answers, questions = models.create_transactions(batch.database, drafts, *about)
+    batch.ask(questions, "first")
     for draft, answer in zip(drafts, answers, strict=True):
         if isinstance(answer, Transaction) and answer.id == draft.id:
             batch.counts[Status.PENDING] += 1
@@ -146,7 +124,9 @@ def create(batch: Batch, drafts: Sequence[Draft]) -> list[Transaction | Refusal]
 
 def retry(batch: Batch, transaction_ids: Sequence[UUID]) -> list[Transaction | Refusal]:
     """Make EXPIRED transactions PENDING again, and ask about them as about new ones."""
-    answers = batch.open(models.retry, transaction_ids)
+    about = batch.now, batch.clock, batch.timeouts, batch.room()
+    answers, questions = models.retry(batch.database, transaction_ids, *about)
+    batch.ask(questions, "first")
     again = [answer.id for answer in answers if isinstance(answer, Transaction)]
     batch.counts[Status.PENDING] += len(again)
     batch.events += [("retried", transaction_id) for transaction_id in again]
@@ -156,32 +136,30 @@ def retry(batch: Batch, transaction_ids: Sequence[UUID]) -> list[Transaction | R
 def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
     """Expire what is late, ask again what is due, open questions that wait; nothing while disconnected."""
     # Until `ask_again` has started them anew, the deadlines are those of an earlier connection.
-    if not batch.publisher.subscribed or batch.state.session < batch.publisher.session:
+    if not batch.publisher.subscribed or batch.session < batch.publisher.session:
         return [None] * len(items)
-    models.hold(batch.database, batch.clock, batch.timeouts, batch.publisher.held(ROUND / SECOND))
-    expired = models.expire(batch.database, batch.now, batch.clock)
-    again = models.claim(batch.database, batch.clock, batch.timeouts, models.CLAIM)
-    room = batch.take_room(models.CLAIM)
-    opened = models.claim(batch.database, batch.clock, batch.timeouts, room, waiting=True)
-    batch.state.room += room - len(opened)
-    batch.questions += again + opened
+    database, clock, timeouts = batch.database, batch.clock, batch.timeouts
+    models.hold(database, clock, timeouts, batch.publisher.held(ROUND / SECOND))
+    expired = models.expire(database, batch.now, clock)
     batch.events += [(Status.EXPIRED.value, transaction_id) for transaction_id in expired]
-    batch.counts.update({Status.EXPIRED: len(expired), "again": len(again), "first": len(opened)})
+    batch.counts[Status.EXPIRED] += len(expired)
+    batch.ask(models.claim(database, clock, timeouts, models.CLAIM), "again")
+    opened = models.claim(database, clock, timeouts, min(batch.room(), models.CLAIM), waiting=True)
+    batch.ask(opened, "first")
     batch.more = len(opened) == models.CLAIM
     return [None] * len(items)
 
 
-def delete_old(batch: Batch, items: Sequence[None]) -> list[int]:
+def delete_old(batch: Batch, items: Sequence[None]) -> list[None]:
     """Delete some of the transactions that have been finished for longer than RETENTION_DAYS.
 
     While the newest one is from the future, one of the clocks is or was wrong, so delete nothing.
     """
-    deleted = 0
     if batch.behind <= BEHIND:
-        before, state = batch.now - batch.behind - batch.retention, batch.state
-        state.deleted, deleted = models.delete_finished(batch.database, before, state.deleted, DELETION)
-        batch.counts["deleted"] += deleted
-    return [deleted] * len(items)
+        before = batch.now - batch.behind - batch.timeouts.retention
+        batch.deleted, count = models.delete_finished(batch.database, before, batch.deleted, DELETION)
+        batch.counts["deleted"] += count
+    return [None] * len(items)
 
 
 # Verdicts come first, so that they are settled before anything expires.

@@ -21,16 +21,16 @@ from prometheus_client import Histogram
 from prometheus_client.core import CounterMetricFamily, Metric
 
 import batch
-from batch import BEHIND, ROUND, Batch, Publisher, State
+from batch import BEHIND, ROUND, Batch, Publisher
 from kit import metrics
 from kit.clock import SECOND, Clock
-from kit.errors import Unavailable
-from kit.logs import note
+from kit.errors import Refusal, Unavailable
+from kit.logs import Summary, note
 from kit.settings import Settings
 from kit.storage import LONGEST_WRITE, OPENING, InDoubt, NotWritten, Store, is_postgresql
 from kit.threads import hand_over, resolve
 from kit.trace import REQUEST
-from models import Draft, Timeouts
+from models import FIRST, Draft, Settled, Timeouts
 from schemas import Status, Transaction
 
 log = logging.getLogger(__name__)
@@ -42,29 +42,20 @@ QUEUE = 10_000  # jobs that may wait
 BATCH = 500  # jobs that one commit takes
 BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60)  # seconds
-MINUTE = 60 * SECOND
-DAY = 24 * 60 * MINUTE
+DAY = 24 * 60 * 60 * SECOND
 STOPPING = "The service is stopping; nothing was stored."
 NOT_WRITTEN = "The database cannot be written; nothing was stored: {}."
+ROUNDS_FAIL = "the round that expires questions and asks again has failed three times; see the log"
 FULL = "Too many requests are waiting; nothing was stored."
 BUSY = "The database was busy for too long; nothing was stored."
 UNKNOWN = "The outcome is unknown. Send the request again with the same Idempotency-Key."
 
 
 class Job:
-    """One item for a batch function. After the commit `then` is called, and the request gets the result.
+    """One item for a batch function. After the commit `then` is called, and the request gets the result."""
 
-    A `repeatable` job can run again after a COMMIT that failed, whether or not it was stored.
-    """
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        item: Any,
-        then: Callable[[Any], None] | None = None,
-        repeatable: bool = False,
-    ):
-        self.function, self.item, self.then, self.repeatable = function, item, then, repeatable
+    def __init__(self, function: Callable[..., Any], item: Any, then: Callable[[Any], None] | None = None):
+        self.function, self.item, self.then = function, item, then
         self.result: Any = None
         self.request = REQUEST.get()  # the id of the request that waits for it
         self.future: asyncio.Future[Any] | None = None  # of that request
@@ -105,7 +96,9 @@ class Ledger:
         self.store, self.queue, self.publisher, self.clock = store, queue, publisher, clock or Clock()
         self._loop, self._changed = loop, changed
         retry, timeout = settings.validation_retry, settings.validation_timeout
-        self._timeouts = Timeouts(round(retry * SECOND), round(timeout * SECOND))
+        self._timeouts = Timeouts(
+            round(retry * SECOND), round(timeout * SECOND), settings.retention_days * DAY
+        )
         self.counts: Counter[str] = Counter()  # since the start: statuses, verdicts by kind, questions
         self.delays = Histogram(
             "energy2go_verdict_seconds", "Question to verdict", registry=None, buckets=DELAYS
@@ -113,13 +106,14 @@ class Ledger:
         self.sizes = Histogram("energy2go_batch_jobs", "Jobs in a batch", registry=None, buckets=BATCH_SIZES)
         self.stopping = False
         self.pending: tuple[int, int | None] | None = None  # what models.pending said last; None: not known
-        self._retention = settings.retention_days * DAY  # 0: keep everything
-        self._state = State()
+        self._session, self._deleted = 0, FIRST  # see Batch
         self._newest = 0  # no transaction is newer
         self._behind = False  # the wall clock is behind that
-        self._deleted = self._deleting = self._reported = 0  # not logged yet; since when; the last line
-        self._next_round = self._next_recovery = self._held_since = 0
-        self._held: list[Job] = []  # repeatable jobs whose COMMIT is in doubt
+        self._deletions = Summary(log.info, "transactions_deleted", "%(count)d transactions were deleted")
+        expired = "%(count)d questions expired without an answer"
+        self._expirations = Summary(log.warning, "questions_expired", expired)
+        self._next_round = self._next_attempt = self._failed_rounds = 0
+        self._held: list[Job] = []  # verdicts that cannot be stored now, and creations in doubt
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
 
@@ -136,10 +130,15 @@ class Ledger:
 
     @property
     def problem(self) -> str:
-        """Why nothing can be written now, or nothing."""
+        """Why nothing can be written now; empty if the ledger can write."""
         since = self.store.writing_since
         slow = bool(since) and time.monotonic() - since > LONGEST_WRITE
         return self.store.problem or ("a write takes too long" if slow else "")
+
+    @property
+    def stuck(self) -> str:
+        """Why questions are neither asked again nor expire; empty if they do."""
+        return ROUNDS_FAIL if self._failed_rounds >= 3 else ""
 
     @property
     def alive(self) -> bool:
@@ -154,7 +153,7 @@ class Ledger:
         The transaction has another id than the draft if the idempotency key was used before.
         """
         # The draft's id is fixed, so that after a failed COMMIT the same row can be written again.
-        transaction: Transaction = await self._run(Job(batch.create, draft, repeatable=True))
+        transaction: Transaction = await self._run(Job(batch.create, draft))
         return transaction
 
     async def retry(self, transaction_id: UUID) -> Transaction:
@@ -187,11 +186,12 @@ class Ledger:
             timer.cancel()
 
     def _withdraw(self, future: asyncio.Future[Any], job: Job) -> None:
-        """The request has waited for PATIENCE. It does so once more if its job was taken."""
+        """The request has waited for PATIENCE. It waits once more if its job is being committed."""
         if job.take():
             resolve([(future, Unavailable(BUSY))])
         else:
-            self._loop.call_later(PATIENCE, resolve, [(future, Unavailable(UNKNOWN))])
+            more = 0 if job.in_doubt else PATIENCE
+            self._loop.call_later(more, resolve, [(future, Unavailable(UNKNOWN))])
 
     # The thread
 
@@ -215,11 +215,11 @@ class Ledger:
         if patience is None:
             patience = (self._next_round - self.clock.steady()) / SECOND
         jobs = self._take(patience)
-        if self.store.problem and self.clock.steady() >= self._next_recovery:
-            self._recover()
+        if (self.store.problem or self._held) and self.clock.steady() >= self._next_attempt:
+            jobs += self._recover()
         jobs += self._due(jobs)
         if self.store.problem:
-            self._refuse(jobs, NOT_WRITTEN.format(self.store.problem))
+            self._fail(jobs, NotWritten(self.store.problem))
         elif jobs:
             self._write(jobs)
 
@@ -248,13 +248,10 @@ class Ledger:
         if self.store.problem:
             return []
         session = self.publisher.session
-        lost = self.publisher.subscribed and self._state.session < session
+        lost = self.publisher.subscribed and self._session < session
         again = [Job(batch.ask_again, session)] if lost else []
-        return [
-            *again,
-            Job(batch.look_after, None),
-            *([Job(batch.delete_old, None, self._report_deletions)] if self._retention else []),
-        ]
+        retention = [Job(batch.delete_old, None)] if self._timeouts.retention else []
+        return [*again, Job(batch.look_after, None), *retention]
 
     def _write(self, jobs: list[Job]) -> None:
         """Commit these jobs. If one of them raises, the batch is rolled back and each runs alone."""
@@ -264,17 +261,21 @@ class Ledger:
             if len(jobs) > 1:
                 for job in jobs:
                     self._write([job])
-            else:
-                log.exception("a job failed", extra={"event": "job_failed", "request": jobs[0].request})
-                self._answer([(jobs[0], error)])
+                return
+            (job,) = jobs
+            self._failed_rounds += job.function is batch.look_after
+            if not isinstance(error, Refusal):
+                about = {"event": "job_failed", "request": job.request}
+                log.error("a job failed: %r", error, exc_info=error, extra=about)
+            self._answer([(job, error)])
 
     def _commit(self, jobs: list[Job], again: bool = True) -> None:
         """Run these jobs in one database transaction, and hand over their results after its commit."""
         results, began = list[tuple[Job, Any]](), time.monotonic()
         try:
             with self.store.transaction():
-                database, clock = self.store.database, self.clock
-                work = Batch(database, self.publisher, clock, self._timeouts, self._retention, self._state)
+                about = self.store.database, self.publisher, self.clock, self._timeouts
+                work = Batch(*about, self._session, self._deleted)
                 for function in batch.ORDER:
                     if group := [job for job in jobs if job.function is function]:
                         results += zip(group, function(work, [job.item for job in group]), strict=True)
@@ -284,94 +285,94 @@ class Ledger:
                 # A deadlock, or a connection that was lost while it was idle.
                 self._commit(jobs, again=False)
             else:
+                self.store.fail(str(error))
+                self._session = 0
                 self._fail(jobs, error)
         else:
             self._committed(work, results)
 
     def _committed(self, work: Batch, results: list[tuple[Job, Any]]) -> None:
-        """Publish, so that the equipment can already work on the questions; then answer.
+        """Count, publish, and answer.
 
-        Both wake other threads, so they come last: then this one soon leaves the interpreter to them.
+        Publishing and answering wake other threads, so they come last, when this one is about to sleep.
         """
-        self._state = work.state
+        self._session, self._deleted = work.session, work.deleted
         self._next_round = 0 if work.more else self._next_round
-        self.counts.update(work.counts)
-        for delay in work.delays:
-            self.delays.observe(delay / SECOND)
-        if size := sum(job.function not in (batch.look_after, batch.delete_old) for job, _ in results):
-            self.sizes.observe(size)
-        if log.isEnabledFor(logging.DEBUG):
-            requests = {one.id: job.request for job, one in results if isinstance(one, Transaction)}
-            for what, key in work.events:
-                event, text = f"transaction_{what.lower()}", f"%(transaction)s is {what}"
-                note(log.debug, event, text, transaction=key, request=requests.get(key))
-        self._compare_clocks(work)
+        self._note(work, results)
         self.publisher.publish(work.questions)
         self._answer(results)
         if work.events:
             self._changed()
 
-    def _compare_clocks(self, work: Batch) -> None:
-        """Warn when the newest transaction comes from the future."""
+    def _note(self, work: Batch, results: list[tuple[Job, Any]]) -> None:
+        """Count and log the work of a batch."""
+        self.counts.update(work.counts)
+        for delay in work.delays:
+            self.delays.observe(delay / SECOND)
+        functions = [job.function for job, _ in results]
+        if batch.look_after in functions:
+            self._failed_rounds = 0
+            self._deletions.add(work.counts["deleted"], work.clock)
+            self._expirations.add(work.counts[Status.EXPIRED], work.clock)
+        if size := len(functions) - functions.count(batch.look_after) - functions.count(batch.delete_old):
+            self.sizes.observe(size)
+        if log.isEnabledFor(logging.DEBUG):
+            requests = {one.id: job.request for job, one in results if isinstance(one, Transaction)}
+            for state, key in work.events:
+                event, text = f"transaction_{state.lower()}", f"%(transaction)s is {state}"
+                note(log.debug, event, text, transaction=key, request=requests.get(key))
         self._newest = work.now
         if work.behind > BEHIND and not self._behind:
-            text = "the newest transaction is %(seconds)d s ahead of the clock: times stand still, and "
-            text += "nothing is deleted"
+            text = "the newest transaction is %(seconds)d s ahead of the clock: "
+            text += "times stand still, and nothing is deleted"
             note(log.warning, "clock_behind", text, seconds=work.behind // SECOND)
         self._behind = work.behind > BEHIND
 
-    def _report_deletions(self, deleted: int) -> None:
-        """Log how many were deleted when a run of deletions ends, and once a minute while it lasts."""
-        clock = self.clock.steady()
-        if deleted and not self._deleted:
-            self._deleting = clock
-        self._deleted += deleted
-        if self._deleted and clock >= max(self._reported, 0 if not deleted else self._deleting) + MINUTE:
-            text = "%(count)d transactions were deleted, as RETENTION_DAYS asks"
-            note(log.info, "transactions_deleted", text, count=self._deleted)
-            self._deleted, self._reported = 0, clock
-
     def _answer(self, results: list[tuple[Job, Any]]) -> None:
         """Hand over results, to the requests that wait with one call for all."""
+        waiting = []
         for job, result in results:
+            if isinstance(result, Settled) and result.kind == "locked":
+                self._hold(job)
+                continue
             job.result = result
             if job.then:
                 job.then(result)
-        if waiting := [(job.future, result) for job, result in results if job.future]:
+            if job.future:
+                waiting.append((job.future, result))
+        if waiting:
             hand_over(self._loop, waiting)
 
-    def _refuse(self, jobs: list[Job], detail: str) -> None:
-        """Fail these jobs with a 503."""
-        self._answer([(job, Unavailable(detail)) for job in jobs])
+    # When something cannot be written
 
-    # When the database cannot be written
-
-    def _fail(self, jobs: list[Job], error: Exception) -> None:
-        """Tell jobs what is known. Hold those in doubt that can be repeated."""
-        self.store.fail(str(error))
-        self._state = State()
-        self._next_recovery = self.clock.steady() + SECOND
-        self._held_since = self._held_since or self.clock.steady()
+    def _fail(self, jobs: list[Job], error: NotWritten | InDoubt) -> None:
+        """Refuse the requests that are known not to be stored. Hold verdicts, and creations in doubt."""
         for job in jobs:
             job.in_doubt |= isinstance(error, InDoubt)
-            if job.in_doubt and job.repeatable:
-                self._held.append(job)
+            if job.function is batch.settle or (job.in_doubt and job.function is batch.create):
+                self._hold(job)
             else:
                 self._refuse([job], UNKNOWN if job.in_doubt else NOT_WRITTEN.format(error))
 
-    def _recover(self) -> None:
-        """See whether the database can be written again; if so, run what is in doubt a second time."""
-        self.store.recover()
-        self._next_recovery = self.clock.steady() + SECOND
-        held, self._held = self._held, []
-        late = self.clock.steady() - self._held_since >= PATIENCE * SECOND
-        if late or (self.store.problem and self.stopping):
+    def _hold(self, job: Job) -> None:
+        """Try this job again in a second."""
+        self._held.append(job)
+        self._next_attempt = self.clock.steady() + SECOND
+
+    def _recover(self) -> list[Job]:
+        """Find out whether the database can be written again; if so, return what was held, to be written."""
+        self._next_attempt = self.clock.steady() + SECOND
+        if self.store.problem:
+            self.store.recover()
+        held = [job for job in self._held if not (job.future and job.future.done())]  # those had a 503
+        self._held = held if self.store.problem else []
+        if self.store.problem and self.stopping:
             self._refuse(held, UNKNOWN)
-        elif self.store.problem:
-            self._held = held
-        elif held:
-            self._write(held)
-        self._held_since = self._held_since if self._held else 0
+        return [] if self.store.problem else held
+
+    def _refuse(self, jobs: list[Job], detail: str) -> None:
+        """Answer the requests that wait for these jobs with 503. A verdict stays unacknowledged."""
+        hand_over(self._loop, [(job.future, Unavailable(detail)) for job in jobs if job.future])
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
@@ -390,6 +391,7 @@ class Ledger:
         behind = max(0, self._newest - self.clock.wall()) / SECOND
         yield gauge("energy2go_clock_behind_seconds", "How far the newest transaction is ahead", behind)
         yield gauge("energy2go_queue_jobs", "Jobs that wait for the ledger", self.queue.qsize())
+        yield gauge("energy2go_held_jobs", "Verdicts and creations that wait to be stored", len(self._held))
         yield gauge("energy2go_wal_bytes", "Size of SQLite's log", self.store.log_size)
         if self.pending:
             count, oldest = self.pending

@@ -18,10 +18,11 @@ from kit import tags
 from kit.clock import EPOCH, SECOND, below, moment, stored, uuid7
 from kit.errors import NotFound, Refusal
 from kit.pages import newest
-from kit.storage import contains, execute, placeholders, uuid
+from kit.storage import contains, execute, is_postgresql, placeholders, uuid
 from schemas import (
     HasTransactions,
     KeyUsed,
+    Locked,
     NoStation,
     NotExpired,
     Question,
@@ -34,6 +35,8 @@ from schemas import (
 LONGEST_BACKOFF = 30 * SECOND
 WINDOW = 1000  # questions that are open at one time: asked, not answered, and their deadline set
 CLAIM = 500  # rows that one claim takes at most
+MOST = 1000  # attempts are counted up to here, far below the limit of the column
+NOTHING = "nothing was stored"
 Cursor = tuple[int, UUID]  # of a change: when it was, in microseconds, and the transaction's id
 FIRST: Cursor = (0, UUID(int=0))
 LATEST, LAST = datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1)
@@ -230,10 +233,11 @@ def transaction(row: Sequence[Any]) -> Transaction:
 
 
 class Timeouts(NamedTuple):
-    """VALIDATION_RETRY and VALIDATION_TIMEOUT, in microseconds."""
+    """VALIDATION_RETRY, VALIDATION_TIMEOUT and RETENTION_DAYS, in microseconds."""
 
     retry: int
     timeout: int
+    retention: int = 0  # keep everything
 
 
 class Schedule(NamedTuple):
@@ -269,15 +273,18 @@ def create_transactions(
     for counter, draft in enumerate(drafts):
         if not draft.created:
             draft.id, draft.created = uuid7(now, counter), now
-    stations = _stations(database, {draft.station_id for draft in drafts})
+    stations, locked = _stations(database, {draft.station_id for draft in drafts})
     valid = [draft for draft in drafts if draft.station_id in stations]
-    asked, waiting = _schedules(clock, timeouts)
+    asked = Schedule(1, clock, clock + timeouts.retry, clock + timeouts.timeout)
+    waiting = Schedule(0, None, clock, None)
     _insert(database, now, valid[:room], asked)
     _insert(database, now, valid[room:], waiting)
     first = {draft.id for draft in valid[:room]}
     keys = _keys(database, {draft.idempotency_key for draft in valid} - {None})
 
     def answer(draft: Draft) -> Transaction | Refusal:
+        if draft.station_id in locked:
+            return Locked(f"Station {draft.station_id} is locked by another database session; {NOTHING}.")
         if draft.station_id not in stations:
             return NoStation(f"body.station_id: There is no station {draft.station_id}.")
         if stored := keys.get(draft.idempotency_key):
@@ -295,16 +302,15 @@ def create_transactions(
     return answers, [(question, timeouts.retry) for question in questions]
 
 
-def _stations(database: Database, station_ids: Collection[int]) -> dict[int, Station]:
-    """Those of these stations that exist."""
-    statement = f"SELECT id, description FROM station WHERE id IN {placeholders(station_ids)}"
-    return {row[0]: Station(*row) for row in execute(database, statement, *station_ids)}
-
-
-def _schedules(clock: int, timeouts: Timeouts) -> tuple[Schedule, Schedule]:
-    """Of a question that is asked now, and of one that waits to be asked."""
-    asked = Schedule(1, clock, clock + timeouts.retry, clock + timeouts.timeout)
-    return asked, Schedule(0, None, clock, None)
+def _stations(database: Database, ids: Collection[int]) -> tuple[dict[int, Station], set[int]]:
+    """Those of these stations that exist, and the ids of those that another session has locked."""
+    statement = f"SELECT id, description FROM station WHERE id IN {placeholders(ids)}"
+    # The foreign key takes this lock too, but it would wait for it.
+    free = statement + " FOR KEY SHARE SKIP LOCKED" if is_postgresql(database) else statement
+    stations = {row[0]: Station(*row) for row in execute(database, free, *ids)}
+    missing = len(stations) < len(ids) and is_postgresql(database)
+    there = {row[0] for row in execute(database, statement, *ids)} if missing else set()
+    return stations, there - stations.keys()
 
 
 def _insert(database: Database, now: int, drafts: Sequence[Draft], schedule: Schedule) -> None:
@@ -330,83 +336,81 @@ def _keys(database: Database, keys: Collection[str | None]) -> dict[str | None, 
 def retry(
     database: Database, transaction_ids: Sequence[UUID], now: int, clock: int, timeouts: Timeouts, room: int
 ) -> tuple[list[Transaction | Refusal], list[Asked]]:
-    """Make each of these that is EXPIRED PENDING again, the first `room` of them as asked.
+    """Make each of these that is EXPIRED PENDING again, and ask about at most `room` that wait.
 
     Returns an answer for each id, as `create_transactions` does. A second retry in the batch is refused.
     """
-    ids = list(dict.fromkeys(transaction_ids))
-    asked, waiting = _schedules(clock, timeouts)
-    first = dict(_reopen(database, ids[:room], now, asked))
-    reopened = {*first, *dict(_reopen(database, ids[room:], now, waiting))}
+    ids = {transaction_id: transaction_id.hex for transaction_id in transaction_ids}
+    free = unlocked(database, f"id IN {placeholders(ids)} AND status = 'EXPIRED'")
+    statement = f"""UPDATE "transaction" SET status = 'PENDING', updated = ?, attempts = 0, asked_at = NULL,
+        retry_at = ?, expires_at = NULL WHERE {free} RETURNING id"""
+    reopened = {uuid(row_id) for (row_id,) in execute(database, statement, now, clock, *ids.values())}
+    questions = claim(database, clock, timeouts, room, waiting=True) if reopened else []
     statement = f'SELECT {COLUMNS} FROM "transaction" AS t {WITH_STATION} WHERE t.id IN {placeholders(ids)}'
-    rows = map(transaction, execute(database, statement, *(one.hex for one in ids)))
-    found = {row.id: row for row in rows}
+    found = {row.id: row for row in map(transaction, execute(database, statement, *ids.values()))}
 
     def answer(transaction_id: UUID) -> Transaction | Refusal:
         if transaction_id not in found:
             return NotFound(f"There is no transaction {transaction_id}.")
-        if transaction_id not in reopened:
-            status = found[transaction_id].status
-            return NotExpired(
-                f"Transaction {transaction_id} is {status}; only an EXPIRED one can be retried."
-            )
-        reopened.remove(transaction_id)
-        return found[transaction_id]
+        status = found[transaction_id].status
+        if transaction_id in reopened:
+            reopened.remove(transaction_id)
+            return found[transaction_id]
+        if status is Status.EXPIRED:
+            return Locked(f"Transaction {transaction_id} is locked by another database session; {NOTHING}.")
+        return NotExpired(f"Transaction {transaction_id} is {status}; only an EXPIRED one can be retried.")
 
-    answers = [answer(transaction_id) for transaction_id in transaction_ids]
-    return answers, [(Question(row_id, station_id), timeouts.retry) for row_id, station_id in first.items()]
+    return [answer(transaction_id) for transaction_id in transaction_ids], questions
 
 
-def _reopen(database: Database, ids: Sequence[UUID], now: int, schedule: Schedule) -> list[tuple[UUID, int]]:
-    """Make those of these that are EXPIRED PENDING; returns their ids and stations."""
-    if not ids:
-        return []
-    statement = f"""UPDATE "transaction" SET status = 'PENDING', updated = ?,
-        attempts = ?, asked_at = ?, retry_at = ?, expires_at = ?
-        WHERE id IN {placeholders(ids)} AND status = 'EXPIRED' RETURNING id, station_id"""
-    rows = execute(database, statement, now, *schedule, *(one.hex for one in ids))
-    return [(uuid(row_id), station_id) for row_id, station_id in rows]
+def unlocked(database: Database, condition: str) -> str:
+    """The same condition, without rows that another session has locked, so that no UPDATE waits for one."""
+    if is_postgresql(database):
+        return f'id = ANY(ARRAY(SELECT id FROM "transaction" WHERE {condition} FOR UPDATE SKIP LOCKED))'
+    return condition  # SQLite has one lock for all
 
 
 class Settled(NamedTuple):
-    """What a verdict was worth; if it was stored, also how many microseconds after the question it came."""
+    """The outcome of a verdict, and its delay in microseconds if it was stored."""
 
-    kind: str  # settled, late, duplicate, contradiction or unknown
+    kind: str  # settled, late, duplicate, contradiction, unknown, or locked: try again
     delay: int | None = None
 
 
 def settle(database: Database, verdicts: Sequence[Verdict], now: int, clock: int) -> list[Settled]:
-    """Store the first verdict of each transaction that has none; says of each verdict what it was worth."""
+    """Store the first verdict of each transaction that has none; returns the outcome of each."""
     first = {verdict.transaction_id: verdict.status for verdict in reversed(verdicts)}
     changed = {}
     for status in ("COMPLETED", "ERROR"):
         if ids := [row_id.hex for row_id, verdict in first.items() if verdict == status]:
+            free = unlocked(database, f"id IN {placeholders(ids)} AND status IN ('PENDING', 'EXPIRED')")
             statement = f"""UPDATE "transaction" SET status = ?, updated = ?, retry_at = NULL
-                WHERE id IN {placeholders(ids)} AND status IN ('PENDING', 'EXPIRED')
-                RETURNING id, expires_at, asked_at"""
+                WHERE {free} RETURNING id, expires_at, asked_at"""
             for row_id, deadline, asked_at in execute(database, statement, status, now, *ids):
                 kind = "late" if deadline and deadline <= clock else "settled"
                 changed[uuid(row_id)] = Settled(kind, None if asked_at is None else max(0, clock - asked_at))
     repeated = len(first) < len(verdicts)
     others = statuses(database, [row_id for row_id in first if repeated or row_id not in changed])
 
-    def worth(verdict: Verdict) -> Settled:
+    def outcome(verdict: Verdict) -> Settled:
         if verdict.transaction_id in changed:
             return changed.pop(verdict.transaction_id)
         stored = others.get(verdict.transaction_id)
+        if stored in (Status.PENDING, Status.EXPIRED):
+            return Settled("locked")
         return Settled(
             "unknown" if not stored else "duplicate" if stored == verdict.status else "contradiction"
         )
 
-    return [worth(verdict) for verdict in verdicts]
+    return [outcome(verdict) for verdict in verdicts]
 
 
 def hold(database: Database, clock: int, timeouts: Timeouts, transaction_ids: Collection[UUID]) -> None:
     """Do not ask again what the broker has not taken yet; if it is asked first, start its clock anew."""
     if transaction_ids:
+        free = unlocked(database, f"id IN {placeholders(transaction_ids)} AND {OPEN}")
         statement = f"""UPDATE "transaction" SET retry_at = ?,
-            expires_at = CASE WHEN attempts = 1 THEN ? ELSE expires_at END
-            WHERE id IN {placeholders(transaction_ids)} AND {OPEN}"""
+            expires_at = CASE WHEN attempts = 1 THEN ? ELSE expires_at END WHERE {free}"""
         ids = [transaction_id.hex for transaction_id in transaction_ids]
         execute(database, statement, clock + timeouts.retry, clock + timeouts.timeout, *ids)
 
@@ -414,7 +418,7 @@ def hold(database: Database, clock: int, timeouts: Timeouts, transaction_ids: Co
 def expire(database: Database, now: int, clock: int) -> list[UUID]:
     """Make every question EXPIRED whose deadline has passed; returns the ids."""
     statement = f"""UPDATE "transaction" SET status = 'EXPIRED', updated = ?, retry_at = NULL
-        WHERE {OPEN} AND expires_at <= ? RETURNING id"""
+        WHERE {unlocked(database, f"{OPEN} AND expires_at <= ?")} RETURNING id"""
     return [uuid(row_id) for (row_id,) in execute(database, statement, now, clock)]
 
 
@@ -439,9 +443,10 @@ def claim(
         database,
         f"""WITH due AS MATERIALIZED (
             SELECT id FROM "transaction" WHERE {WAITING if waiting else OPEN} AND retry_at <= ?
-            ORDER BY retry_at LIMIT ?
+            ORDER BY retry_at LIMIT ? {"FOR UPDATE SKIP LOCKED" if is_postgresql(database) else ""}
         )
-        UPDATE "transaction" SET attempts = attempts + 1, asked_at = ?, expires_at = coalesce(expires_at, ?),
+        UPDATE "transaction" SET attempts = CASE WHEN attempts < {MOST} THEN attempts + 1 ELSE attempts END,
+            asked_at = ?, expires_at = coalesce(expires_at, ?),
             retry_at = ? + CASE WHEN attempts < ? THEN ? << attempts ELSE ? END
         WHERE id IN (SELECT id FROM due) RETURNING id, station_id, retry_at""",
         *(clock, limit, clock, clock + timeouts.timeout, clock, doublings, timeouts.retry, LONGEST_BACKOFF),
@@ -456,9 +461,11 @@ def ask_again(database: Database, clock: int, restart: bool) -> None:
     """
     cleared = "attempts = 0, expires_at = NULL," if restart else ""
     statement = f"""UPDATE "transaction" SET {cleared}
-        retry_at = CASE WHEN asked_at BETWEEN ? AND ? THEN asked_at + ? ELSE ? END WHERE {OPEN}"""
+        retry_at = CASE WHEN asked_at BETWEEN ? AND ? THEN asked_at + ? ELSE ? END
+        WHERE {unlocked(database, OPEN)}"""
     execute(database, statement, clock - SECOND, clock, SECOND, clock)
-    statement = f'UPDATE "transaction" SET retry_at = ? WHERE {WAITING} AND retry_at > ?'
+    free = unlocked(database, f"{WAITING} AND retry_at > ?")
+    statement = f'UPDATE "transaction" SET retry_at = ? WHERE {free}'
     execute(database, statement, clock, clock + SECOND)
 
 
@@ -473,7 +480,8 @@ def delete_finished(database: Database, before: int, after: Cursor, limit: int) 
     rows = execute(database, statement, after[0], after[1].hex, before, limit)
     finished = [uuid(row_id).hex for _, row_id, status in rows if status != "PENDING"]
     if finished:
-        execute(database, f'DELETE FROM "transaction" WHERE id IN {placeholders(finished)}', *finished)
+        free = unlocked(database, f"id IN {placeholders(finished)}")
+        execute(database, f'DELETE FROM "transaction" WHERE {free}', *finished)
         newest = max(updated for updated, _, status in rows if status != "PENDING")
         execute(database, "UPDATE retention SET deleted = ? WHERE id = 1 AND deleted < ?", newest, newest)
     return (rows[-1][0], uuid(rows[-1][1])) if len(rows) == limit else FIRST, len(finished)

@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 from msgspec.structs import asdict
 
 from kit import tags
-from kit.errors import Conflict, Problem, Unavailable, Unprocessable
+from kit.errors import Conflict, NotStored, Problem, Unavailable, Unprocessable
 
 
 class Status(StrEnum):
@@ -196,6 +196,10 @@ class NoStation(Unprocessable):
 
 class KeyUsed(Unprocessable):
     """The Idempotency-Key was used before, with another body."""
+
+
+class Locked(NotStored):
+    """Another database session has locked a row, so nothing was stored."""
 
 
 class Health(Struct):

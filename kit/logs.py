@@ -16,6 +16,7 @@ from kit.settings import Settings
 from kit.trace import REQUEST
 
 WARNINGS, LINES = 10, 100  # that one place in the code may log a second; lines are those of level INFO
+MINUTE = 60_000_000  # microseconds
 WAITING = 1000  # lines that wait for the thread that writes them
 ENDING = 0.5  # seconds to write the last ones
 STDERR = 2  # its descriptor
@@ -24,6 +25,23 @@ STDERR = 2  # its descriptor
 def note(write: Callable[..., None], event: str, text: str, **fields: Any) -> None:
     """Log an event with its fields, as in `note(log.debug, "began", "%(job)s has begun", job=7)`."""
     write(text, fields, extra={"event": event, **fields}, stacklevel=2)
+
+
+class Summary:
+    """Counts events, and logs how many there were when they end, or once a minute while they go on."""
+
+    def __init__(self, write: Callable[..., None], event: str, text: str):
+        self._write, self._event, self._text = write, event, text
+        self._count = self._began = self._logged = 0
+
+    def add(self, count: int, now: int) -> None:
+        """Add this many events; 0 ends a series. `now` is in microseconds. Logs at most once a minute."""
+        if not self._count:
+            self._began = now
+        self._count += count
+        if self._count and now >= max(self._logged, self._began if count else 0) + MINUTE:
+            note(self._write, self._event, self._text, count=self._count)
+            self._count, self._logged = 0, now
 
 
 class Context(logging.Filter):

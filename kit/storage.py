@@ -16,6 +16,8 @@ from playhouse.migrations import Runner
 from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase, PooledSqliteDatabase
 from playhouse.schema_diff import diff_models
 
+from kit.errors import NotStored
+
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,6 +27,7 @@ ERRORS = (peewee.DatabaseError, peewee.InterfaceError, MaxConnectionsExceeded)
 MISTAKES = (peewee.DataError, peewee.IntegrityError, peewee.ProgrammingError, peewee.NotSupportedError)
 # Not a mistake: someone has revoked a right or changed the schema (PostgreSQL, "Error Codes").
 ALTERED = ("42501", "42P01", "42703")
+LOCK_NOT_AVAILABLE = "55P03"
 PATIENCE = 5  # seconds that a thread waits for a connection, or until the database is open
 PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "journal_size_limit": 2**23}
 # A server that vanishes without a word is noticed within eleven seconds (libpq, "Parameter Key Words").
@@ -32,6 +35,7 @@ NETWORK = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 NETWORK |= {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 WRITERS = 20260328  # advisory lock id that serialises the writers of one PostgreSQL database
 LONGEST_WRITE = 5.0  # seconds; SQLite waits as long for a lock
+LONGEST_ROW_LOCK = 0.2  # seconds
 OPENING = "it is not open yet"
 DAMAGED = "the file is damaged, as when a backup is copied over a file but its -wal is left"
 
@@ -100,17 +104,22 @@ class Store:
         """
         if self._in_doubt:  # until `recover` has emptied the log
             raise NotWritten(self.problem)
-        committing = False
+        locked = committing = False
         self.writing_since = time.monotonic()
         try:
             with self.database.atomic():
                 lock(self.database)
+                locked = True
                 yield
                 self._check_files()
                 committing = True
             self._check_files()
         except FAULTS as error:
             state = getattr(getattr(error, "orig", None), "sqlstate", None)
+            if locked and state == LOCK_NOT_AVAILABLE:
+                raise NotStored(
+                    "A row is locked by another database session; nothing was stored."
+                ) from error
             if isinstance(error, MISTAKES) and state not in ALTERED:
                 raise
             self._in_doubt |= committing
@@ -295,10 +304,14 @@ def probe(database: Database) -> None:
 
 
 def lock(database: Database) -> None:
-    """Make every other writer wait until this database transaction ends. (SQLite: BEGIN IMMEDIATE does.)"""
+    """Make every other writer wait until this database transaction ends. (SQLite: BEGIN IMMEDIATE does.)
+
+    From here on, this one waits only a moment for a row that some other session has locked.
+    """
     if is_postgresql(database):
-        wait = f"SELECT set_config('lock_timeout', '{LONGEST_WRITE}s', true), pg_advisory_xact_lock(?)"
-        execute(database, wait, WRITERS)
+        limit = "set_config('lock_timeout', '{}s', true)".format
+        statement = f"SELECT {limit(LONGEST_WRITE)}, pg_advisory_xact_lock(?), {limit(LONGEST_ROW_LOCK)}"
+        execute(database, statement, WRITERS)
 
 
 def drop(database: Any) -> None:

@@ -45,7 +45,7 @@ class Pair:
 
     def create_later(self) -> None:
         """Hand in a transaction, and do not wait until it is stored."""
-        self.ledger.queue.put(Job(create, Draft(1), repeatable=True))
+        self.ledger.queue.put(Job(create, Draft(1)))
 
     @property
     def asked(self) -> int:

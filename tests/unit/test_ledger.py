@@ -254,25 +254,95 @@ def test_the_steady_clock_ignores_steps_of_the_wall_clock(monkeypatch):
     assert clock.wall() == 1_799_996_400 * SECOND
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_a_failed_write_refuses_the_requests_and_asks_again_afterwards(bench):
-    (key,) = bench.create()
-    acknowledged = bench.answer(key)
+@pytest.fixture
+def hold(bench):
+    """Takes a lock that the ledger needs, in a session of its own; returns how to give it back."""
+
+    def take(statement: str):
+        other = storage.connect(bench.settings.database_url, 1)
+        other.connect()
+        other.execute_sql(statement)
+        return other.close_all
+
+    return take
+
+
+def test_a_failed_write_refuses_requests_keeps_verdicts_and_asks_again_afterwards(bench, hold, monkeypatch):
+    monkeypatch.setattr(storage, "LONGEST_WRITE", 0.5)
+    asked, answered = bench.create(2)
+    acknowledged = bench.answer(answered)
     waiting = bench.submit(bench.ledger.create, Draft(1))
-    bench.ledger.store.database.execute_sql("PRAGMA busy_timeout = 0")
-    other = storage.connect(bench.settings.database_url, 1)
-    other.execute_sql("BEGIN IMMEDIATE")
+    if storage.is_postgresql(bench.database):
+        release = hold(f"SELECT pg_advisory_lock({storage.WRITERS})")
+    else:
+        bench.database.execute_sql("PRAGMA busy_timeout = 0")
+        release = hold("BEGIN IMMEDIATE")
     bench.step()
     with pytest.raises(Unavailable, match="nothing was stored"):
         waiting.result(1)
-    assert acknowledged == [True]
-    with pytest.raises(Unavailable, match="nothing was stored: database is locked"):
+    bench.step(70)  # longer than any deadline
+    assert acknowledged == []
+    with pytest.raises(Unavailable, match="nothing was stored: "):
         bench.run(bench.ledger.create, Draft(1)).result(5)
-    other.close_all()
+    release()
     bench.publisher.published.clear()
     bench.step(2)
     assert not bench.ledger.store.problem
-    assert bench.publisher.published == [key]
+    assert acknowledged == [True]
+    assert bench.status(answered) is Status.COMPLETED
+    assert bench.publisher.published == [asked]
+
+
+LOCKED = "SELECT 1 FROM \"transaction\" WHERE id = '{}' FOR UPDATE"
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_row_that_another_session_has_locked_stops_no_other(bench, hold):
+    held, free = bench.create(2)
+    release = hold("BEGIN; " + LOCKED.format(held))
+    late, settled = bench.answer(held), bench.answer(free)
+    bench.step()
+    assert (late, settled) == ([], [True])
+    bench.step(61)
+    assert bench.status(held) is Status.PENDING  # it cannot expire now
+    assert len(bench.create(32)) == 32
+    release()
+    bench.step(1)
+    assert late == [True]
+    assert bench.status(held) is Status.COMPLETED
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_job_that_needs_a_locked_row_is_refused_alone(bench, hold):
+    (key,) = bench.create()
+    bench.step(61)
+    models.create_station(bench.database, "another")
+    release = hold(f"BEGIN; SELECT 1 FROM station WHERE id = 2 FOR UPDATE; {LOCKED.format(key)}")
+    refused = [
+        bench.submit(bench.ledger.create, Draft(2)),
+        bench.submit(bench.ledger.retry, key),
+        bench.submit(bench.ledger.change, models.change_station, 2, "third"),
+    ]
+    others = [bench.submit(bench.ledger.create, Draft(1)) for _ in range(30)]
+    bench.step()
+    for one in refused:
+        with pytest.raises(Unavailable, match="locked by another database session; nothing was stored"):
+            one.result(1)
+    assert {one.result(1).status for one in others} == {Status.PENDING}
+    assert not bench.ledger.problem
+    release()
+    assert bench.submit(bench.ledger.retry, key)
+
+
+def test_a_round_that_fails_three_times_is_a_problem(bench, monkeypatch):
+    monkeypatch.setattr(models, "expire", lambda *_: 1 / 0)
+    for _ in range(3):
+        assert not bench.ledger.stuck
+        bench.step(1)
+    assert "failed three times" in bench.ledger.stuck
+    monkeypatch.undo()
+    bench.step(1)
+    assert not bench.ledger.stuck
 
 
 @contextmanager

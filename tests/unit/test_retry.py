@@ -82,7 +82,6 @@ def test_only_what_is_expired_is_retried_and_once(bench):
 def test_a_retry_waits_for_room_in_the_window_and_for_the_broker(bench, monkeypatch):
     keys = expired(bench, 3)
     monkeypatch.setattr(models, "WINDOW", 2)
-    bench.ledger._state.room = 0
     retried(bench, *keys)
     assert sorted(bench.publisher.published) == keys[:2]
     waiting = models.get_transaction(bench.database, keys[2])

@@ -88,7 +88,7 @@ class Life(RuleBasedStateMachine):
     def create(self, station, key):
         draft = Draft(station, key)
         draft.id, draft.created = UUID(int=next(self.numbers)), self.bench.clock.now
-        self.creations.append(self.bench.put(Job(batch.create, draft, repeatable=True)))
+        self.creations.append(self.bench.put(Job(batch.create, draft)))
         return draft
 
     @rule(draft=drafts, status=st.sampled_from(["COMPLETED", "ERROR"]), times=st.sampled_from([1, 1, 1, 2]))
