@@ -1,23 +1,28 @@
-"""The service stops under load: what a client has sent is answered, and the next connection is refused."""
+"""The service reloads and stops under load: each request that a client has sent completely is answered."""
 
 import json
+import signal
 import socket
 import threading
+import time
+
+import pytest
 
 import raw
 from programs import wait_until
+from trial import children
 
 BODY = json.dumps({"station_id": 1}).encode()
-HEAD = b"POST /transactions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
-POST = HEAD + b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
-CLIENTS = 8
+POST = raw.POST.replace(b"stations", b"transactions") + b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
+CLIENTS = 32
+PAUSE = 0.05  # seconds between an answer and the next request; without it, 32 clients would fill a processor
 
 
 class Clients:
-    """Each posts over a new connection again and again, until it is refused."""
+    """Each posts again and again, over a new connection or over the one that it has, until it is refused."""
 
-    def __init__(self, port: int):
-        self.port, self.answers, self.ends = port, [], []
+    def __init__(self, port: int, keep: bool):
+        self.port, self.keep, self.answers, self.ends = port, keep, [], []
         self.threads = [threading.Thread(target=self._post, daemon=True) for _ in range(CLIENTS)]
         for thread in self.threads:
             thread.start()
@@ -26,18 +31,39 @@ class Clients:
         try:
             while True:
                 with socket.create_connection(("127.0.0.1", self.port), 20) as connection:
-                    connection.sendall(POST)
-                    self.answers.append(raw.answer(connection)[:12])
+                    while not self._closes(connection):
+                        pass
         except OSError as error:
             self.ends.append(type(error))
 
+    def _closes(self, connection: socket.socket) -> bool:
+        """Send a request and read its answer; True if that says that the connection is closed."""
+        time.sleep(PAUSE)
+        ask = POST if self.keep else POST.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+        connection.sendall(ask)
+        head = raw.answer(connection).partition(b"\r\n\r\n")[0]
+        self.answers.append(head[:12])
+        return not head or b"\r\nConnection: close" in head
 
-def test_what_was_sent_before_the_end_is_answered(running):
+    def more(self) -> None:
+        goal = len(self.answers) + 200
+        wait_until(lambda: len(self.answers) > goal, "they post")
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_was_sent_before_a_reload_and_before_the_end_is_answered(running, keep, number):
     service = running()
-    clients = Clients(service.port)
-    wait_until(lambda: len(clients.answers) > 200, "they post")
-    assert service.stop() == 0
+    clients = Clients(service.port, keep)
+    for _ in range(4):
+        clients.more()
+        (old,) = children(service.pid)
+        service.send(signal.SIGHUP)
+        wait_until(lambda gone=old: gone not in children(service.pid), "the old worker has gone")
+        wait_until(lambda: len(children(service.pid)) == 1, "there is one worker")
+    clients.more()
+    assert service.stop(number) == 0
     for thread in clients.threads:
         thread.join(30)
-    assert set(clients.ends) == {ConnectionRefusedError}
     assert set(clients.answers) == {b"HTTP/1.1 201"}
+    assert clients.ends == [ConnectionRefusedError] * CLIENTS
