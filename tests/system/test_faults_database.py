@@ -5,6 +5,7 @@
 
 import contextlib
 import itertools
+import signal
 import sqlite3
 import time
 
@@ -14,7 +15,7 @@ import pytest
 from faulty import FaultyTrial, recovers, refused_at_once, says
 from files import NAME, backup, remove
 from programs import wait_until
-from replicas import Replicas
+from replicas import Replicas, metric
 from trial import FULL
 
 SOME = 10 if FULL else 2
@@ -100,6 +101,26 @@ def test_another_process_holds_the_lock(trial, table):
         run.more()
     run.finish("another process holds the write lock", table)
     assert set(run.told()) == {201, 503}
+
+
+def test_verdicts_that_cannot_be_stored_are_kept(trial, table):
+    run = trial(VALIDATION_TIMEOUT="2", VALIDATION_RETRY="0.5").start(clients=1)
+    run.load.stop()
+    for _ in range(3 if FULL else 1):
+        run.note()
+        run.equipment.send(signal.SIGSTOP)
+        for _ in range(20):
+            run.load.accepted.append(run.service.post("/transactions", {"station_id": 1}).json["id"])
+        wait_until(lambda: run.status("EXPIRED") == 20, "all are EXPIRED")
+        with contextlib.closing(sqlite3.connect(run.folder / NAME, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            run.equipment.send(signal.SIGCONT)
+            held = lambda: metric(run.service, "energy2go_held_jobs") >= 20  # noqa: E731
+            wait_until(held, "the verdicts wait to be stored", 20)
+            other.execute("ROLLBACK")
+        recovers(run.service, 3)
+        wait_until(lambda: run.status("EXPIRED") == 0, "all have their verdicts")
+    run.finish("20 late verdicts come while another process holds the write lock", table)
 
 
 def test_the_files_are_moved_away_and_back(trial, table):
@@ -191,3 +212,21 @@ def test_postgresql_cuts_the_connections(tmp_path, programs, postgres, table):
     took = time.monotonic() - began
     table.append(("PostgreSQL cuts all connections", count, len(run.loads[0].accepted), 0, 0, took))
     assert set(told) <= {201, 503}
+
+
+def test_a_session_locks_one_row_of_postgresql(tmp_path, programs, postgres, table):
+    run = Replicas(tmp_path, programs, postgres, 1).start()
+    run.equipment.send(signal.SIGSTOP)
+    key = run.services[0].post("/transactions", {"station_id": 1}).json["id"]
+    with psycopg.connect(postgres.url(run.database)) as other:
+        other.execute('SELECT 1 FROM "transaction" FOR UPDATE')
+        run.equipment.send(signal.SIGCONT)
+        run.load(clients=8, pause=0)
+        run.more(200)
+        assert run.query(f"SELECT status FROM \"transaction\" WHERE id = '{key}'") == [("PENDING",)]
+    run.more()
+    began = time.monotonic()
+    told = run.finish()
+    took = time.monotonic() - began
+    table.append(("a session locks a PENDING row of PostgreSQL", 1, len(run.loads[0].accepted), 0, 0, took))
+    assert set(told) == {201}

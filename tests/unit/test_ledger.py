@@ -334,6 +334,20 @@ def test_a_job_that_needs_a_locked_row_is_refused_alone(bench, hold):
     assert bench.submit(bench.ledger.retry, key)
 
 
+def test_two_processes_share_one_window(bench, monkeypatch):
+    monkeypatch.setattr(models, "WINDOW", 10)
+    bench.create(3)
+    other = ledger(bench.settings, bench.loop, bench.publisher, bench.clock)
+    other.step(0)
+    for one in (other, bench.ledger):
+        for _ in range(8):
+            one.queue.put(Job(create, Draft(1)))
+        one.step(0)
+    assert len(bench.publisher.published) == 10
+    assert models.room(bench.database) == 0
+    other.store.close()
+
+
 def test_a_round_that_fails_three_times_is_a_problem(bench, monkeypatch):
     monkeypatch.setattr(models, "expire", lambda *_: 1 / 0)
     for _ in range(3):
