@@ -343,7 +343,7 @@ def test_two_processes_share_one_window(bench, monkeypatch):
         for _ in range(8):
             one.queue.put(Job(create, Draft(1)))
         one.step(0)
-    assert len(bench.publisher.published) == 10
+    assert len(set(bench.publisher.published)) == 10
     assert models.room(bench.database) == 0
     other.store.close()
 
