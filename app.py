@@ -8,13 +8,12 @@ import logging
 import platform
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack, suppress
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
-from uuid import UUID
+from urllib.parse import urlencode
 
 import msgspec
-from bottle import HTTPResponse
-from msgspec import UNSET
 from peewee import Database
 from prometheus_client.core import Metric
 from swagger_ui_bundle import swagger_ui_path
@@ -23,10 +22,9 @@ import events
 import models
 import schemas
 from events import Changes
-from kit import metrics, openapi, tags
-from kit.api import Answer, Api, file
+from kit import metrics, openapi
+from kit.api import Answer, Api
 from kit.errors import BadRequest, NotFound, NotRead, PreconditionFailed, Unavailable, Unprocessable
-from kit.pages import next_url
 from kit.requests import preferred_wait
 from kit.settings import ROOT, VERSION, Settings
 from kit.storage import ERRORS, Store, check
@@ -42,7 +40,8 @@ T = TypeVar("T")
 
 LONGEST_WAIT = 30  # seconds
 LONGEST_READ = 5  # seconds; after that a request is told that the database does not answer
-MIGRATIONS, STATIC = str(ROOT / "migrations"), ROOT / "static"
+MIGRATIONS = str(ROOT / "migrations")
+STATIC, SWAGGER = ROOT / "static", Path(swagger_ui_path)
 INFO = {
     "title": "energy2go",
     "version": VERSION,
@@ -129,12 +128,18 @@ class Service:
         yield metrics.info("energy2go_build", "What runs here", build)
 
 
-@app.post("/stations", status=201, sends=("Location", "ETag"))
+@app.post(
+    "/stations",
+    status=201,
+    sends=("Location", "ETag"),
+    unknown="Look for the station before you create it again.",
+)
 async def create_station(service: Service, answer: Answer, body: NewStation) -> Station:
     """Create a station."""
     station = await service.ledger.change(models.create_station, body.description)
     answer.headers["Location"] = f"/stations/{station.id}"
-    return tagged(answer, station)
+    answer.headers["ETag"] = station.tag
+    return station
 
 
 @app.get("/stations", sends=("Link",))
@@ -150,8 +155,9 @@ async def get_station(
     service: Service, answer: Answer, id: StationId, headers: schemas.ReadHeaders
 ) -> Station:
     """Read one station. Its `ETag` changes with it."""
-    station = tagged(answer, await service.read(models.get_station, id))
-    if headers.if_none_match and tags.match(headers.if_none_match, station):
+    station = await service.read(models.get_station, id)
+    answer.headers["ETag"] = station.tag
+    if headers.if_none_match and station.matches(headers.if_none_match):
         answer.status = 304
     return station
 
@@ -174,12 +180,10 @@ async def change_station(
     headers: schemas.ChangeHeaders,
 ) -> Station:
     """Change those fields of a station that the body names."""
-    if body.description is UNSET:
-        station = await service.read(models.get_station, id)
-        tags.require(headers.if_match, station)
-    else:
-        station = await service.ledger.change(models.change_station, id, body.description, headers.if_match)
-    return tagged(answer, station)
+    description = body.description or None
+    station = await service.ledger.change(models.change_station, id, description, headers.if_match)
+    answer.headers["ETag"] = station.tag
+    return station
 
 
 @app.delete("/stations/<id>", status=204, errors=(NotFound, schemas.HasTransactions, PreconditionFailed))
@@ -194,6 +198,7 @@ async def delete_station(service: Service, id: StationId, headers: schemas.Chang
     errors=(schemas.NoStation, schemas.KeyUsed),
     sends=("Location", "Preference-Applied", "Retry-After"),
     also=((200, ("Idempotent-Replayed", "Location", "Preference-Applied", "Retry-After")),),
+    unknown="With an Idempotency-Key, send the request again; without one, look for the transaction first.",
 )
 async def create_transaction(
     service: Service, answer: Answer, body: NewTransaction, headers: schemas.TransactionHeaders
@@ -237,6 +242,7 @@ async def get_transaction(
     "/transactions/<id>/retry",
     errors=(NotFound, schemas.NotExpired),
     sends=("Preference-Applied", "Retry-After"),
+    unknown="Send the retry again: it gets 409 if the first one was stored.",
 )
 async def retry_transaction(
     service: Service, answer: Answer, id: TransactionId, headers: schemas.WaitHeaders
@@ -297,73 +303,50 @@ async def read_metrics(service: Service) -> bytes:
 
 
 @app.get("/openapi.json", token=False)
-def openapi_document() -> dict[str, Any]:
+def openapi_document() -> msgspec.Raw:
     """Read this document."""
-    return openapi.document(app, INFO, TAGS)
+    return document(bool(app.config["api_token"]))
 
 
-# Pages, for people
+app.serve("/", "/static/<name>", *STATIC.glob("*.*"))
+# The files of the package that our page uses: it has many more.
+UI = "swagger-ui.css", "swagger-ui-bundle.js", "favicon-16x16.png", "favicon-32x32.png"
+app.serve("/swagger", "/swagger/<name>", *(SWAGGER / name for name in UI), *STATIC.glob("swagger/*"))
 
 
-@app.get("/", token=False, page=True)
-def index() -> HTTPResponse:
-    """Watch stations and transactions, and start some."""
-    return static("index.html")
-
-
-@app.get("/static/<name>", token=False, page=True)
-def static(name: str) -> HTTPResponse:
-    """A file of the page."""
-    return file(name, STATIC)
-
-
-@app.get("/swagger", token=False, page=True)
-def swagger() -> HTTPResponse:
-    """Swagger UI: browse the API and try it out."""
-    return swagger_file("index.html")
-
-
-@app.get("/swagger/<name>", token=False, page=True)
-def swagger_file(name: str) -> HTTPResponse:
-    """A file of Swagger UI: ours if there is one of that name, else the package's."""
-    return file(name, STATIC / "swagger", swagger_ui_path)
-
-
-def tagged(answer: Answer, station: Station) -> Station:
-    """The station, with its tag in the answer."""
-    answer.headers["ETag"] = tags.of(station)
-    return station
+@cache
+def document(token: bool) -> msgspec.Raw:
+    """The OpenAPI document, built once."""
+    return msgspec.Raw(msgspec.json.encode(openapi.document(app.declarations, INFO, TAGS, token)))
 
 
 async def stored(service: Service, answer: Answer, transaction: Transaction, prefer: str) -> Transaction:
-    """A transaction that was just stored, after waiting as `Prefer: wait=N` asks."""
-    try:
-        return await waited(service, answer, transaction.id, prefer) or transaction
-    except Unavailable:  # too many requests wait, or the database cannot be read
-        answer.headers["Retry-After"] = "1"
-        return transaction  # it is stored, so that is the answer
-
-
-async def waited(service: Service, answer: Answer, transaction_id: UUID, prefer: str) -> Transaction | None:
-    """The transaction after waiting as `Prefer: wait=N` asks (RFC 7240); None without a wait."""
+    """A stored transaction, after waiting for its verdict as `Prefer: wait=N` asks (RFC 7240)."""
     wanted = preferred_wait(prefer)
     if wanted is None:
-        return None
+        return transaction
     seconds = min(wanted, LONGEST_WAIT)
-    transaction = await service.changes.wait(transaction_id, seconds)
-    answer.headers["Preference-Applied"] = f"wait={seconds}"
-    return transaction
+    try:
+        transaction = await service.changes.wait(transaction.id, seconds)
+        answer.headers["Preference-Applied"] = f"wait={seconds}"
+    except Unavailable:  # too many requests wait, or the database cannot be read
+        answer.headers["Retry-After"] = "1"
+    return transaction  # it is stored, so that is the answer
 
 
 async def page(
     service: Service, answer: Answer, path: str, find: Callable[..., list[T]], query: Any
 ) -> tuple[list[T], str | None]:
     """The items of a page of what a query finds, and the URL of the next page, which `Link` tells too."""
-    filters = {name: value for name, value in msgspec.structs.asdict(query).items() if value is not UNSET}
+    filters = {
+        name: value for name, value in msgspec.structs.asdict(query).items() if value is not msgspec.UNSET
+    }
     found: list[Any] = await service.read(find, **filters | {"limit": query.limit + 1})
     items = found[: query.limit]
     if len(found) == len(items):
         return items, None
-    following = next_url(path, query, items[-1].id)
+    texts = msgspec.to_builtins(query) | {"after": str(items[-1].id)}
+    texts |= {name: ",".join(value) for name, value in texts.items() if isinstance(value, list)}
+    following = f"{path}?{urlencode(texts, safe=',:')}"
     answer.headers["Link"] = f'<{following}>; rel="next"'
     return items, following

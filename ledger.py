@@ -24,12 +24,11 @@ import batch
 from batch import BEHIND, ROUND, Batch, Publisher
 from kit import metrics
 from kit.clock import SECOND, Clock
-from kit.errors import Refusal, Unavailable
-from kit.logs import Summary, note
+from kit.errors import NotStored, OutcomeUnknown, Refusal
+from kit.logs import REQUEST, Summary, note
 from kit.settings import Settings
 from kit.storage import LONGEST_WRITE, OPENING, InDoubt, NotWritten, Store, is_postgresql
 from kit.threads import hand_over, resolve
-from kit.trace import REQUEST
 from models import FIRST, Draft, Settled, Timeouts
 from schemas import Status, Transaction
 
@@ -48,7 +47,7 @@ NOT_WRITTEN = "The database cannot be written; nothing was stored: {}."
 ROUNDS_FAIL = "the round that expires questions and asks again has failed three times; see the log"
 FULL = "Too many requests are waiting; nothing was stored."
 BUSY = "The database was busy for too long; nothing was stored."
-UNKNOWN = "The outcome is unknown. Send the request again with the same Idempotency-Key."
+UNKNOWN = "The outcome is unknown."  # `kit.api` adds advice, since that depends on the route
 
 
 class Job:
@@ -171,14 +170,14 @@ class Ledger:
     async def _run(self, job: Job) -> Any:
         """Hand over a job and wait for its result; after PATIENCE, withdraw it if it was not taken."""
         if self._stopped:
-            raise Unavailable(STOPPING)
+            raise NotStored(STOPPING)
         if problem := self.problem.replace(OPENING, ""):
-            raise Unavailable(NOT_WRITTEN.format(problem))
+            raise NotStored(NOT_WRITTEN.format(problem))
         job.future = self._loop.create_future()
         try:
             self.queue.put(job)
         except Full:
-            raise Unavailable(FULL) from None
+            raise NotStored(FULL) from None
         timer = self._loop.call_later(PATIENCE, self._withdraw, job.future, job)
         try:
             return await job.future
@@ -188,10 +187,10 @@ class Ledger:
     def _withdraw(self, future: asyncio.Future[Any], job: Job) -> None:
         """The request has waited for PATIENCE. It waits once more if its job is being committed."""
         if job.take():
-            resolve([(future, Unavailable(BUSY))])
+            resolve([(future, NotStored(BUSY))])
         else:
             more = 0 if job.in_doubt else PATIENCE
-            self._loop.call_later(more, resolve, [(future, Unavailable(UNKNOWN))])
+            self._loop.call_later(more, resolve, [(future, OutcomeUnknown(UNKNOWN))])
 
     # The thread
 
@@ -372,7 +371,8 @@ class Ledger:
 
     def _refuse(self, jobs: list[Job], detail: str) -> None:
         """Answer the requests that wait for these jobs with 503. A verdict stays unacknowledged."""
-        hand_over(self._loop, [(job.future, Unavailable(detail)) for job in jobs if job.future])
+        kind = OutcomeUnknown if detail == UNKNOWN else NotStored
+        hand_over(self._loop, [(job.future, kind(detail)) for job in jobs if job.future])
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""

@@ -14,7 +14,6 @@ from uuid import UUID
 import peewee
 from peewee import Database, Model
 
-from kit import tags
 from kit.clock import EPOCH, SECOND, below, moment, stored, uuid7
 from kit.errors import NotFound, Refusal
 from kit.pages import newest
@@ -115,11 +114,15 @@ def create_station(database: Database, description: str) -> Station:
 
 
 def change_station(
-    database: Database, station_id: int, description: str, if_match: str | None = None
+    database: Database, station_id: int, description: str | None, if_match: str | None = None
 ) -> Station:
     """The station as it is now; raises NotFound, or PreconditionFailed if it has none of these tags."""
-    tags.require(if_match, get_station(database, station_id))
-    execute(database, "UPDATE station SET description = ? WHERE id = ?", description, station_id)
+    station = get_station(database, station_id)
+    station.require(if_match)
+    if description is None:
+        return station
+    values = description, fold(description), station_id
+    execute(database, "UPDATE station SET description = ?, folded = ? WHERE id = ?", *values)
     return Station(station_id, description)
 
 
@@ -128,7 +131,7 @@ def delete_station(database: Database, station_id: int, if_match: str | None = N
     station = get_station(database, station_id)
     if execute(database, 'SELECT 1 FROM "transaction" WHERE station_id = ? LIMIT 1', station_id):
         raise HasTransactions(f"Station {station_id} has transactions, so it cannot be deleted.")
-    tags.require(if_match, station)  # last (RFC 9110, section 13.2.1)
+    station.require(if_match)  # last (RFC 9110, section 13.2.1)
     execute(database, "DELETE FROM station WHERE id = ?", station_id)
 
 

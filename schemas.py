@@ -1,15 +1,16 @@
 """Everything that crosses a boundary: HTTP bodies, queries and headers, MQTT payloads."""
 
+import re
 from datetime import datetime
 from enum import StrEnum
+from hashlib import sha256
 from typing import Annotated, Literal
 from uuid import UUID
 
-from msgspec import UNSET, Meta, Struct, UnsetType, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field, json
 from msgspec.structs import asdict
 
-from kit import tags
-from kit.errors import Conflict, NotStored, Problem, Unavailable, Unprocessable
+from kit.errors import Conflict, NotStored, PreconditionFailed, Problem, Unavailable, Unprocessable
 
 
 class Status(StrEnum):
@@ -48,6 +49,8 @@ Search = Annotated[
         description="list those with this text in their description, in any letter case",
     ),
 ]
+TAG = r'(?:W/)?("[!#-~]*")'  # an entity tag (RFC 9110, section 8.8.3)
+TAGS = rf"^(\s*\*\s*|[\s,]*{TAG}(\s*,[\s,]*{TAG})*[\s,]*)$"  # empty items are allowed
 Limit = Annotated[int, Meta(ge=1, le=200, description="items on a page", examples=[20])]
 Prefer = Annotated[
     str,
@@ -69,7 +72,7 @@ IdempotencyKey = Annotated[
 IfMatch = Annotated[
     str,
     Meta(
-        pattern=tags.LIST,
+        pattern=TAGS,
         examples=["*"],
         extra={"allowed": 'tags in quotes, such as "x", "y", or * for any'},
         description="tags (ETag), or `*`: change nothing, and answer 412, unless it still has one of these",
@@ -97,6 +100,20 @@ class StationChange(Struct, forbid_unknown_fields=True):
 class Station(Struct, frozen=True):
     id: StationId
     description: Description
+
+    @property
+    def tag(self) -> str:
+        """Changes with the station, so that two people who edit it do not overwrite each other."""
+        return f'"{sha256(json.encode(self)).hexdigest()[:20]}"'
+
+    def matches(self, tags: str) -> bool:
+        """True if a list of tags has ours, or is `*`. `W/` is ignored: a proxy that compresses writes it."""
+        return tags.strip() == "*" or self.tag in re.findall(TAG, tags)
+
+    def require(self, if_match: str | None) -> None:
+        """Raise PreconditionFailed if a request's If-Match does not have our tag."""
+        if if_match is not None and not self.matches(if_match):
+            raise PreconditionFailed(f"If-Match: it has changed; its ETag is {self.tag} now.")
 
 
 class StationQuery(Struct, forbid_unknown_fields=True):

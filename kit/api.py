@@ -5,39 +5,26 @@ Bottle finds the route of a request and runs the hooks; then the app calls the h
 
 import inspect
 import logging
-import os
-import re
+import mimetypes
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any
 
 import msgspec
-from bottle import Bottle, HTTPError, HTTPResponse, Route, request, response, static_file
+from bottle import Bottle, HTTPError, Route, request
 
-from kit import asgi, errors, metrics, requests, trace
-from kit.errors import (
-    BadRequest,
-    ContentTooLarge,
-    MethodNotAllowed,
-    NotFound,
-    NotRead,
-    NotStored,
-    Problem,
-    Refusal,
-    Unauthorized,
-    Unavailable,
-    Unprocessable,
-    UnsupportedMediaType,
-)
-from kit.headers import ANSWERS
-from kit.requests import JSON, convert, header
+from kit import asgi, errors, metrics, requests
+from kit.errors import BadRequest, MethodNotAllowed, NotFound, OutcomeUnknown, Refusal, Unavailable
+from kit.logs import REQUEST, REQUEST_ID, begin_request
+from kit.openapi import Declaration
+from kit.requests import convert, header
 
 log = logging.getLogger(__name__)
 
-PROBLEM = "application/problem+json"
-CALL = "kit.call"  # where a request's environment has the call of its handler
+ANSWER = "kit.answer"  # where a request's environment has its answer, or the call of its handler
 PROBES = ("/healthz", "/readyz")  # answer 503 again and again while something is wrong
 SECURITY_HEADERS = {
     # Swagger UI draws its icons from data URLs. Everything else comes from here, and nothing is inline.
@@ -48,83 +35,15 @@ SECURITY_HEADERS = {
 }
 
 
-class Declaration:
-    """A route's inputs, outputs and errors, from its handler's signature and docstring and its decorator.
+class Answer:
+    """An answer. A handler may set its status and headers, and returns what becomes its body.
 
-    A handler's arguments `query`, `headers` and `body` are Structs, `service` is the running service, and
-    `answer` takes the status and headers of the answer. All other arguments are parts of the path. The
-    decorator's options:
-
-    status: of a successful answer. `also`: other success statuses and their headers
-    errors: besides those that follow from the inputs
-    sends: names of headers of a successful answer
-    token: require the API token, if there is one
-    page: for browsers: neither JSON nor in the document
+    A stream must be closed. `detail` is that of a problem, as the log may have it.
     """
 
-    def __init__(
-        self,
-        handler: Callable[..., Any],
-        method: str,
-        rule: str,
-        status: int = 200,
-        errors: tuple[type[Refusal], ...] = (),
-        sends: tuple[str, ...] = (),
-        also: tuple[tuple[int, tuple[str, ...]], ...] = (),
-        media_type: str = JSON,
-        token: bool = True,
-        page: bool = False,
-    ):
-        self.name, self.status, self.sends, self.also = handler.__name__, status, sends, also
-        self.media_type, self.token, self.page = media_type, token, page
-        self.summary, _, self.description = (inspect.getdoc(handler) or "").partition("\n\n")
-        if not self.summary:
-            raise TypeError("has no docstring")
-        self.path = hints = get_type_hints(handler, include_extras=True)
-        if hints.keys() != {*inspect.signature(handler).parameters, "return"}:
-            raise TypeError("every argument and the result need a type")
-        self.returns = hints.pop("return")
-        self.service, self.answer = (hints.pop(name, None) is not None for name in ("service", "answer"))
-        structs = [hints.pop(name, None) for name in ("query", "headers", "body")]
-        self.query, self.headers, self.body = structs
-        if hints.keys() != set(re.findall(r"<(\w+)>", rule)):
-            raise TypeError(f"the arguments {sorted(hints)} are not those of the path")
-        if not all(struct is None or issubclass(struct, msgspec.Struct) for struct in structs):
-            raise TypeError("query, headers and body must be Structs")
-        if unknown := {*sends, *(name for _, names in also for name in names)} - ANSWERS.keys():
-            raise TypeError(f"kit.headers does not describe {sorted(unknown)}")
-        json = [self.returns] if media_type == JSON and not page else []
-        msgspec.json.schema_components([*filter(None, structs), *hints.values(), *json])  # may find none
-        implied: dict[type[Refusal], Any] = {
-            MethodNotAllowed: True,
-            BadRequest: self.body,
-            ContentTooLarge: self.body,
-            UnsupportedMediaType: self.body,
-            Unprocessable: hints or any(structs),
-            Unauthorized: token,
-            (Unavailable if not token else NotRead if method == "GET" else NotStored): self.service,
-        }
-        refusals = {*errors, *(refusal for refusal, follows in implied.items() if follows)}
-        if not all(issubclass(refusal, Refusal) for refusal in refusals):
-            raise TypeError("errors must be Refusals")
-        self.errors = sorted(refusals, key=lambda refusal: refusal.status)
-
-
-class Answer:
-    """What a handler may set besides what it returns."""
-
-    def __init__(self, status: int):
-        self.status = status
+    def __init__(self, status: int, body: bytes | AsyncGenerator[bytes, None] = b"", detail: str = ""):
+        self.status, self.body, self.detail = status, body, detail
         self.headers: dict[str, str] = {}
-
-
-class Reply(NamedTuple):
-    """A whole answer. A stream must be closed."""
-
-    status: int
-    headers: list[tuple[str, str]]
-    body: bytes | AsyncGenerator[bytes, None]
-    detail: str = ""  # of a problem
 
 
 class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
@@ -152,61 +71,75 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
             raise TypeError(f"{route.method} {route.rule} ({handler.__name__}): {mistake}") from None
         self.declarations[route] = declared
 
-        def handle(**path: str) -> bytes:
-            request.environ[CALL] = self.call(handler, declared, path)
-            return b""
+        def handle(**path: str) -> None:
+            request.environ[ANSWER] = self.call(handler, declared, path)
 
         route.callback = handle
         super().add_route(route)
+
+    def serve(self, index: str, rule: str, *files: Path) -> None:
+        """Answer with these files by name, and with `index.html` at a path of its own."""
+        pages = {path.name: path.read_bytes() for path in files}
+
+        def handle(name: str = "index.html") -> None:
+            missing = NotFound("There is no file {}.", name)
+            request.environ[ANSWER] = page(name, pages[name]) if name in pages else refuse(missing)
+
+        for path in (index, rule):
+            super().add_route(Route(self, path, "GET", handle))
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Answer a request from an ASGI server, which cancels this if the client goes."""
         if scope["type"] != "http":
             return
-        environ = asgi.environment(scope, await asgi.receive_body(receive))
-        status, headers, body, _ = await self.reply(environ)
-        start = {"type": "http.response.start", "status": status}
-        encoded = [(name.encode("latin1"), value.encode("latin1")) for name, value in headers]
-        await send(start | {"headers": encoded})
-        if isinstance(body, bytes):
-            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        answer = await self.reply(asgi.environment(scope, await asgi.receive_body(receive)))
+        encoded = [(name.encode("latin1"), value.encode("latin1")) for name, value in answer.headers.items()]
+        await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
+        if isinstance(answer.body, bytes):
+            body = b"" if scope["method"] == "HEAD" else answer.body
+            await send({"type": "http.response.body", "body": body})
             return
-        async with aclosing(body):
+        async with aclosing(answer.body) as stream:
             if scope["method"] != "HEAD":
-                async for chunk in body:
+                async for chunk in stream:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body"})
 
-    async def reply(self, environ: dict[str, Any]) -> Reply:
+    async def reply(self, environ: dict[str, Any]) -> Answer:
         """The answer to a request in a WSGI environment. A stream counts as answered when it begins."""
-        began, begun = time.perf_counter(), list[Any]()
+        began = time.perf_counter()
         self.requests.in_progress += 1
         try:
-            body = self.wsgi(environ, lambda *start: begun.append(start))
-            if call := environ.pop(CALL, None):
-                reply: Reply = await call
-            else:
-                status, headers, _ = begun[0]
-                reply = Reply(int(status[:3]), headers, b"".join(body))
+            self.wsgi(environ, lambda *_: None)
+            found = environ.pop(ANSWER)
+            answer: Answer = found if isinstance(found, Answer) else await found
         finally:
             self.requests.in_progress -= 1
-        reply.headers.extend([(trace.HEADER, trace.REQUEST.get()), *SECURITY_HEADERS.items()])
-        self.note(environ, reply, time.perf_counter() - began)
-        return reply
+        if answer.body and isinstance(answer.body, bytes):
+            answer.headers["Content-Length"] = str(len(answer.body))
+        answer.headers |= {REQUEST_ID: REQUEST.get(), **SECURITY_HEADERS}
+        self.note(environ, answer, time.perf_counter() - began)
+        return answer
 
-    async def call(self, handler: Callable[..., Any], declared: Declaration, path: dict[str, str]) -> Reply:
-        """Call a handler, and write what it returns."""
+    async def call(self, handler: Callable[..., Any], declared: Declaration, path: dict[str, str]) -> Answer:
+        """Call a handler, and write what it returns: bytes or a stream as it is, all else as JSON."""
         answer = Answer(declared.status)
         try:
             result = handler(**self.arguments(declared, path, answer))
             if inspect.isawaitable(result):
                 result = await result
+        except OutcomeUnknown as refusal:
+            return refuse(OutcomeUnknown(f"{refusal} {declared.unknown}"))
         except Refusal as refusal:
-            return problem(refusal.problem(), refusal.headers)
+            return refuse(refusal)
         except Exception:
             log.exception("a request failed", extra={"event": "request_crashed"})
-            return problem(Refusal(errors.INTERNAL).problem())
-        return write(result, answer, declared.media_type)
+            return refuse(Refusal(errors.INTERNAL))
+        if result is not None and answer.status != 304:  # which has no content (RFC 9110, section 15.4.5)
+            answer.headers["Content-Type"] = declared.media_type
+            raw = isinstance(result, bytes | AsyncGenerator)
+            answer.body = result if raw else msgspec.json.encode(result)
+        return answer
 
     def arguments(self, declared: Declaration, path: dict[str, str], answer: Answer) -> dict[str, Any]:
         """What the handler takes, by name; raises the Refusal that says what is wrong with the request."""
@@ -217,12 +150,14 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
                 raise Unavailable(self.absent)
         if declared.token and self.config["api_token"]:
             requests.authorize(self.config["api_token"])
+        if declared.keyless and header("Idempotency-Key") is not None:
+            raise BadRequest("Idempotency-Key: is not taken here. " + declared.unknown)
         for name, text in path.items():
             given[name] = convert(text, declared.path[name], name)
         if declared.query:
             given["query"] = convert(requests.query(declared.query), declared.query, "query")
         if declared.headers:
-            texts = {name: header(name) for name in requests.header_names(declared.headers)}
+            texts = {name: header(name) for name in declared.header_names}
             sent = {name: text for name, text in texts.items() if text is not None}
             given["headers"] = convert(sent, declared.headers, "headers")
         if declared.body:
@@ -231,23 +166,23 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
             requests.receive()  # a request that was cut off must not change anything
         return given
 
-    def note(self, environ: dict[str, Any], reply: Reply, seconds: float) -> None:
+    def note(self, environ: dict[str, Any], answer: Answer, seconds: float) -> None:
         """Count an answer, and log it: at INFO if the request failed, else at DEBUG."""
         route, method, path = environ.get("bottle.route"), environ["REQUEST_METHOD"], environ["PATH_INFO"]
-        self.requests.answered(route.rule if route else "unmatched", method, str(reply.status), seconds)
-        level = logging.INFO if reply.status >= 400 and path not in PROBES else logging.DEBUG
+        self.requests.answered(route.rule if route else "unmatched", method, str(answer.status), seconds)
+        level = logging.INFO if answer.status >= 400 and path not in PROBES else logging.DEBUG
         if not log.isEnabledFor(level):
             return
         fields = {
             "client": environ["REMOTE_ADDR"],
             "method": method,
             "path": ascii(path)[1:-1][:200],  # without the query: it may hold a secret that went astray
-            "status": reply.status,
+            "status": answer.status,
             "milliseconds": round(seconds * 1000, 1),
         }
         text = "%(method)s %(path)s from %(client)s: %(status)d in %(milliseconds)s ms"
-        if reply.status >= 500:  # our own sentence; those about the client's mistakes may quote a secret
-            fields["detail"] = reply.detail
+        if answer.detail:
+            fields["detail"] = answer.detail
             text += ": %(detail)s"
         log.log(level, text, fields, extra=fields | {"event": "request"})
 
@@ -258,61 +193,42 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
 def begin() -> None:
     """Give a request its id, and let every route be asked for with a slash at its end, too."""
     environ = request.environ
-    trace.begin(header(trace.HEADER))
+    begin_request(header(REQUEST_ID))
     environ["PATH_INFO"] = environ["PATH_INFO"].rstrip("/")
     try:  # Bottle leaves out the bytes that it cannot decode, and so would answer for another path
         environ["bottle.raw_path"].encode("latin1").decode()
     except UnicodeDecodeError:
-        raise HTTPError(404, "Not found: the path is not UTF-8.") from None
+        raise HTTPError(404) from None
 
 
 # Answers
 
 
-def write(result: Any, answer: Answer, media_type: str) -> Reply:
-    """What a handler returned: a file, bytes or a stream as it is, all else as JSON."""
-    if isinstance(result, HTTPError):
-        return problem(Problem(errors.title(result.status_code), result.status_code, str(result.body)))
-    if isinstance(result, HTTPResponse):
-        body = b"".join(result.body)
-        getattr(result.body, "close", lambda: None)()
-        return Reply(result.status_code, result.headerlist, body)
-    headers = list(answer.headers.items())
-    if result is None or answer.status == 304:  # it has no content (RFC 9110, section 15.4.5)
-        return Reply(answer.status, headers, b"")
-    headers.append(("Content-Type", media_type))
-    if isinstance(result, AsyncGenerator):
-        return Reply(answer.status, headers, result)
-    body = result if isinstance(result, bytes) else msgspec.json.encode(result)
-    headers.append(("Content-Length", str(len(body))))
-    return Reply(answer.status, headers, body)
-
-
-def problem(shape: Problem, headers: Mapping[str, str] = {}) -> Reply:
+def refuse(refusal: Refusal) -> Answer:
     """An error as application/problem+json (RFC 9457)."""
-    body = msgspec.json.encode(shape)
-    length = ("Content-Length", str(len(body)))
-    return Reply(shape.status, [*headers.items(), ("Content-Type", PROBLEM), length], body, shape.detail)
+    answer = Answer(refusal.status, msgspec.json.encode(refusal.problem()), refusal.logged)
+    answer.headers |= refusal.headers | {"Content-Type": "application/problem+json"}
+    return answer
 
 
-def explain(error: HTTPError) -> bytes:
-    """The errors that Bottle finds, as such a problem: no such route or method, or a hook that failed."""
+def explain(error: HTTPError) -> None:
+    """Answer with such a problem to what Bottle finds: no such route or method, or a hook that failed."""
+    found = {404: NotFound("There is nothing here."), 405: MethodNotAllowed("The path has no such method.")}
+    answer = refuse(found.get(error.status_code, Refusal(errors.INTERNAL)))
     if error.status_code == 405:
-        methods = set(error.get_header("Allow").split(","))
-        methods |= {"OPTIONS", "HEAD"} if "GET" in methods else {"OPTIONS"}
-        response.set_header("Allow", ", ".join(sorted(methods)))
-        if request.method == "OPTIONS":
-            response.status = 204
-            return b""
-    response.content_type = PROBLEM
-    detail = errors.INTERNAL if error.status_code == 500 else str(error.body)
-    return msgspec.json.encode(Problem(errors.title(error.status_code), error.status_code, detail))
+        methods = {*error.get_header("Allow").split(","), "OPTIONS"}
+        methods |= {"HEAD"} if "GET" in methods else set()
+        answer = Answer(204) if request.method == "OPTIONS" else answer
+        answer.headers["Allow"] = ", ".join(sorted(methods))
+    request.environ[ANSWER] = answer
 
 
-def file(name: str, *folders: Path | str) -> HTTPResponse:
-    """The file of this name in the first folder that has one; raises NotFound."""
-    for folder in folders:
-        if name in os.listdir(folder):
-            # no-cache: a browser asks each time (304: not changed), so files of two releases never meet.
-            return static_file(name, root=folder, headers={"Cache-Control": "no-cache"})
-    raise NotFound(f"There is no file {name}.")
+def page(name: str, body: bytes) -> Answer:
+    """A file for a browser, which asks each time if it has changed, so a page never mixes two releases."""
+    tag = f'"{sha256(body).hexdigest()[:20]}"'
+    answer = Answer(304) if tag in (header("If-None-Match") or "") else Answer(200, body)
+    answer.headers |= {"ETag": tag, "Cache-Control": "no-cache"}
+    if answer.body:
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        answer.headers["Content-Type"] = f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
+    return answer

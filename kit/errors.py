@@ -1,4 +1,4 @@
-"""Every error that a client can get: a class for each status, and one shape for all of them (RFC 9457)."""
+"""Every error that a client can get: a class for each cause, and one shape for all of them (RFC 9457)."""
 
 from http import HTTPStatus
 from typing import Annotated, Any, ClassVar
@@ -22,13 +22,18 @@ class Problem(Struct):
 class Refusal(Exception):
     """Raised where a rule is broken. Its text is the detail for the client; `headers` go with the answer.
 
-    The first line of a kind's docstring is what the document says of it.
+    `quoted` is a text of the client, which takes the place of {} in the detail. It may be a secret that went
+    astray, so `logged` is without it. The first line of a kind's docstring is what the document says of it.
     """
 
     status: ClassVar[int] = 500
     headers: ClassVar[dict[str, str]] = {}
     sends: ClassVar[tuple[str, ...]] = ()  # names of other headers of the answer
     shape: ClassVar[type[Problem]] = Problem  # what `problem` returns
+
+    def __init__(self, detail: str, quoted: str | None = None):
+        super().__init__(detail if quoted is None else detail.replace("{}", quoted))
+        self.logged = detail if quoted is None else detail.replace("{}", "…")
 
     def __init_subclass__(cls, **declared: Any) -> None:
         for name, value in declared.items():
@@ -40,7 +45,7 @@ class Refusal(Exception):
 
 
 class BadRequest(Refusal, status=400):
-    """The body is not JSON."""
+    """The body is not JSON or did not come completely, or a header is not taken here."""
 
 
 class Unauthorized(Refusal, status=401, headers={"WWW-Authenticate": "Bearer"}):  # RFC 6750, section 3
@@ -68,7 +73,7 @@ class ContentTooLarge(Refusal, status=413):
 
 
 class UnsupportedMediaType(Refusal, status=415):
-    """The body is not declared as application/json."""
+    """The body is not declared as application/json, or it is encoded."""
 
 
 class Unprocessable(Refusal, status=422):
@@ -84,7 +89,11 @@ class NotRead(Unavailable):
 
 
 class NotStored(Unavailable):
-    """Nothing was stored, or the outcome is unknown: the detail says which, and why."""
+    """Nothing was stored; the detail says why."""
+
+
+class OutcomeUnknown(Unavailable):
+    """The outcome is unknown; the detail says what to do, which depends on the route."""
 
 
 def title(status: int) -> str:

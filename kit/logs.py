@@ -2,24 +2,36 @@
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from queue import SimpleQueue
+from random import getrandbits
 from typing import Any
 
 from gunicorn.glogging import Logger
 from pythonjsonlogger.json import JsonFormatter
 
 from kit.settings import Settings
-from kit.trace import REQUEST
 
 WARNINGS, LINES = 10, 100  # that one place in the code may log a second; lines are those of level INFO
 MINUTE = 60_000_000  # microseconds
 WAITING = 1000  # lines that wait for the thread that writes them
 ENDING = 0.5  # seconds to write the last ones
 STDERR = 2  # its descriptor
+REQUEST_ID = "X-Request-ID"  # a header of every answer
+REQUEST: ContextVar[str] = ContextVar("request", default="")  # the id of the one that is worked on, or empty
+GIVEN = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def begin_request(given: str | None = None) -> str:
+    """Take the id that a client or a proxy gives, if it can stand in a log line, or make one."""
+    taken = given if given and GIVEN.fullmatch(given) else f"{getrandbits(64):016x}"
+    REQUEST.set(taken)
+    return taken
 
 
 def note(write: Callable[..., None], event: str, text: str, **fields: Any) -> None:

@@ -1,37 +1,135 @@
-"""The OpenAPI 3.0 document, built from what the routes declare."""
+"""What the routes declare, and the OpenAPI 3.0 document that is built from it."""
 
+import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from itertools import groupby
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 
-from kit.api import Api, Declaration
-from kit.errors import Problem, Refusal, Unprocessable, title
-from kit.headers import ANSWERS
+from kit.errors import (
+    BadRequest,
+    ContentTooLarge,
+    MethodNotAllowed,
+    NotRead,
+    NotStored,
+    OutcomeUnknown,
+    Problem,
+    Refusal,
+    Unauthorized,
+    Unavailable,
+    Unprocessable,
+    UnsupportedMediaType,
+    title,
+)
+from kit.requests import JSON, header_names
 
+AGAIN = "Send the request again; 404 or 412 may then mean that it was carried out."  # an idempotent one
 REFERENCE = "#/components/schemas/{name}"
 HEADER = "#/components/headers/"
 PLACES = "path", "query", "headers", "body"
 Json = dict[str, Any]
+CHANGING = BadRequest, ContentTooLarge, UnsupportedMediaType, NotStored, OutcomeUnknown  # for all but GET
+HEADERS: dict[str, tuple[str, str]] = {  # by name: its type and its meaning
+    "Allow": ("string", "The methods that this path has."),
+    "Cache-Control": ("string", "`no-store`: each client must ask itself."),
+    "ETag": ("string", "A tag that changes with the content, for `If-Match` and `If-None-Match`."),
+    "Idempotent-Replayed": ("string", "`true`: this key was used before, so nothing was stored anew."),
+    "Link": ("string", 'The URL of the next page, with `rel="next"` (RFC 8288); missing on the last page.'),
+    "Location": ("string", "The path under which it can be read."),
+    "Preference-Applied": ("string", "The preference that was honoured, such as `wait=5` (RFC 7240)."),
+    "Retry-After": ("integer", "After how many seconds to try again."),
+    "WWW-Authenticate": ("string", "`Bearer`: the API token is needed (RFC 6750)."),
+    "X-Request-ID": ("string", "The id that the request gave, or a new one. The service logs it too."),
+}
 
 
-def document(app: Api, info: Json, tags: dict[str, str]) -> Json:
-    """The document of an app's routes, without its pages.
+class Declaration:
+    """A route's inputs, outputs and errors, from its handler's signature and docstring and its decorator.
+
+    A handler's arguments `query`, `headers` and `body` are Structs, `service` is the running service, and
+    `answer` takes the status and headers of the answer. All other arguments are parts of the path. The
+    decorator's options:
+
+    status: of a successful answer. `also`: other success statuses and their headers
+    errors: besides those that follow from the inputs
+    sends: names of headers of a successful answer
+    token: require the API token, if there is one
+    unknown: what to do if the outcome is unknown
+
+    A POST without `Idempotency-Key` among its headers refuses it, so no client relies on a key in vain.
+    """
+
+    def __init__(
+        self,
+        handler: Callable[..., Any],
+        method: str,
+        rule: str,
+        status: int = 200,
+        errors: tuple[type[Refusal], ...] = (),
+        sends: tuple[str, ...] = (),
+        also: tuple[tuple[int, tuple[str, ...]], ...] = (),
+        media_type: str = JSON,
+        token: bool = True,
+        unknown: str = "",
+    ):
+        self.name, self.status, self.sends, self.also = handler.__name__, status, sends, also
+        self.media_type, self.token, self.unknown = media_type, token, unknown or AGAIN
+        self.summary, _, self.description = (inspect.getdoc(handler) or "").partition("\n\n")
+        if not self.summary:
+            raise TypeError("has no docstring")
+        self.path = hints = get_type_hints(handler, include_extras=True)
+        if hints.keys() != {*inspect.signature(handler).parameters, "return"}:
+            raise TypeError("every argument and the result need a type")
+        self.returns = hints.pop("return")
+        self.service, self.answer = (hints.pop(name, None) is not None for name in ("service", "answer"))
+        structs = [hints.pop(name, None) for name in ("query", "headers", "body")]
+        self.query, self.headers, self.body = structs
+        if hints.keys() != set(re.findall(r"<(\w+)>", rule)):
+            raise TypeError(f"the arguments {sorted(hints)} are not those of the path")
+        if not all(struct is None or issubclass(struct, msgspec.Struct) for struct in structs):
+            raise TypeError("query, headers and body must be Structs")
+        if strange := {*sends, *(name for _, names in also for name in names)} - HEADERS.keys():
+            raise TypeError(f"HEADERS does not describe {sorted(strange)}")
+        json = [self.returns] if media_type == JSON else []
+        msgspec.json.schema_components([*filter(None, structs), *hints.values(), *json])  # may find none
+        self.header_names = header_names(self.headers) if self.headers else []
+        self.keyless = method == "POST" and "Idempotency-Key" not in self.header_names
+        if method == "POST" and self.service and not unknown:
+            raise TypeError("must say what to do if the outcome is unknown")
+        refusals = {*errors, *self._implied(method)}
+        if not all(issubclass(refusal, Refusal) for refusal in refusals):
+            raise TypeError("errors must be Refusals")
+        self.errors = sorted(refusals, key=lambda refusal: refusal.status)
+
+    def _implied(self, method: str) -> Iterable[type[Refusal]]:
+        """The errors that follow from the inputs."""
+        yield MethodNotAllowed
+        if self.path or self.query or self.headers or self.body:
+            yield Unprocessable
+        if self.token:
+            yield Unauthorized
+        if method != "GET":
+            yield from CHANGING
+        elif self.service:
+            yield NotRead if self.token else Unavailable
+
+
+def document(routes: Mapping[Any, Declaration], info: Json, tags: dict[str, str], token: bool) -> Json:
+    """The document of an app's routes.
 
     `tags` say what each group of routes is for. A route belongs to the group that its path begins with, or
     else to the last one. Where the app asks for no token, the document says that a request may have none.
     """
     structs: set[type] = {Problem}
     paths: Json = {}
-    for route, declared in app.declarations.items():
-        if not declared.page:
-            path, group = re.sub(r"<(\w+)>", r"{\1}", route.rule), route.rule.split("/")[1]
-            described = operation(declared, structs, bool(app.config["api_token"]))
-            described["tags"] = [group if group in tags else list(tags)[-1]]
-            paths.setdefault(path, {})[route.method.lower()] = described
+    for route, declared in routes.items():
+        path, group = re.sub(r"<(\w+)>", r"{\1}", route.rule), route.rule.split("/")[1]
+        described = operation(declared, structs, token)
+        described["tags"] = [group if group in tags else list(tags)[-1]]
+        paths.setdefault(path, {})[route.method.lower()] = described
     _, schemas = msgspec.json.schema_components(structs, ref_template=REFERENCE)
     return {
         "openapi": "3.0.3",
@@ -43,7 +141,7 @@ def document(app: Api, info: Json, tags: dict[str, str]) -> Json:
             "schemas": {name: in_3_0(schema) for name, schema in sorted(schemas.items())},
             "headers": {
                 name: {"description": text, "schema": {"type": kind}}
-                for name, (kind, text) in ANSWERS.items()
+                for name, (kind, text) in HEADERS.items()
             },
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "`API_TOKEN`"}},
         },

@@ -1,4 +1,7 @@
-"""What a request holds, converted and checked: its path, query, headers, token and body."""
+"""What a request holds, converted and checked: its path, query, headers, token and body.
+
+What is wrong with it, and what would be right, is one sentence.
+"""
 
 import hmac
 import re
@@ -8,12 +11,13 @@ from typing import Any
 
 import msgspec
 from bottle import request
+from msgspec import inspect
 
-from kit import errors, mistakes
-from kit.errors import Unprocessable
+from kit.errors import BadRequest, ContentTooLarge, Unauthorized, Unprocessable, UnsupportedMediaType
 
 JSON = "application/json"
 LARGEST_BODY = 64 * 1024  # bytes
+TIME = "must be a time with its zone, such as 2026-03-28T00:18:13Z (in a URL, write + as %2B)"
 BODY = "kit.body"  # where a request's environment has its body, or None if that did not come completely
 
 
@@ -66,41 +70,41 @@ def convert(data: Any, kind: Any, place: str) -> Any:
     try:
         found = msgspec.convert(data, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise Unprocessable(mistakes.sentence(error, kind, place)) from None
-    # msgspec takes 1.0 and 01 for whole numbers, too, and 2026 for a time; one thing has one name.
+        raise mistake(error, kind, place) from None
+    # msgspec takes 1.0 and 01 for whole numbers, too, and 2026 for a time; we accept one spelling per value.
     fields = {f"{place}.{name}": name for name in data} if isinstance(data, dict) else {place: None}
     for where, name in fields.items():
         text, value = (data[name], getattr(found, name, None)) if name else (data, found)
         if isinstance(value, int) and str(value) != text:
-            raise Unprocessable(f"{where}: Expected `int`, got `{text:.40}`")
+            raise Unprocessable(f"{where}: Expected `int`, got `{{}}`", f"{text:.40}")
         if isinstance(value, datetime) and "-" not in text[1:]:
-            raise Unprocessable(f"{where}: {mistakes.TIME}")
+            raise Unprocessable(f"{where}: {TIME}")
     return found
 
 
 def read_body(struct: type[msgspec.Struct]) -> Any:
-    """The request's JSON body; raises BadRequest, ContentTooLarge, UnsupportedMediaType or Unprocessable."""
+    """The request's JSON body; raises what `receive` raises, or Unprocessable."""
     if (header("Content-Type") or "").partition(";")[0].strip().lower() != JSON:
-        raise errors.UnsupportedMediaType(f"Content-Type: must be {JSON}.")
-    if header("Content-Encoding") is not None:
-        raise errors.UnsupportedMediaType("Content-Encoding: must not be used.")
-    if (header("Transfer-Encoding") or "chunked").lower() != "chunked":
-        raise errors.UnsupportedMediaType("Transfer-Encoding: must be chunked or not be used.")
+        raise UnsupportedMediaType(f"Content-Type: must be {JSON}.")
     try:
         return msgspec.json.decode(receive(), type=struct)
     except msgspec.ValidationError as error:
-        raise Unprocessable(mistakes.sentence(error, struct, "body")) from None
+        raise mistake(error, struct, "body") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.BadRequest(f"body: is not JSON: {error}") from None
+        raise BadRequest(f"body: is not JSON: {error}") from None
 
 
 def receive() -> bytes:
-    """The request's body, complete; raises BadRequest or ContentTooLarge."""
+    """The request's body, complete; raises BadRequest, ContentTooLarge or UnsupportedMediaType."""
+    if header("Content-Encoding") is not None:
+        raise UnsupportedMediaType("Content-Encoding: must not be used.")
+    if (header("Transfer-Encoding") or "chunked").lower() != "chunked":
+        raise UnsupportedMediaType("Transfer-Encoding: must be chunked or not be used.")
     body: bytes | None = request.environ[BODY]
     if body is None:
-        raise errors.BadRequest("body: did not come completely.")
+        raise BadRequest("body: did not come completely.")
     if len(body) > LARGEST_BODY:
-        raise errors.ContentTooLarge(f"body: must not be longer than {LARGEST_BODY} bytes.")
+        raise ContentTooLarge(f"body: must not be longer than {LARGEST_BODY} bytes.")
     return body
 
 
@@ -109,10 +113,63 @@ def authorize(token: str) -> None:
     scheme, _, given = (header("Authorization") or "").partition(" ")
     matches = hmac.compare_digest(given.strip(" ").encode("latin1"), token.encode())
     if not (scheme.lower() == "bearer" and matches):
-        raise errors.Unauthorized("Authorization: must bear the API token.")
+        raise Unauthorized("Authorization: must bear the API token.")
 
 
 def preferred_wait(prefer: str) -> int | None:
     """How many seconds `Prefer: wait=N` asks for (RFC 7240); None if it does not."""
     wanted = re.search(r"(?:^|[,;])\s*wait\s*=\s*(\"?)(\d{1,4000})\1\s*(?:$|[,;])", prefer, re.IGNORECASE)
     return int(wanted[2]) if wanted else None
+
+
+# Sentences
+
+
+def mistake(error: msgspec.ValidationError, kind: Any, place: str) -> Unprocessable:
+    """What msgspec found in a value of this type, after the name of the field in which it found it."""
+    reason, _, path = str(error).partition(" - at `$")
+    path = re.sub(r"\[\d+\]$", "", path.rstrip("`"))  # an item of a list
+    found = at(inspect.type_info(kind), list(filter(None, path.split("."))))
+    if unknown := re.match(r"Object contains unknown field `(.*)`", reason, re.DOTALL):
+        known = ", ".join(names(found))
+        return Unprocessable(f"{place}{path}.{{}}: is not one of {known}", f"{unknown[1]:.40}")
+    if missing := re.match(r"Object missing required field `(.*)`", reason):
+        return Unprocessable(f"{place}{path}.{missing[1]}: is missing")
+    value = re.match("Invalid enum value (.*)", reason, re.DOTALL)
+    return Unprocessable(f"{place}{path}: {better(reason, found)}", f"{value[1]:.40}" if value else None)
+
+
+def better(reason: str, kind: inspect.Type | None) -> str:
+    """The reason, with what is allowed if msgspec does not say it."""
+    if isinstance(kind, inspect.Metadata):
+        if "matching regex" in reason and kind.extra and "allowed" in kind.extra:
+            return f"must have {kind.extra['allowed']}"
+        kind = kind.type
+    if isinstance(kind, inspect.ListType):
+        kind = kind.item_type
+    if isinstance(kind, inspect.EnumType) and reason.startswith("Invalid enum value"):
+        return f"{{}} is not one of {', '.join(str(member.value) for member in kind.cls)}"
+    if isinstance(kind, inspect.IntType) and re.match("Expected `int` [<>]", reason):
+        return f"Expected `int` from {kind.ge} to {kind.le}"
+    return TIME if isinstance(kind, inspect.DateTimeType) else reason
+
+
+def names(kind: inspect.Type | None) -> list[str]:
+    """The names of a Struct's fields."""
+    return [field.encode_name for field in kind.fields] if isinstance(kind, inspect.StructType) else []
+
+
+def at(kind: inspect.Type, path: list[str]) -> inspect.Type | None:
+    """The type of what is at this path in a value of this type, if that is one."""
+    if isinstance(kind, inspect.Metadata):
+        inner = at(kind.type, path)
+        return kind if inner is kind.type else inner
+    if isinstance(kind, inspect.UnionType):
+        kinds = [one for one in kind.types if not isinstance(one, inspect.NoneType)]
+        return at(kinds[0], path) if len(kinds) == 1 else None
+    if not path:
+        return kind
+    for field in kind.fields if isinstance(kind, inspect.StructType) else ():
+        if field.encode_name == path[0]:
+            return at(field.type, path[1:])
+    return None

@@ -11,8 +11,8 @@ import msgspec
 from gunicorn.asgi import protocol
 from gunicorn.workers import gasgi
 
-from kit import trace
 from kit.errors import Problem, title
+from kit.logs import REQUEST_ID, begin_request
 
 MOST = 20_000  # connections, if the limit of descriptors allows so many
 OTHERS = 100  # descriptors that are not clients' connections: the database, the broker, files
@@ -128,14 +128,14 @@ class Connection(Protocol):  # type: ignore[misc]
         """Answer what is not HTTP with a problem, as we answer everything else."""
         if self._closed:  # gunicorn calls this, too, if the client of a request has gone
             return
-        request_id, about = trace.begin(), {"event": "request_invalid"}
+        request_id, about = begin_request(), {"event": "request_invalid"}
         client = (self.transport.get_extra_info("peername") or [""])[0]
         self.log.warning(f"Invalid request from ip={client}: {message}", extra=about)
         body = msgspec.json.encode(
             Problem(title(status), status, f"This is not HTTP as we take it: {message}")
         )
         lines = [f"HTTP/1.1 {status} {title(status)}", "Connection: close", f"Content-Length: {len(body)}"]
-        lines += [f"{trace.HEADER}: {request_id}", "Content-Type: application/problem+json", "", ""]
+        lines += [f"{REQUEST_ID}: {request_id}", "Content-Type: application/problem+json", "", ""]
         self._safe_write("\r\n".join(lines).encode() + body)
 
 

@@ -66,15 +66,16 @@ def answer(environ, start_response):
             return asyncio.run(coroutine)
         return asyncio.run_coroutine_threadsafe(coroutine, running.loop).result(60)
 
-    environ[BODY] = environ["wsgi.input"].read()
-    status, headers, body, _ = run(app.app.reply(environ))
-    start_response(f"{status} {title(status)}", headers)
-    if environ["REQUEST_METHOD"] == "HEAD" and not isinstance(body, bytes):
-        run(body.aclose())
+    body = environ["wsgi.input"].read()
+    environ[BODY] = body if len(body) == int(environ.get("CONTENT_LENGTH") or 0) else None
+    answer = run(app.app.reply(environ))
+    start_response(f"{answer.status} {title(answer.status)}", list(answer.headers.items()))
+    if environ["REQUEST_METHOD"] == "HEAD" and not isinstance(answer.body, bytes):
+        run(answer.body.aclose())
         return []
-    if isinstance(body, bytes):
-        return [body if environ["REQUEST_METHOD"] != "HEAD" else b""]
-    return Chunks(body, run)
+    if isinstance(answer.body, bytes):
+        return [answer.body if environ["REQUEST_METHOD"] != "HEAD" else b""]
+    return Chunks(answer.body, run)
 
 
 class Chunks:

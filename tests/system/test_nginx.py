@@ -162,25 +162,27 @@ class BreaksOff:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "headers", "times"),
+    ("method", "path", "headers", "times", "advice"),
     [
-        ("POST", "/transactions", {}, 1),
-        ("POST", "/transactions", {"Idempotency-Key": "7f3c"}, 2),
-        ("POST", "/transactions/", {"Idempotency-Key": "7f3c"}, 2),
-        ("POST", "/stations", {"Idempotency-Key": "7f3c"}, 1),
-        ("PATCH", "/stations/1", {}, 1),
-        ("PUT", "/stations/1", {}, 2),
-        ("GET", "/transactions", {}, 2),
+        ("POST", "/transactions", {}, 1, "look for the transaction"),
+        ("POST", "/transactions", {"Idempotency-Key": "7f3c"}, 2, "With an Idempotency-Key, send"),
+        ("POST", "/transactions/", {"Idempotency-Key": "7f3c"}, 2, "With an Idempotency-Key, send"),
+        ("POST", "/transactions/7/retry", {}, 1, "retry again"),
+        ("POST", "/stations?x", {"Idempotency-Key": "7f3c"}, 1, "Look for the station"),
+        ("PATCH", "/stations/1", {}, 1, "404 or 412"),
+        ("PUT", "/stations/1", {}, 2, "404 or 412"),
+        ("GET", "/transactions", {}, 2, "before it answered. Send the request again."),
     ],
 )
-def test_only_what_may_be_done_twice_is_sent_twice(nginx, method, path, headers, times):
+def test_only_what_may_be_done_twice_is_sent_twice(nginx, method, path, headers, times, advice):
     with ExitStack() as ends:
         replicas = [BreaksOff(ends), BreaksOff(ends)]
         body = None if method == "GET" else {"station_id": 1}
         answer = nginx(*replicas).request(method, path, body, **headers)
         assert answer.status == 502
         assert answer.headers["Retry-After"]
-        assert "may be stored" in answer.json["detail"]
+        assert advice in answer.json["detail"]
+        assert ("outcome is unknown" in answer.json["detail"]) == (method != "GET")
         assert sum(len(replica.requests) for replica in replicas) == times
 
 

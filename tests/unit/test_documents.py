@@ -2,6 +2,7 @@
 
 import re
 
+from app import app
 from programs import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -20,6 +21,12 @@ def test_every_route_and_every_variable_is_in_the_readme():
         assert f"{route}" in README
     for variable in re.findall(r"^([A-Z_]+)=", (ROOT / ".env").read_text(), re.MULTILINE):
         assert f"`{variable}`" in README
+
+
+def test_the_proxy_gives_the_same_advice_as_the_service():
+    proxy = (ROOT / "deploy/nginx.conf").read_text()
+    for route, declared in app.declarations.items():
+        assert route.method == "GET" or f"$unknown {declared.unknown}" in proxy
 
 
 def test_every_package_is_in_the_table_of_parts():

@@ -106,3 +106,14 @@ def test_a_key_with_a_comma_is_refused_because_it_was_sent_twice(api, key):
     answer = send(api, "POST", "/transactions", {"station_id": 1}, Idempotency_Key=key)
     assert_problem(answer, 400, "Bad Request", "Idempotency-Key")
     assert api.get("/transactions").json["items"] == []
+
+
+@pytest.mark.parametrize("key", ["k", "", ","])
+def test_a_route_that_could_not_keep_the_promise_of_a_key_refuses_it(api, key):
+    new_station(api)
+    transaction = new_transaction(api)["id"]
+    for path, word in (("/stations", "Look for the station"), (f"/transactions/{transaction}/retry", "409")):
+        answer = send(api, "POST", path, {"description": "x"}, Idempotency_Key=key)
+        assert_problem(answer, 400, "Bad Request", "Idempotency-Key: is not taken here", word)
+    assert len(api.get("/stations").json["items"]) == 1
+    assert send(api, "PUT", "/stations/1", {"description": "x"}, Idempotency_Key=key).status_int == 200

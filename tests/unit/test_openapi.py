@@ -63,10 +63,10 @@ def assert_as_documented(document, method: str, path: str, answer) -> tuple[str,
             assert (given == PROBLEM) == (answer.status_int >= 400)
     else:
         assert answer.body == b""
-    said, given = {name.lower() for name in says["headers"]}, {name.lower() for name in answer.headers}
-    known = {name.lower() for name in document["components"]["headers"]}
+    said, given = set(says["headers"]), set(answer.headers)  # in the same letter case, too
+    known = set(document["components"]["headers"])
     assert known & given <= said, (method, path, answer)
-    sometimes = {"link", "preference-applied", "retry-after"} if answer.status_int < 300 else set()
+    sometimes = {"Link", "Preference-Applied", "Retry-After"} if answer.status_int < 300 else set()
     assert said - sometimes <= given, (method, path, answer)
     return method, path, str(answer.status_int)
 
@@ -146,7 +146,8 @@ def test_every_header_and_every_refusal_is_explained(document):
     assert "query" in meaning("GET", "/transactions", "422")
     for words in ("no such station", "Idempotency-Key was used before"):
         assert words in meaning("POST", "/transactions", "422")
-    assert "outcome is unknown" in meaning("POST", "/transactions", "503")
+    for method, path in (("POST", "/stations"), ("PATCH", "/stations/{id}"), ("POST", "/transactions")):
+        assert "outcome is unknown" in meaning(method, path, "503")
     assert "cannot be read" in meaning("GET", "/transactions", "503")
     assert "not EXPIRED" in meaning("POST", "/transactions/{id}/retry", "409")
     assert "has transactions" in meaning("DELETE", "/stations/{id}", "409")
@@ -262,6 +263,14 @@ def provoke_refusals(api, document, token: dict):
     for method, path in WITH_BODY:
         for body, content_type, status in [(b"{", JSON, 400), (LONG, JSON, 413), ({}, "text/plain", 415)]:
             answer = send(api, method, path.format(id=1), body, content_type, **token)
+            assert answer.status_int == status
+            yield assert_as_documented(document, method, path, answer)
+
+    without = [("DELETE", "/stations/{id}", 1), ("POST", "/transactions/{id}/retry", UNKNOWN)]
+    for method, path, key in without:
+        cut, coded = {"Content_Length": "9"}, {"Transfer_Encoding": "gzip, chunked"}
+        for body, headers, status in [(None, cut, 400), (LONG, {}, 413), (None, coded, 415)]:
+            answer = send(api, method, path.format(id=key), body, **headers, **token)
             assert answer.status_int == status
             yield assert_as_documented(document, method, path, answer)
 
