@@ -37,9 +37,15 @@ def memory(pid: int, field: str) -> float:
 
 
 def end_on_signals() -> None:
-    """Let Ctrl-C and SIGTERM end this process and everything that it has started."""
+    """Let the first Ctrl-C or SIGTERM end this process and everything that it has started."""
+
+    def end(number, frame):
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda number, frame: sys.exit(128 + number))
+        signal.signal(each, end)
 
 
 class Stack:
