@@ -6,7 +6,6 @@ itself. `batch.py` says what the jobs do. Questions are published after the comm
 
 import asyncio
 import logging
-import os
 import threading
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ from batch import BEHIND, ROUND, Batch, Publisher
 from kit import metrics
 from kit.clock import SECOND, Clock
 from kit.errors import NotStored, OutcomeUnknown, Refusal
-from kit.logs import REQUEST, Summary, note
+from kit.logs import REQUEST, Summary, end_the_process, note
 from kit.settings import Settings
 from kit.storage import LONGEST_WRITE, OPENING, InDoubt, NotWritten, Store, is_postgresql
 from kit.threads import hand_over, resolve
@@ -199,15 +198,14 @@ class Ledger:
             while not (self._stopped and self.queue.empty()):
                 self.step()
             self._refuse(self._held, UNKNOWN)
-        except BaseException:
-            about = {"event": "thread_died"}
-            log.critical("the ledger's thread died; the process ends", exc_info=True, extra=about)
-            # Fail jobs that have not started. Say nothing to jobs already in a batch: they may be committed.
-            self._stopped = True
-            self._refuse(self._take(0), "The service restarts; nothing was stored.")
-            time.sleep(0.1)  # let the answers leave
-            logging.shutdown()
-            os._exit(1)  # not 3 or 4: gunicorn would halt instead of starting a new worker
+        except BaseException as error:
+            try:
+                # Fail jobs that have not started. Say nothing to jobs in a batch: they may be committed.
+                self._stopped = True
+                self._refuse(self._take(0), "The service restarts; nothing was stored.")
+                time.sleep(0.1)  # let the answers leave
+            finally:
+                end_the_process("the ledger's thread died", error)
 
     def step(self, patience: float | None = None) -> None:
         """Commit one batch, waiting at most `patience` seconds for its first job."""

@@ -3,15 +3,17 @@
 import logging
 import os
 import re
+import select
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from queue import SimpleQueue
 from random import getrandbits
 from typing import Any
 
+import msgspec
 from gunicorn.glogging import Logger
 from pythonjsonlogger.json import JsonFormatter
 
@@ -21,6 +23,7 @@ WARNINGS, LINES = 10, 100  # that one place in the code may log a second; lines 
 MINUTE = 60_000_000  # microseconds
 WAITING = 1000  # lines that wait for the thread that writes them
 ENDING = 0.5  # seconds to write the last ones
+LAST_WORDS = 1.0  # seconds that a process which must end may take to say why
 STDERR = 2  # its descriptor
 REQUEST_ID = "X-Request-ID"  # a header of every answer
 REQUEST: ContextVar[str] = ContextVar("request", default="")  # the id of the one that is worked on, or empty
@@ -54,6 +57,24 @@ class Summary:
         if self._count and now >= max(self._logged, self._began if count else 0) + MINUTE:
             note(self._write, self._event, self._text, count=self._count)
             self._count, self._logged = 0, now
+
+
+def end_the_process(reason: str, error: BaseException | None) -> None:
+    """Log why this process cannot go on, and end it; gunicorn starts another. Nothing can prevent that."""
+
+    def speak() -> None:
+        try:
+            logging.critical("%s; the process ends", reason, exc_info=error, extra={"event": "thread_died"})
+            logging.shutdown()
+        except BaseException as failure:  # beyond the year 2262, Python cannot make a record
+            os.write(STDERR, msgspec.json.encode({"level": "CRITICAL", "message": f"{reason}: {failure!r}"}))
+
+    try:
+        thread = threading.Thread(target=speak, daemon=True)
+        thread.start()
+        thread.join(LAST_WORDS)
+    finally:
+        os._exit(1)  # 3 and 4 would halt gunicorn
 
 
 class Context(logging.Filter):
@@ -93,18 +114,22 @@ class RateLimit(logging.Filter):
         if record.levelno < logging.INFO:
             return True
         most = WARNINGS if record.levelno >= logging.WARNING else LINES
-        if str(record.msg).startswith("Invalid request from"):
-            # gunicorn quotes what it cannot read, which may be a mistyped header with a token.
-            record.msg = ": ".join(record.msg.split(": ", 2)[:2])
         place = record.pathname, record.lineno
         second, count = self.seen.get(place, (0, 0))
         if second == int(time.monotonic()):
             self.seen[place] = second, count + 1
             return count < most
         if count > most:
-            record.msg, record.args = f"{record.getMessage()} ({count - most} like this were left out)", ()
+            record.msg = f"{record.msg} ({count - most} like this were left out)"
         self.seen[place] = int(time.monotonic()), 1
         return True
+
+
+@contextmanager
+def harmless() -> Iterator[None]:
+    """Lose a line that cannot be made, since the clock is beyond the year 2262."""
+    with suppress(OverflowError):
+        yield
 
 
 class Quiet(Logger):
@@ -112,49 +137,63 @@ class Quiet(Logger):
 
     access_log_enabled = False
 
+    def __init__(self, cfg: Any):
+        super().__init__(cfg)
+        for name in ("critical", "error", "warning", "info", "exception"):  # would end gunicorn's master
+            setattr(self, name, harmless()(getattr(self, name)))
+
 
 class Background(logging.Handler):
     """Lets a thread write the log: one that nobody reads stops nothing. Past WAITING, lines are lost."""
 
+    dropped = 0  # lines that this process lost
+
     def __init__(self) -> None:
         super().__init__()
-        self.dropped = 0
         self._begin()
         os.register_at_fork(after_in_child=self._begin)  # threads do not survive a fork
 
     def _begin(self) -> None:
         self._lines = SimpleQueue[logging.LogRecord]()
         self._thread: threading.Thread | None = None
-        self._writing = False
+        self._given = self._done = 0  # how many lines the thread was given, and has dealt with
+        self._reported = Background.dropped
 
     def emit(self, record: logging.LogRecord) -> None:
         """Hand a line to the thread. The handler's lock is held, so one thread at a time comes here."""
         if self._lines.qsize() >= WAITING:
-            self.dropped += 1
+            Background.dropped += 1
             return
-        if self.dropped:
-            record.msg, record.args = f"{record.getMessage()} ({self.dropped} lines before it were lost)", ()
-            self.dropped = 0
+        if lost := Background.dropped - self._reported:
+            record.msg = f"{record.msg} ({lost} lines before it were lost)"
+            self._reported += lost
+        self._given += 1
         self._lines.put(record)
         if not self._thread:
             self._thread = threading.Thread(target=self._write, name="log", daemon=True)
             self._thread.start()
 
     def _write(self) -> None:
+        cut = b""  # ends a line of which only a part was written
         while True:
-            record = self._lines.get()
-            self._writing = True
-            # Not sys.stderr: its lock, held by a thread that cannot write, would keep the process alive.
-            line = f"{self.format(record)}\n".encode(errors="backslashreplace")
-            with suppress(OSError):
-                while line:
-                    line = line[os.write(STDERR, line) :]
-            self._writing = False
+            record, rest = self._lines.get(), b""
+            try:
+                line = rest = cut + f"{self.format(record)}\n".encode(errors="backslashreplace")
+                while rest:
+                    # Not sys.stderr: its lock, held by a thread that cannot write, would keep the process.
+                    select.select([], [STDERR], [])  # another program may have set O_NONBLOCK
+                    with suppress(BlockingIOError):
+                        rest = rest[os.write(STDERR, rest) :]
+                cut = b""
+            except Exception:  # the reader has gone, the disk is full, or the line has no form
+                cut = b"\n" if rest and rest != line else cut
+                Background.dropped += 1
+            self._done += 1
 
     def flush(self) -> None:
         """Wait a moment until all is written. `logging.shutdown` calls this when the process ends."""
         until = time.monotonic() + ENDING
-        while (self._writing or not self._lines.empty()) and time.monotonic() < until:
+        while self._done < self._given and time.monotonic() < until:
             time.sleep(0.005)
 
 

@@ -130,7 +130,8 @@ class Connection(Protocol):  # type: ignore[misc]
             return
         request_id, about = begin_request(), {"event": "request_invalid"}
         client = (self.transport.get_extra_info("peername") or [""])[0]
-        self.log.warning(f"Invalid request from ip={client}: {message}", extra=about)
+        # After a colon, gunicorn quotes what it cannot read, which may be a mistyped header with a token.
+        self.log.warning("Invalid request from ip=%s: %s", client, message.split(": ")[0], extra=about)
         body = msgspec.json.encode(
             Problem(title(status), status, f"This is not HTTP as we take it: {message}")
         )
