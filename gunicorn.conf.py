@@ -2,8 +2,10 @@
 
 import contextlib
 import gc
-import logging
+import ipaddress
 import os
+import socket
+import sys
 import threading
 import time
 from typing import Any
@@ -11,14 +13,14 @@ from typing import Any
 import msgspec
 
 from kit import logs, server
-from kit.settings import load, unknown_names
+from kit.settings import VERSION, load, refusal, shown, unknown_names
 
+if sys.stderr is None:  # it is closed; otherwise a socket might get its number, and then the log's lines
+    os.dup2(os.open(os.devnull, os.O_WRONLY), logs.STDERR)
 settings = load()
 
 OTHER_CLIENTS = 50  # connections that are kept free of waits and streams
 worker_connections = server.connections()
-wanted, room = settings.waits, max(0, worker_connections - OTHER_CLIENTS)
-settings = msgspec.structs.replace(settings, waits=min(wanted, room))
 bind = settings.bind
 worker_class = server.Worker
 workers = 1
@@ -35,24 +37,50 @@ LOOK = 0.1  # seconds; how often a service that has just started looks whether i
 
 
 def on_starting(server: Any) -> None:
-    """Refuse what cannot work: threads do not survive a fork, and one SQLite file takes one writer."""
-    if server.cfg.preload_app:
-        raise SystemExit("preload_app: must stay off, since the service's threads start in the worker.")
-    if server.cfg.workers > 1 and settings.database_url.startswith("sqlite"):
-        raise SystemExit("workers: must be 1 with SQLite; DATABASE_URL=postgresql://… takes more.")
+    """Refuse options of gunicorn that cannot work; `load` has checked the settings."""
+    cfg = server.cfg
+    if cfg.preload_app:
+        raise refusal("preload_app: must stay off, since the service's threads start in the worker.")
+    if cfg.workers > 1 and settings.database_url.startswith("sqlite"):
+        raise refusal("workers: must be 1 with SQLite; DATABASE_URL=postgresql://… takes more.")
+    for name in ("worker_class", "asgi_lifespan"):
+        if cfg.settings[name].get() != globals()[name]:
+            raise refusal(f"{name}: must stay as gunicorn.conf.py sets it.")
+    for name in ("keepalive", "worker_connections", "graceful_timeout", "backlog"):
+        if cfg.settings[name].get() < 1:
+            raise refusal(f"{name}: must be at least 1.")
+    # SIGHUP loads new code, but no settings: what cannot be read at that moment would end gunicorn.
+    server.app.reload = lambda: None
+
+
+def waits(cfg: Any) -> int:
+    """How many requests may wait: WAITS, if there is room for so many connections."""
+    room: int = max(0, cfg.worker_connections - OTHER_CLIENTS)
+    return min(settings.waits, room)
 
 
 def when_ready(server: Any) -> None:
-    """Warn about what is allowed but may not be meant."""
-    host, _ = settings.address
-    if host not in ("localhost", "::1") and not host.startswith("127.") and not settings.api_token:
-        # A container does not know who can reach its port.
-        reached = f"every machine that can reach BIND={settings.bind} can use the service"
-        warn(server, "open", f"no API_TOKEN is set, so {reached}")
-    if settings.waits < wanted:
-        warn(server, "few_waits", f"the limit of descriptors leaves room for WAITS={settings.waits} only")
+    """Log the settings, and warn about what is allowed but may not be meant."""
+    server.log.info("energy2go %s: %s", VERSION, shown(settings), extra={"event": "settings"})
+    for listener in server.LISTENERS:
+        if (
+            listener.family != socket.AF_UNIX
+            and not address(listener).is_loopback
+            and not settings.api_token
+        ):
+            # A container does not know who can reach its port.
+            reached = f"every machine that can reach BIND={str(listener).partition('//')[2]}"
+            warn(server, "open", f"no API_TOKEN is set, so {reached} can use the service")
+    if waits(server.cfg) < settings.waits:
+        room = f"leaves room for WAITS={waits(server.cfg)} only"
+        warn(server, "few_waits", f"the limit of descriptors or connections {room}")
     for name in unknown_names():
         warn(server, "unknown_variable", f".env names {name}, which no program reads")
+
+
+def address(listener: Any) -> Any:
+    """The IP address where this socket listens."""
+    return ipaddress.ip_address(listener.getsockname()[0])
 
 
 def warn(server: Any, event: str, sentence: str) -> None:
@@ -67,37 +95,37 @@ def post_worker_init(worker: Any) -> None:
     stay_on_one_processor()
     gc.freeze()  # modules and routes stay, so the collector need not look at them again
     gc.set_threshold(10_000)
-    threading.excepthook = end_the_process
+    threading.excepthook = lambda args: logs.end_the_process("a thread died", args.exc_value)
     worker.service = contextlib.ExitStack()
-    service = worker.service.enter_context(Service(settings, worker.loop))
+    own = msgspec.structs.replace(settings, waits=waits(worker.cfg))
+    service = worker.service.enter_context(Service(own, worker.loop))
     worker.on_stop = service.end_waits
     worker.started_by = os.getpid()
     threading.Thread(target=say_when_ready, args=(worker, service), name="ready", daemon=True).start()
 
 
 def say_when_ready(worker: Any, service: Any) -> None:
-    """Wait until broker, equipment and database are ready, and say so."""
-    while worker.alive:
-        if not any(service.problems().values()):
-            say_ready(worker.log)
+    """Wait until broker, equipment and database are ready, and say where to look, and what to try."""
+    while any(service.problems().values()):
+        if not worker.alive:
             return
         time.sleep(LOOK)
-
-
-def say_ready(log: Any) -> None:
-    """Say where to look, and what to try."""
-    host, port = settings.address
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    lines = [
-        f"ready at {url} (the live page), Swagger UI at {url}/swagger/; try:",
-        f"""  curl --json '{{"description": "Teste"}}' {url}/stations""",
-        f"""  curl --json '{{"station_id": 1}}' -H 'Prefer: wait=5' {url}/transactions""",
-    ]
-    if host in ("0.0.0.0", "::"):  # noqa: S104
-        # A container does not know at which address others see it.
-        lines = [f"ready on port {port} of every address"]
+    lines = []
+    for listener in worker.sockets:
+        url = str(listener)
+        if listener.family == socket.AF_UNIX:
+            lines.append(f"ready at {url}")
+        elif address(listener).is_unspecified:
+            # A container does not know at which address others see it.
+            lines.append(f"ready on port {listener.getsockname()[1]} of every address")
+        else:
+            lines += [
+                f"ready at {url} (the live page), Swagger UI at {url}/swagger/; try:",
+                f"""  curl --json '{{"description": "Teste"}}' {url}/stations""",
+                f"""  curl --json '{{"station_id": 1}}' -H 'Prefer: wait=5' {url}/transactions""",
+            ]
     for line in lines:
-        log.info("%s", line, extra={"event": "ready"})
+        worker.log.info("%s", line, extra={"event": "ready"})
 
 
 def stay_on_one_processor() -> None:
@@ -109,14 +137,6 @@ def stay_on_one_processor() -> None:
     with contextlib.suppress(OSError), open("/proc/self/stat") as stat:
         processor = stat.read().rpartition(")")[2].split()[36]  # proc(5): field 39, the 37th after the name
         os.sched_setaffinity(0, {int(processor)})
-
-
-def end_the_process(args: threading.ExceptHookArgs) -> None:
-    """End the process if a thread dies, as it would forget requests. gunicorn starts another."""
-    about = {"event": "thread_died"}
-    logging.critical("a thread died; the process ends", exc_info=args.exc_value, extra=about)
-    logging.shutdown()
-    os._exit(1)  # 3 and 4 would halt gunicorn
 
 
 def worker_exit(server: Any, worker: Any) -> None:

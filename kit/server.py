@@ -3,6 +3,7 @@
 import asyncio
 import resource
 import select
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -155,6 +156,20 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         self.stopping = False  # from now on each answer says that its connection is closed
         self.on_stop: Callable[[], None] = lambda: None
         self._main: asyncio.Task[None] | None = None
+
+    def init_process(self) -> None:
+        """Boot and answer. If that fails, gunicorn would end for good, though it may work a second later.
+
+        If the first worker fails, gunicorn does end: then something is wrong in itself.
+        """
+        try:
+            super().init_process()
+        except Exception:
+            if self.booted or self.age == 1:
+                raise
+            self.log.exception("a worker cannot start; gunicorn tries again", extra={"event": "no_start"})
+            time.sleep(1)
+            raise SystemExit(1) from None
 
     async def _serve(self) -> None:
         self._main = asyncio.current_task()

@@ -1,9 +1,11 @@
 """The environment, read once, typed and checked. A bad value stops the program with one sentence."""
 
+import ipaddress
 import os
 import re
 import socket
 import ssl
+import time
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn, get_args
@@ -13,22 +15,25 @@ import msgspec
 import psycopg
 from dotenv import dotenv_values, load_dotenv
 from msgspec import Meta
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conninfo
+from psycopg.pq import PGconn
 
 ROOT = Path(__file__).parent.parent
-VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-ADDRESS = r"^(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):[0-9]{1,5}$"
+VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 # A label of a name has 1 to 63 characters; Python raises UnicodeError for others, not OSError.
-HOST = r"^([^\s:\[\]/.]{1,63}(\.[^\s:\[\]/.]{1,63})*\.?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$"
+NAME, IPV6 = r"[^\s:\[\]/.]{1,63}(\.[^\s:\[\]/.]{1,63})*\.?", "[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
+HOST, ADDRESS = f"^({NAME}|{IPV6})$", rf"^(\[{IPV6}\]|{NAME}):[0-9]{{1,5}}$"
 POSTGRESQL = r"^postgres(ql)?://.+"
-SQLITE = r"^sqlite:///(?!:memory:)[^?#]+$"
+SQLITE = r"^sqlite:///(?!:memory:)[^?#]*[^?#/]$"
+UNREACHABLE = "255.255.255.255"  # no packet is sent there
 SECRETS = ("DATABASE_URL", "MQTT_PASSWORD", "API_TOKEN")  # not to be shown
 # What the equipment and compose read.
 OTHERS = {"USERNAME", "PASSWORD", "ID", "CONFIRM_RATE", "SEED", "DELAY_MS", "VERBOSE"}
 OTHERS = {f"VALIDATOR_{name}" for name in OTHERS} | {"PUBLISH", "PUBLISH_PROMETHEUS", "POSTGRES_PASSWORD"}
 
 Host = Annotated[
-    str, Meta(pattern=HOST, description="a host name or an IP address, such as 127.0.0.1 or ::1")
+    str,
+    Meta(pattern=HOST, max_length=253, description="a host name or an IP address, such as 127.0.0.1 or ::1"),
 ]
 Port = Annotated[int, Meta(ge=1, le=65535, description="a whole number from 1 to 65535")]
 Threads = Annotated[int, Meta(ge=2, le=256, description="a whole number from 2 to 256")]
@@ -62,7 +67,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     bind: Bind = "127.0.0.1:8000"
     threads: Threads = 4
-    waits: Waits = 1000
+    waits: Waits = 5000
     database_url: Url = "sqlite:///var/energy2go.db"
     retention_days: Days = 0
     mqtt_host: Host = "127.0.0.1"
@@ -88,7 +93,10 @@ FIELDS = {field.encode_name: field for field in msgspec.structs.fields(Settings)
 
 def load() -> Settings:
     """Read the environment, and `.env` for what it leaves out; raises SystemExit with a sentence."""
-    load_dotenv(ROOT / ".env", override=False)
+    try:
+        load_dotenv(ROOT / ".env", override=False)
+    except (OSError, UnicodeDecodeError) as error:
+        raise refusal(f".env: cannot be read ({error}).") from None
     given = {name: value for name, value in os.environ.items() if value and name in FIELDS}
     for name, value in given.items():
         if not value.isprintable():  # bytes that are not UTF-8 come as surrogates
@@ -118,6 +126,11 @@ def check(settings: Settings) -> None:
         refuse("BIND", "the port must be from 1 to 65535")
     if settings.validation_timeout <= settings.validation_retry:
         refuse("VALIDATION_TIMEOUT", f"must be longer than VALIDATION_RETRY, {settings.validation_retry:g}")
+    for name, text in (("MQTT_USERNAME", settings.mqtt_username), ("MQTT_PASSWORD", settings.mqtt_password)):
+        if len(text.encode()) > 65_535:
+            refuse(name, "must not be longer than 65,535 bytes (MQTT 5, section 1.5.4)")
+    if settings.api_token != settings.api_token.strip() or len(settings.api_token.encode()) > 4096:
+        refuse("API_TOKEN", "must have no blank at its begin or end, and 4,096 bytes at most")
     if settings.database_url.startswith("sqlite"):
         try:
             printable = unquote(settings.database_url, errors="strict").isprintable()
@@ -125,16 +138,8 @@ def check(settings: Settings) -> None:
             printable = False
         if not printable:
             refuse("DATABASE_URL", "must be printable text in UTF-8, also where it is written with %")
-    if re.match(POSTGRESQL, settings.database_url):
-        try:
-            ports = str(conninfo_to_dict(settings.database_url).get("port", ""))
-        except psycopg.ProgrammingError as error:
-            unknown = re.match(r'invalid URI query parameter: "\w+"', str(error))
-            refuse(
-                "DATABASE_URL", f"libpq does not accept it ({unknown[0] if unknown else 'malformed URL'})"
-            )
-        if not re.fullmatch("[0-9,]*", ports):
-            refuse("DATABASE_URL", "the port must be a whole number")
+    else:
+        check_postgresql(settings.database_url)
     if settings.mqtt_ca_file:
         try:
             ssl.create_default_context(cafile=settings.mqtt_ca_file)
@@ -142,11 +147,55 @@ def check(settings: Settings) -> None:
             refuse("MQTT_CA_FILE", f"must name a file of certificates in PEM ({error.strerror or error})")
 
 
+def check_postgresql(url: str) -> None:
+    """Let libpq check each part of this URL, without a server. Its complaints may quote a password."""
+    try:
+        given = conninfo_to_dict(url)
+        timeout_from_conninfo(given)
+        for address in filter(None, str(given.get("hostaddr") or "").split(",")):
+            ipaddress.ip_address(address)
+    except (psycopg.ProgrammingError, ValueError) as error:
+        found = re.match(r'invalid URI query parameter: "\w+"|bad value for \w+', str(error))
+        refuse("DATABASE_URL", f"libpq does not accept it ({found[0] if found else 'malformed URL'})")
+    if "replication" in given or str(given.get("client_encoding", "utf8")).lower() not in ("utf8", "utf-8"):
+        refuse("DATABASE_URL", "replication must not be given, and client_encoding must be utf8")
+    hosts = max(str(given.get(name) or "").count(",") for name in ("host", "hostaddr"))
+    nowhere = make_conninfo(url, hostaddr=",".join([UNREACHABLE] * (hosts + 1)))
+    connection = PGconn.connect_start(nowhere.encode())
+    complaint = connection.error_message.decode(errors="replace")
+    connection.finish()
+    if found := re.search("(invalid|weak|could not match|definition|.* may not).*", complaint):
+        sentence = re.sub('"(.*?)"', lambda quoted: quoted[0] if quoted[1] in given else "…", found[0])
+        refuse("DATABASE_URL", f"libpq does not accept it ({sentence})")
+
+
 def refuse(name: str, reason: str = "") -> NoReturn:
     """Raise SystemExit with a sentence about this variable; without a reason, it lists the right values."""
     reason = reason or f"must be {get_args(FIELDS[name].type)[1].description}"
-    value = "" if name in SECRETS else f"={os.environ[name]!r}" if name in os.environ else ""
-    raise SystemExit(f"{name}{value}: {reason}. See the line of {name} in .env.") from None
+    value = "" if name in SECRETS else f"={os.environ[name]!r:.200}" if name in os.environ else ""
+    raise refusal(f"{name}{value}: {reason}. See the line of {name} in .env.") from None
+
+
+def refusal(sentence: str) -> SystemExit:
+    """An exception that ends the program with this sentence, a line like those of the log."""
+    if os.environ.get("LOG_FORMAT", "").lower() != "json":
+        return SystemExit(sentence)
+    now = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+    about = {"time": now, "level": "CRITICAL", "event": "refused", "message": sentence, "request_id": None}
+    return SystemExit(msgspec.json.encode(about | {"logger": __name__, "pid": os.getpid()}).decode())
+
+
+def shown(settings: Settings) -> str:
+    """All settings in one line, without secrets."""
+    values = {name: getattr(settings, field.name) for name, field in FIELDS.items()}
+    values |= {name: "***" for name in SECRETS if values[name]}
+    values["DATABASE_URL"] = settings.database_url
+    if not settings.database_url.startswith("sqlite"):
+        parts = conninfo_to_dict(settings.database_url)
+        values["DATABASE_URL"] = "postgresql://{user}@{host}:{port}/{dbname}".format_map(
+            {"user": "", "host": "", "port": "", "dbname": ""} | parts
+        )
+    return " ".join(f"{name}={value}" for name, value in values.items())
 
 
 def unknown_names() -> list[str]:
@@ -172,7 +221,7 @@ def check_ports(settings: Settings) -> None:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
         except OSError as error:
-            raise SystemExit(
+            raise refusal(
                 f"{variable}: port {address[1]} on {address[0]} cannot be used ({error.strerror}). "
                 f"Choose another: {example} make run, or change it in .env."
             ) from None
