@@ -10,24 +10,25 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import cache, partial
 from pathlib import Path
+from queue import Full
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
 from peewee import Database
-from prometheus_client.core import Metric
+from prometheus_client.core import CounterMetricFamily, Metric
 from swagger_ui_bundle import swagger_ui_path
 
 import events
 import models
 import schemas
 from events import Changes
-from kit import metrics, openapi
+from kit import logs, metrics, openapi
 from kit.api import Answer, Api
 from kit.errors import BadRequest, NotFound, NotRead, PreconditionFailed, Unavailable, Unprocessable
 from kit.requests import preferred_wait
 from kit.settings import ROOT, VERSION, Settings
-from kit.storage import ERRORS, Store, check
+from kit.storage import ERRORS, LONGEST_READ, Store, check
 from kit.threads import Threads
 from ledger import JobQueue, Ledger
 from models import Draft
@@ -39,7 +40,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LONGEST_WAIT = 30  # seconds
-LONGEST_READ = 5  # seconds; after that a request is told that the database does not answer
 MIGRATIONS = str(ROOT / "migrations")
 STATIC, SWAGGER = ROOT / "static", Path(swagger_ui_path)
 INFO = {
@@ -72,6 +72,7 @@ class Service:
         self.ledger = Ledger(settings, self.store, queue, self.listener, loop, self.changes.wake)
         self.metrics = metrics.registry(app.requests, self.ledger, self.listener, self)
         self._started = ExitStack()
+        self._looks = dict[Callable[[Database], Any], tuple[float, asyncio.Future[Any]]]()
 
     def __enter__(self) -> Self:
         self._started.callback(self.store.close)
@@ -96,11 +97,33 @@ class Service:
         self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs
     ) -> T:
         """Call a function of `models` that reads, in a thread; raises what it raises, or NotRead."""
+        call = self._call(partial(self.store.read, function, *values, **named))
         try:
-            async with asyncio.timeout(LONGEST_READ):
-                result: T = await self._readers.call(partial(self.store.read, function, *values, **named))
-                return result
-        except TimeoutError:
+            return await self._outcome(call, LONGEST_READ)
+        finally:
+            call.cancel()  # if it still waits for a thread
+
+    async def look(self, function: Callable[[Database], T]) -> T:
+        """The same for those who only want to know how it is: while such a read hangs, no other begins."""
+        began, call = self._looks.get(function, (0.0, None))
+        if call is None or call.done():
+            began, call = self.loop.time(), self._call(partial(self.store.read, function))
+            call.add_done_callback(asyncio.Future.exception)  # perhaps all have gone who wait for it
+            self._looks[function] = began, call
+        return await self._outcome(call, began + LONGEST_READ - self.loop.time())
+
+    def _call(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        try:
+            return self._readers.call(function)
+        except Full:
+            raise NotRead("Too many requests wait for the database.") from None
+
+    async def _outcome(self, call: asyncio.Future[T], seconds: float) -> T:
+        """What this call returns within so many seconds; raises what it raises, or NotRead."""
+        await asyncio.wait([call], timeout=seconds)
+        try:
+            if call.done():
+                return call.result()
             problem = self.store.read_problem = "it does not answer"  # the next read that ends clears this
         except ERRORS as error:
             problem = str(error)
@@ -124,6 +147,8 @@ class Service:
         yield gauge("energy2go_followers", "Clients that follow events", self.changes.streams)
         ready = {part: int(not problem) for part, problem in self.problems().items()}
         yield metrics.gauge("energy2go_ready", "1 while this part of /readyz works", ready, "part")
+        dropped = logs.Background.dropped
+        yield CounterMetricFamily("energy2go_log_lines_dropped", "Log lines that were lost", dropped)
         build = {"version": VERSION, "python": platform.python_version()}
         yield metrics.info("energy2go_build", "What runs here", build)
 
@@ -276,7 +301,7 @@ async def healthz(service: Service) -> schemas.Health:
     """Tell whether the service is alive."""
     if not service.ledger.alive:
         raise Unavailable("The ledger's thread does not run.")
-    await service.read(check)
+    await service.look(check)
     return schemas.Health(VERSION)
 
 
@@ -284,7 +309,7 @@ async def healthz(service: Service) -> schemas.Health:
 async def readyz(service: Service) -> Readiness:
     """Tell whether the whole job can be done: stored, asked and answered."""
     with suppress(NotRead):  # `problems` says why
-        await service.read(check)
+        await service.look(check)
     problems, listener = service.problems(), service.listener
     equipment: schemas.Equipment = listener.equipment if listener.retains else "unknown"
     readiness = Readiness(problems["database"] or "ok", problems["broker"] or "ok", equipment)
@@ -298,7 +323,7 @@ async def read_metrics(service: Service) -> bytes:
     """Read the service's metrics, as Prometheus does. What the database does not tell now is left out."""
     service.ledger.pending = None
     with suppress(NotRead):
-        service.ledger.pending = await service.read(models.pending)
+        service.ledger.pending = await service.look(models.pending)
     return metrics.text(service.metrics)
 
 

@@ -142,7 +142,8 @@ def foreground() -> Iterator[None]:
 def main() -> None:
     """Run the programs until a signal comes or one of them ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: stops.append(number))
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it
+            signal.signal(number, lambda number, _: stops.append(number))
     # Imported only now, because it takes a while, and Ctrl-C may come at once.
     from kit.settings import broker_address, check_ports, load
 

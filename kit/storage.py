@@ -34,6 +34,7 @@ PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "jou
 NETWORK = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 NETWORK |= {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 WRITERS = 20260328  # advisory lock id that serialises the writers of one PostgreSQL database
+LONGEST_READ = 5  # seconds
 LONGEST_WRITE = 5.0  # seconds; SQLite waits as long for a lock
 LONGEST_ROW_LOCK = 0.2  # seconds
 OPENING = "it is not open yet"
@@ -80,7 +81,7 @@ class Store:
             raise peewee.OperationalError(self.problem)
 
         def once() -> T:
-            with self.database.connection_context():
+            with self.database.connection_context(), limited(self.database):
                 result = function(self.database, *values, **named)
             self.read_problem = ""
             return result
@@ -312,6 +313,25 @@ def lock(database: Database) -> None:
         limit = "set_config('lock_timeout', '{}s', true)".format
         statement = f"SELECT {limit(LONGEST_WRITE)}, pg_advisory_xact_lock(?), {limit(LONGEST_ROW_LOCK)}"
         execute(database, statement, WRITERS)
+
+
+@contextmanager
+def limited(database: Any) -> Iterator[None]:
+    """Let no statement in this block run for longer than LONGEST_READ. It must only read."""
+    if not is_postgresql(database):
+        connection, until = database.connection(), time.monotonic() + LONGEST_READ
+        connection.set_progress_handler(lambda: time.monotonic() > until, 100_000)  # steps, about 1 ms
+        try:
+            yield
+        finally:
+            connection.set_progress_handler(None, 0)
+        return
+    # Only for this transaction: PgBouncer gives the same session to other clients afterwards.
+    execute(database, f"BEGIN READ ONLY; SET LOCAL statement_timeout = '{LONGEST_READ}s'")
+    try:
+        yield
+    finally:
+        execute(database, "COMMIT")
 
 
 def drop(database: Any) -> None:

@@ -2,10 +2,13 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from queue import SimpleQueue
+from queue import Full, SimpleQueue
 from typing import Any
+
+WAITING = 1000  # calls that may wait for a thread
 
 
 class Threads:
@@ -22,7 +25,9 @@ class Threads:
             thread.start()
 
     def call(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Call this in one of the threads; the future gets what it returns or raises."""
+        """Call this in one of the threads; the future gets what it returns or raises. Raises queue.Full."""
+        if self._calls.qsize() >= WAITING:
+            raise Full
         future = self._loop.create_future()
         self._calls.put((function, future))
         return future
@@ -31,8 +36,9 @@ class Threads:
         """End the threads, but do not wait for one that hangs."""
         for _ in self._threads:
             self._calls.put(None)
+        until = time.monotonic() + 0.2
         for thread in self._threads:
-            thread.join(0.2)
+            thread.join(max(0, until - time.monotonic()))
 
     def _work(self) -> None:
         while call := self._calls.get():
