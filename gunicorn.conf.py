@@ -136,7 +136,8 @@ def stay_on_one_processor() -> None:
     """
     with contextlib.suppress(OSError), open("/proc/self/stat") as stat:
         processor = stat.read().rpartition(")")[2].split()[36]  # proc(5): field 39, the 37th after the name
-        os.sched_setaffinity(0, {int(processor)})
+        for thread in os.listdir("/proc/self/task"):  # the log has one already
+            os.sched_setaffinity(int(thread), {int(processor)})
 
 
 def worker_exit(server: Any, worker: Any) -> None:
