@@ -15,10 +15,11 @@ import peewee
 from peewee import Database, Model
 
 from kit.clock import EPOCH, SECOND, below, moment, stored, uuid7
-from kit.errors import NotFound, Refusal
+from kit.errors import NotFound, NotStored, Refusal
 from kit.pages import newest
-from kit.storage import contains, execute, is_postgresql, placeholders, uuid
+from kit.storage import execute, is_postgresql, placeholders, uuid
 from schemas import (
+    LARGEST_ID,
     HasTransactions,
     KeyUsed,
     Locked,
@@ -79,16 +80,20 @@ TABLES: list[type[Model]] = [StationTable, TransactionTable, RetentionTable]
 # Each of these conditions has an index of its own. The planner finds it by these very words.
 WAITING = "retry_at IS NOT NULL AND expires_at IS NULL"
 OPEN = "retry_at IS NOT NULL AND expires_at > 0"
+NEXT_ID = (  # the id of the next station in SQLite, and in PostgreSQL
+    "SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'station'",
+    "SELECT last_value + is_called::int FROM station_id_seq",
+)
 
 
 # Stations
 
 
 def fold(text: str) -> str:
-    """A text as it is searched: without letter case, and however its accents were typed."""
-    # İ is an I with a dot above; an i has that dot already.
-    folded = normalize("NFD", text).casefold().replace("i\u0307", "i")
-    return normalize("NFC", folded)
+    """A text as it is searched: without letter case, and however its letters were typed."""
+    # The upper case of a dotless i is I. İ is an I with a dot above; an i has that dot already.
+    folded = normalize("NFKD", text).upper().casefold().replace("i\u0307", "i")
+    return normalize("NFKC", folded)
 
 
 def get_station(database: Database, station_id: int) -> Station:
@@ -100,16 +105,20 @@ def get_station(database: Database, station_id: int) -> Station:
 
 def list_stations(database: Database, limit: int, after: int = 0, q: str = "") -> list[Station]:
     """At most `limit` stations with an id above `after` and `q` in their description, newest last."""
-    found = f"AND {contains(database, 'description')}" if q else ""
+    # Release 1.1 leaves `folded` null. No function that finds a text has one name in both databases.
+    text = "coalesce(folded, description)"
+    found, values = (f"AND replace({text}, ?, '') <> {text}", [fold(q)]) if q else ("", [])
     statement = f"SELECT id, description FROM station WHERE id > ? {found} ORDER BY id LIMIT ?"
-    return [Station(*row) for row in execute(database, statement, after, *([q] if q else []), limit)]
+    return [Station(*row) for row in execute(database, statement, after, *values, limit)]
 
 
 def create_station(database: Database, description: str) -> Station:
-    """The new station, with its id."""
-    ((station_id,),) = execute(
-        database, "INSERT INTO station (description) VALUES (?) RETURNING id", description
-    )
+    """The new station, with its id; raises NotStored if all ids have been given out."""
+    ((next_id,),) = execute(database, NEXT_ID[is_postgresql(database)])
+    if next_id > LARGEST_ID:
+        raise NotStored(f"Station ids end at {LARGEST_ID} and all have been used, so nothing was stored.")
+    statement = "INSERT INTO station (description, folded) VALUES (?, ?) RETURNING id"
+    ((station_id,),) = execute(database, statement, description, fold(description))
     return Station(station_id, description)
 
 

@@ -22,7 +22,8 @@ class Status(StrEnum):
     EXPIRED = "EXPIRED"
 
 
-StationId = Annotated[int, Meta(ge=1, le=2**31 - 1, examples=[1])]
+LARGEST_ID = 2**31 - 1  # of a station; PostgreSQL has no larger integer
+StationId = Annotated[int, Meta(ge=1, le=LARGEST_ID, examples=[1])]
 TransactionId = Annotated[
     UUID, Meta(description="UUIDv7", examples=["019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"])
 ]
@@ -46,7 +47,7 @@ Search = Annotated[
         max_length=255,
         pattern=NO_NUL,
         extra={"allowed": "1 to 255 characters, and no NUL"},
-        description="list those with this text in their description, in any letter case",
+        description="list those with this text in their description, in any letter case and however typed",
     ),
 ]
 TAG = r'(?:W/)?("[!#-~]*")'  # an entity tag (RFC 9110, section 8.8.3)

@@ -216,11 +216,7 @@ def connect(url: str, connections: int) -> Any:
         # IMMEDIATE: a transaction that reads first and writes later would fail if another process writes.
         options: dict[str, Any] = {"pragmas": PRAGMAS, "lock_type": "IMMEDIATE", "check_same_thread": False}
         uri = f"file://{quote(os.path.abspath(file))}?mode=rw"
-        database = PooledSqliteDatabase(
-            uri, uri=True, max_connections=connections, timeout=PATIENCE, **options
-        )
-        database.register_function(str.casefold, "casefold", 1)
-        return database
+        return PooledSqliteDatabase(uri, uri=True, max_connections=connections, timeout=PATIENCE, **options)
     options = {name: value for name, value in NETWORK.items() if f"{name}=" not in url}
     url = "postgresql" + url.removeprefix("postgresql").removeprefix("postgres")
     options |= {"max_connections": connections, "timeout": PATIENCE}
@@ -349,17 +345,6 @@ def execute(database: Any, statement: str, *values: Any) -> list[tuple[Any, ...]
 def placeholders(values: Sized) -> str:
     """A place for each of these values, in parentheses."""
     return f"({', '.join('?' * len(values))})"
-
-
-def contains(database: Database, column: str) -> str:
-    """The condition that a column contains a text, in any letter case of any script.
-
-    SQLite's own functions know no letters but ASCII. PostgreSQL's `lower` tells two small sigmas apart.
-    """
-    if is_postgresql(database):
-        upper = 'upper({}::text COLLATE "und-x-icu")'
-        return f"strpos({upper.format(column)}, {upper.format('?')}) > 0"
-    return f"instr(casefold({column}), casefold(?)) > 0"
 
 
 def uuid(found: str | UUID) -> UUID:

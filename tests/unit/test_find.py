@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 
 import models
-from calls import new_station, new_transaction, send, settle, walk
+from calls import new_station, new_transaction, send, service, settle, walk
 from kit import storage
 from kit.clock import SECOND, moment, uuid7
 from kit.storage import execute
@@ -42,19 +42,43 @@ only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indire
         ("a_b", [3]),
         ("a%b", []),
         ("axb", []),
+        ("café", [6]),
+        ("cafe\u0301", [6]),
+        ("CAFÉ", [6]),
+        ("istanbul", [7]),
+        ("İSTANBUL", [7]),
+        ("i\u0307stanbul", [7]),
+        ("\u0131sparta", [8]),
+        ("isparta", [8]),
+        ("STRASSE", [8]),
+        ("\ufb01liale \uff11", [8]),
         ("\\", [5]),
         ("'", [5]),
         ("?", [5]),
         ("{}", [5]),
-        (" ", [2, 3]),
+        (" ", [2, 3, 8]),
         ("nope", []),
     ],
 )
 def test_a_search_finds_a_text_in_any_letter_case_and_takes_it_literally(api, q, found):
-    for description in ("Übung", "ÉCOLE 100%", "Σίγμας a_b", "ВОКЗАЛ", "\\'?{}%s"):
+    mac, wide = "Cafe\u0301", "ISPARTA Straße Filiale 1"
+    for description in ("Übung", "ÉCOLE 100%", "Σίγμας a_b", "ВОКЗАЛ", "\\'?{}%s", mac, "İstanbul", wide):
         new_station(api, description)
+    assert api.get("/stations/6").json["description"] == mac  # as it was typed
     found = [5, *found] if q == "%" else found
     assert sorted(one["id"] for one in api.get(f"/stations?q={quote(q)}").json["items"]) == sorted(found)
+
+
+def test_a_search_finds_a_changed_description_and_what_release_1_1_stored(api):
+    for _ in range(2):
+        new_station(api, "İzmir")
+    send(api, "PATCH", "/stations/1", {"description": "Ödemiş"})
+    execute(service().store.database, "UPDATE station SET folded = NULL WHERE id = 2")
+
+    def found(q):
+        return [one["id"] for one in api.get(f"/stations?q={quote(q)}").json["items"]]
+
+    assert (found("ÖDEMİŞ"), found("izmir"), found("zmir")) == ([1], [], [2])
 
 
 def test_a_search_has_pages_too(api):

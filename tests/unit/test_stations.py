@@ -2,7 +2,8 @@
 
 import pytest
 
-from calls import JSON, assert_problem, new_station, new_transaction, send, settle
+from calls import JSON, assert_problem, new_station, new_transaction, send, service, settle
+from kit.storage import execute, is_postgresql
 
 
 def test_a_station_reads_as_it_was_created(api):
@@ -59,6 +60,23 @@ def test_a_deleted_id_is_never_given_again(api):
     for station in api.get("/stations").json["items"]:
         api.delete(f"/stations/{station['id']}")
     assert new_station(api) == newest + 2
+
+
+def test_after_the_last_id_no_station_is_stored(api):
+    new_station(api)
+    database = service().store.database
+    for last in (2**31 - 2, 2**31 - 1):
+        if is_postgresql(database):
+            execute(database, "SELECT setval('station_id_seq', ?)", last)
+        else:
+            execute(database, "UPDATE sqlite_sequence SET seq = ? WHERE name = 'station'", last)
+        answer = send(api, "POST", "/stations", {"description": "x"})
+        if last < 2**31 - 1:
+            assert (answer.status_int, answer.json["id"]) == (201, last + 1)
+            assert api.delete(f"/stations/{last + 1}").status_int == 204
+    assert_problem(answer, 503, "Service Unavailable", "2147483647", "nothing was stored")
+    assert api.get("/stations").json["items"] == [{"id": 1, "description": "Teste"}]
+    assert new_transaction(api)["status"] == "PENDING"
 
 
 def test_a_station_that_has_transactions_stays(api):
