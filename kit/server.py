@@ -1,15 +1,18 @@
 """gunicorn's ASGI worker with limits for clients that do nothing, and a stop that loses no answer."""
 
 import asyncio
+import re
 import resource
 import select
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import msgspec
-from gunicorn.asgi import protocol
+from gunicorn.asgi import parser, protocol
+from gunicorn.http.errors import ExpectationFailed
 from gunicorn.workers import gasgi
 
 from kit.errors import Problem, title
@@ -17,10 +20,19 @@ from kit.logs import REQUEST_ID, begin_request
 
 MOST = 20_000  # connections, if the limit of descriptors allows so many
 OTHERS = 100  # descriptors that are not clients' connections: the database, the broker, files
-LAST_CHUNK = b"\n0\r\n\r\n"  # with no trailer after it (RFC 9112, section 7.1)
-HALF_CLOSED = 1.0  # seconds in which a client that sends nothing more still gets its answer
+LARGEST_HEAD = 16 * 1024  # bytes of a request's line and headers
+LARGEST_CHUNKED = 1024 * 1024  # bytes of a chunked request with all its sizes and extensions
+TOKEN = rb"[0-9A-Za-z!#$%&'*+.^_`|~-]+"
+VALUE = TOKEN + rb'|"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+CHUNK = re.compile(rb"([0-9A-Fa-f]+)(?:[ \t]*;[ \t]*%b(?:=(?:%b))?)*\r\n" % (TOKEN, VALUE))  # RFC 9112, 7.1
+TRAILERS = re.compile(rb"(?:%b:[\t -~\x80-\xff]*\r\n)*" % TOKEN)
+STATUSES = {"LimitRequestLine": 414, "ExpectationFailed": 417, "LimitRequestHeaders": 431}
+STATUSES["UnsupportedTransferCoding"] = 501
+FIRST_BYTE = b"H"  # of every answer
+LOOK = 0.3  # seconds between two looks whether a client that has sent all it wants to send is still there
+TCP_CLOSE = 7  # the state of a socket whose peer has reset the connection (linux/tcp_states.h)
 STUCK = 10.0  # seconds in which a client must have read something of what we sent
-REST = 2.0  # seconds in which a client may send the rest of a body that we refused
+REST = 2.0  # seconds in which a client may send the rest of a request that we refused
 LINGER = 0.25  # seconds that a connection is idle before we close it when we stop
 ENDING = 2.0  # seconds that answers may take when we stop
 
@@ -30,45 +42,92 @@ ASGIWorker: Any = gasgi.ASGIWorker
 
 
 class Connection(Protocol):  # type: ignore[misc]
-    """A client's connection. While it has no request, another that needs its place may close it."""
+    """A client's connection. While it has no complete request, another may take its place.
+
+    tests/system/test_gunicorn_worker.py shows for each override what gunicorn does without it.
+    """
 
     _closed: bool
-    _tail = b""  # the last bytes that came
+    _callback_parser: Any
+    _response_buffer: bytes
     _half_closed = False
+    _refused = False  # the rest of a request may still come, and we do not want it
+    _sent = 0  # how many bytes of the head of this answer are sent
     _stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
+        self._fed = bytearray()  # what the parser has got of a head or of a chunked request
         super().connection_made(transport)
         self._arm_keepalive_timer()  # gunicorn waits for the first request without a limit
         if self.worker.nr_conns > self.worker.worker_connections:
             oldest = next(iter(self.worker.idle))  # the one that has been idle for longest
             del self.worker.idle[oldest]
-            oldest._close_transport()
-
-    def _arm_keepalive_timer(self) -> None:
-        self.worker.idle[self] = self.worker.loop.time()
-        super()._arm_keepalive_timer()
-
-    def _on_headers_complete(self) -> bool:
-        self.worker.idle.pop(self, None)
-        return bool(super()._on_headers_complete())
-
-    def data_received(self, data: bytes) -> None:
-        self._tail = (self._tail + data)[-len(LAST_CHUNK) :]
-        super().data_received(data)
-
-    def _on_message_complete(self) -> None:
-        """gunicorn's parsers skip what is after the last chunk, malformed or not. We refuse it."""
-        if self._current_request.chunked and self._tail != LAST_CHUNK:
-            self._body_receiver._body_wait_expired = True
-            self._body_receiver._wake_waiter()
-        else:
-            super()._on_message_complete()
+            oldest.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.worker.idle.pop(self, None)
-        self.resume_writing()
         super().connection_lost(exc)
+
+    def _arm_keepalive_timer(self) -> None:
+        if self._half_closed:
+            self._keepalive_timeout()
+        else:
+            self.worker.idle[self] = self.worker.loop.time()
+            super()._arm_keepalive_timer()
+
+    # What comes
+
+    def _feed_callback_parser(self, data: bytes) -> bool:
+        """Parse it, in pieces, since the parser moves all that follows a chunk. False: we close."""
+        try:
+            while data and self._callback_parser:
+                request = self._current_request
+                piece = data[: LARGEST_HEAD if request else LARGEST_HEAD - len(self._fed)]
+                if not request or (request.chunked and self._unread):
+                    self._fed += piece
+                if not piece or len(self._fed) > LARGEST_CHUNKED:
+                    raise parser.LimitRequestHeaders(f"its head is longer than {LARGEST_HEAD} bytes")
+                self._callback_parser.feed(piece)
+                data = data[len(piece) :]
+        except Exception as error:  # each parser has its own
+            if not self._body_receiver:
+                self._send_error_response(STATUSES.get(type(error).__name__, 400), str(error))
+                self._close_transport()
+                return False
+            self._refuse_body()
+        if self._unread:
+            self.worker.idle.setdefault(self, self.worker.loop.time())
+        return True
+
+    def _on_headers_complete(self) -> bool:
+        for name, value in self._callback_parser.asgi_headers:
+            if name == b"expect" and value.lower() != b"100-continue":
+                raise ExpectationFailed(value.decode("latin1"))
+        return bool(super()._on_headers_complete())
+
+    def _on_message_complete(self) -> None:
+        if self._current_request.chunked and not self._well_formed():
+            self._refuse_body()
+        else:
+            super()._on_message_complete()
+        self._fed.clear()
+        self.worker.idle.pop(self, None)
+
+    def _well_formed(self) -> bool:
+        """gunicorn's parsers skip a chunk's extensions and what follows the last chunk, malformed or not."""
+        fed, start = self._fed, self._fed.index(b"\r\n\r\n") + 4
+        end = len(fed) - len(self._callback_parser.remaining()) - 2
+        while chunk := CHUNK.match(fed, start):
+            if (size := int(chunk[1], 16)) == 0:
+                return bool(TRAILERS.fullmatch(fed, chunk.end(), end))
+            start = chunk.end() + size + 2
+        return False
+
+    def _refuse_body(self) -> None:
+        """Let the app answer that the body did not come completely. What still comes is thrown away."""
+        self._callback_parser = None
+        self._body_receiver._body_wait_expired = True
+        self._body_receiver._wake_waiter()
 
     @property
     def _unread(self) -> bool:
@@ -76,46 +135,74 @@ class Connection(Protocol):  # type: ignore[misc]
         return self._body_receiver is not None and not self._body_receiver._complete
 
     def eof_received(self) -> bool:
-        """The client sends nothing more. It may still read its answer, so keep our half open.
+        """The client sends nothing more. It still gets its answer; a stream ends. (gunicorn drops both.)"""
+        if self._closed or not self._body_receiver:
+            return False
+        self._half_closed = True
+        if self._unread:
+            self._refuse_body()
+        if self._sent > 1:
+            self._task.cancel()
+        self.worker.loop.call_later(LOOK, self._look)
+        return True
 
-        One that has gone looks the same, so it has a moment only. (gunicorn would drop the answer.)
-        """
-        self._half_closed = self._body_receiver is not None and not self._closed
-        if self._half_closed and self._unread:
-            self._body_receiver._body_wait_expired = True
-            self._body_receiver._wake_waiter()
-        if self._half_closed:
-            self.worker.loop.call_later(HALF_CLOSED, self._cancel_task_if_pending)
-        return self._half_closed
+    def _look(self) -> None:
+        """Break off if the client has gone. We only learn that if we send something, so begin the answer."""
+        if self.transport.is_closing():
+            return
+        connection = self.transport.get_extra_info("socket")
+        if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE:
+            self.transport.abort()
+            return
+        if not self._sent:
+            self._safe_write(FIRST_BYTE)
+            self._sent = 1
+        self.worker.loop.call_later(LOOK, self._look)
+
+    # What we send
+
+    def _send_response_start(self, *given: Any, **named: Any) -> None:
+        super()._send_response_start(*given, **named)
+        self._response_buffer = self._response_buffer[self._sent :]
+        self._sent += len(self._response_buffer)
 
     def pause_writing(self) -> None:
-        """The client does not read. Break off if it goes on like this."""
         super().pause_writing()
-        self._stuck = self.worker.loop.call_later(STUCK, self.transport.abort)
+        self._break_off_if_stuck()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._stuck:
             self._stuck.cancel()
 
+    def _break_off_if_stuck(self, before: int = 0) -> None:
+        """See to it that a client that reads nothing for STUCK is cut off."""
+        left = self.transport.get_write_buffer_size()
+        if left and left == before:
+            self.transport.abort()
+        elif left:
+            self._stuck = self.worker.loop.call_later(STUCK, self._break_off_if_stuck, left)
+
     def _close_transport(self) -> None:
-        """Close, but first read the rest of a body that was refused: otherwise our answer may get lost.
+        """Close, but first read the rest of a request that we refused: otherwise our answer may get lost.
 
         The client's kernel drops what it has not read if we close before it has sent all (RFC 9112, 9.6).
         """
-        if self._unread and not self._closed and not self._half_closed:
-            self._closed, self._callback_parser = True, None  # what comes is thrown away
+        if self._closed:
+            return
+        self.worker.idle[self] = self.worker.loop.time()
+        if (self._unread or self._refused) and not self._half_closed:
+            self._closed, self._callback_parser = True, None
             self._resume_reading()
             self.transport.write_eof()
             self.worker.loop.call_later(REST, self.transport.close)
-            return
-        super()._close_transport()
-        if self.transport.get_write_buffer_size():  # closing sends the rest first, without a limit
-            self.worker.loop.call_later(STUCK, self.transport.abort)
+        else:
+            super()._close_transport()
+            self._break_off_if_stuck()  # closing sends the rest first, without a limit
 
     def _will_close(self, request: Any, response_requires_close: bool) -> bool:
         """gunicorn does not say beforehand that it closes if the body was not read."""
-        ending = self._unread or self._half_closed or self.worker.stopping
+        ending = self._unread or (self.worker.stopping and not self._callback_parser.remaining())
         return ending or bool(super()._will_close(request, response_requires_close))
 
     def _is_websocket_upgrade(self, request: Any) -> bool:
@@ -123,6 +210,7 @@ class Connection(Protocol):  # type: ignore[misc]
 
     async def _serve_http_request(self, request: Any, sockname: Any, peername: Any) -> bool:
         # gunicorn makes a task for each request, for apps that go on working after their answer.
+        self._sent = 0
         return bool(await self._handle_http_request(request, sockname, peername))
 
     def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
@@ -130,6 +218,7 @@ class Connection(Protocol):  # type: ignore[misc]
         if self._closed:  # gunicorn calls this, too, if the client of a request has gone
             return
         request_id, about = begin_request(), {"event": "request_invalid"}
+        self._refused = True
         client = (self.transport.get_extra_info("peername") or [""])[0]
         # After a colon, gunicorn quotes what it cannot read, which may be a mistyped header with a token.
         self.log.warning("Invalid request from ip=%s: %s", client, message.split(": ")[0], extra=about)
@@ -150,9 +239,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **named: Any):
         super().__init__(*args, **named)
-        self.idle: dict[
-            Connection, float
-        ] = {}  # connections without a request, and since when; oldest first
+        self.idle: dict[Connection, float] = {}  # those without a complete request, oldest first; since when
         self.stopping = False  # from now on each answer says that its connection is closed
         self.on_stop: Callable[[], None] = lambda: None
         self._main: asyncio.Task[None] | None = None
@@ -190,7 +277,6 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         self.stopping = True
         self.on_stop()
         until = self.loop.time() + ENDING
-        await asyncio.sleep(LINGER)
         await self._stop_listening()
         while self.nr_conns and self.loop.time() < until:
             self._close_idle()
@@ -216,17 +302,12 @@ class Worker(ASGIWorker):  # type: ignore[misc]
 
     def _close_idle(self) -> None:
         """Close those that have been idle for LINGER, unless there is something to read."""
-        poll, latest = select.poll(), self.loop.time() - LINGER
-        idle = {}
-        for connection, since in self.idle.items():
-            number = connection.transport.get_extra_info("socket").fileno()
-            if since < latest and number >= 0:
-                poll.register(number, select.POLLIN)
-                idle[number] = connection
-        for number, _ in poll.poll(0):
-            del idle[number]
-        for connection in idle.values():
-            connection._close_transport()
+        for connection, since in list(self.idle.items()):
+            poll = select.poll()
+            with suppress(ValueError):  # it is closed already
+                poll.register(connection.transport.get_extra_info("socket"), select.POLLIN)
+                if since < self.loop.time() - LINGER and not poll.poll(0):
+                    connection.transport.close()
 
 
 def connections() -> int:
