@@ -275,7 +275,7 @@ class Service(HttpServer):
     def __init__(
         self, folder: Path, broker: Broker, port: int | None = None, name: str = "service", **environment
     ):
-        port = port or free_port()
+        self.broker, port = broker, port or free_port()
         command = [sys.executable, *shlex.split(PROCFILE["web"].removeprefix("exec "))[1:]]
         own = {"BIND": f"127.0.0.1:{port}", "DATABASE_URL": f"sqlite:///{folder}/energy2go.db"}
         super().__init__(name, command, folder, broker.environment_of_clients | own | environment, port)

@@ -7,27 +7,32 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from checks import alive
 from idle import CROWDS, KEPT, WAIT, Crowd, everybody
-from programs import Service, wait_until
+from programs import Broker, Equipment, Service, wait_until
 from raw import answer
 from trial import children, resident
 
 PROMPTLY = 5  # seconds
 
 
-@pytest.fixture
-def limited(tmp_path, programs, broker):
-    """A function that starts the service with so many descriptors, and waits until it is alive."""
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory):
+    """A function that returns the service with so many descriptors and one station; it starts each once."""
+    started, services = [Broker(tmp_path_factory.mktemp("limits")).start()], {}
 
-    def start(descriptors: int, **options) -> Service:
-        service = Service(tmp_path, broker, **options)
-        service.command = ["prlimit", f"--nofile={descriptors}:{descriptors}", *service.command]
-        programs.append(service.start())
-        wait_until(lambda: alive(service), "the service is alive")
-        return service
+    def start(descriptors: int) -> Service:
+        if descriptors not in services:
+            service = Service(tmp_path_factory.mktemp("limits"), started[0])
+            service.command = ["prlimit", f"--nofile={descriptors}:{descriptors}", *service.command]
+            started.append(service.start())
+            wait_until(service.ready, "the service is ready")
+            assert service.post("/stations", {"description": "Teste"}).status == 201
+            services[descriptors] = service
+        return services[descriptors]
 
-    return start
+    yield start
+    for program in reversed(started):
+        program.close()
 
 
 @pytest.fixture
@@ -70,19 +75,18 @@ def test_a_connection_that_stays_open_is_still_good_while_many_do_nothing(limite
         assert answer(kept).startswith(b"HTTP/1.1 200 ")
 
 
-def test_with_few_descriptors_it_says_that_fewer_can_wait(limited, many, equipment):
+def test_with_few_descriptors_it_says_that_fewer_can_wait(limited, many, tmp_path, programs):
     service = limited(1024)
     (waits,) = re.findall(r"leaves room for WAITS=(\d+) only", service.said())
     assert 100 < int(waits) < 1000
-    wait_until(service.ready, "the service is ready")
-    service.post("/stations", {"description": "Teste"})
     (worker,) = children(service.pid)
     waiting = many(service, int(waits), WAIT)
     wait_until(lambda: waiters(service) == int(waits), "all wait")
     assert_past_waits(service)
     assert_answers(service, worker)
-    equipment()
+    programs.append(Equipment(tmp_path, service.broker).start())
     for connection in waiting:
+        connection.settimeout(30)
         head, _, body = answer(connection).partition(b"\r\n\r\n")
         assert b"\r\nPreference-Applied: wait=20" in head
         assert json.loads(body)["status"] in ("COMPLETED", "ERROR")
