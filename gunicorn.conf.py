@@ -134,7 +134,7 @@ def stay_on_one_processor() -> None:
     Python runs one thread at a time. Handing its lock to a thread on another processor and back costs as
     much as the work itself (docs/bench.md). If a sandbox forbids this, the service is only slower.
     """
-    with contextlib.suppress(OSError), open("/proc/self/stat") as stat:
+    with contextlib.suppress(OSError), open("/proc/self/stat", encoding="utf-8") as stat:
         processor = stat.read().rpartition(")")[2].split()[36]  # proc(5): field 39, the 37th after the name
         for thread in os.listdir("/proc/self/task"):  # the log has one already
             os.sched_setaffinity(int(thread), {int(processor)})

@@ -110,8 +110,9 @@ def lock() -> int:
         descriptor = os.open(LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        other = LOCK.read_text("utf-8")
         raise SystemExit(
-            f"var/ is in use: another `make run` (process {LOCK.read_text()}) has not ended. Stop it first."
+            f"var/ is in use: another `make run` (process {other}) has not ended. Stop it first."
         ) from None
     except OSError as error:
         raise SystemExit(f"{LOCK} cannot be opened: {error.strerror}. Who owns var/?") from None
@@ -152,7 +153,7 @@ def main() -> None:
     check_ports(settings)
     programs: list[Program] = []
     with foreground(), ExitStack() as started:
-        for line in Path("Procfile").read_text().splitlines():
+        for line in Path("Procfile").read_text("utf-8").splitlines():
             name, command = line.split(": ", 1)
             programs.append(started.enter_context(Program(name, command, descriptor)))
             until(lambda: listens(broker_address(settings)), programs)

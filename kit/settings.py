@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import msgspec
 import psycopg
-from dotenv import dotenv_values, load_dotenv
+from dotenv import dotenv_values
 from msgspec import Meta
 from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conninfo
 from psycopg.pq import PGconn
@@ -94,10 +94,12 @@ FIELDS = {field.encode_name: field for field in msgspec.structs.fields(Settings)
 def load() -> Settings:
     """Read the environment, and `.env` for what it leaves out; raises SystemExit with a sentence."""
     try:
-        load_dotenv(ROOT / ".env", override=False)
+        for name, text in dotenv_values(ROOT / ".env").items():
+            os.environb.setdefault(name.encode(), (text or "").encode())  # os.environ may know ASCII only
     except (OSError, UnicodeDecodeError) as error:
         raise refusal(f".env: cannot be read ({error}).") from None
-    given = {name: value for name, value in os.environ.items() if value and name in FIELDS}
+    given = {name: os.environb.get(name.encode(), b"").decode(errors="surrogateescape") for name in FIELDS}
+    given = {name: value for name, value in given.items() if value}
     for name, value in given.items():
         if not value.isprintable():  # bytes that are not UTF-8 come as surrogates
             refuse(name, "must be printable text in UTF-8")

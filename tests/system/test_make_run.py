@@ -76,7 +76,12 @@ def test_it_starts_in_order_says_ready_once_all_are_and_ctrl_c_stops_it_quietly(
     "variables",
     [
         {"MQTT_HOST": "::1"},
-        {"LC_ALL": "C", "MQTT_PASSWORD": "Schlüssel-€", "VALIDATOR_PASSWORD": "Zaunkönig"},
+        {
+            "LC_ALL": "C",
+            "PYTHONUTF8": "0",
+            "MQTT_PASSWORD": "Schlüssel-€",
+            "VALIDATOR_PASSWORD": "Zaunkönig",
+        },
         {"LOG_FORMAT": "json"},
     ],
     ids=["IPv6", "beyond ASCII", "JSON"],
