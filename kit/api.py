@@ -3,6 +3,7 @@
 Bottle finds the route of a request and runs the hooks; then the app calls the handler, which may wait.
 """
 
+import asyncio
 import inspect
 import logging
 import mimetypes
@@ -24,6 +25,7 @@ from kit.requests import convert, header
 
 log = logging.getLogger(__name__)
 
+GONE = 499  # the status by which we count a request whose client has gone
 ANSWER = "kit.answer"  # where a request's environment has its answer, or the call of its handler
 PROBES = ("/healthz", "/readyz")  # answer 503 again and again while something is wrong
 SECURITY_HEADERS = {
@@ -113,6 +115,9 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
             self.wsgi(environ, lambda *_: None)
             found = environ.pop(ANSWER)
             answer: Answer = found if isinstance(found, Answer) else await found
+        except asyncio.CancelledError:
+            self.note(environ, Answer(GONE), time.perf_counter() - began)
+            raise
         finally:
             self.requests.in_progress -= 1
         if answer.body and isinstance(answer.body, bytes):

@@ -7,6 +7,7 @@ from programs import Service
 from raw import POST, answer, connect
 
 KEPT = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+FOLLOW = KEPT.replace(b"/healthz", b"/events")
 WAIT = POST.replace(b"stations", b"transactions") + b"Prefer: wait=20\r\n"
 WAIT += b'Content-Length: 17\r\n\r\n{"station_id": 1}'
 

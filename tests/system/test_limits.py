@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from idle import CROWDS, KEPT, WAIT, Crowd, everybody
+from idle import CROWDS, FOLLOW, KEPT, WAIT, Crowd, everybody
 from programs import Broker, Equipment, Service, wait_until
-from raw import answer
+from raw import answer, talk
 from trial import children, resident
 
 PROMPTLY = 5  # seconds
@@ -107,7 +107,12 @@ def test_with_hardly_any_descriptors_it_still_works(limited, many, descriptors):
 
 def waiters(service: Service) -> int:
     """How many requests wait for a verdict."""
-    return int(float(re.search(rb"^energy2go_waiters (\S+)", service.get("/metrics").body, re.M)[1]))
+    return counted(service, "energy2go_waiters")
+
+
+def counted(service: Service, pattern: str) -> int:
+    """The value of the metric whose name and labels match."""
+    return int(float(re.search(rf"^{pattern} (\S+)", service.get("/metrics").body.decode(), re.M)[1]))
 
 
 def assert_past_waits(service: Service) -> None:
@@ -136,6 +141,33 @@ def test_50_that_wait_hold_neither_a_reader_nor_a_connection_to_the_database(ser
         bodies = [{"station_id": 1}] * 100
         answers = list(pool.map(lambda body: running.post("/transactions", body).status, bodies))
     assert answers == [201] * 100
+
+
+def test_a_client_that_has_gone_gives_its_place_back(service, many):
+    running = service(WAITS="50")
+    running.post("/stations", {"description": "Teste"})
+    for asked, gauge in (
+        (WAIT, "waiters"),
+        (FOLLOW, "followers"),
+        (WAIT.replace(b"/1.1", b"/1.0"), "waiters"),
+    ):
+        with Crowd(running) as crowd:
+            crowd.open(60, asked)
+            wait_until(lambda gauge=gauge: counted(running, f"energy2go_{gauge}") == 50, "no place is free")
+        wait_until(lambda gauge=gauge: counted(running, f"energy2go_{gauge}") == 0, "all are free", 2)
+    gone = r'http_requests_total{method="POST",route="/transactions",status="499"}'
+    assert counted(running, re.escape(gone)) == 100
+
+
+@pytest.mark.parametrize("version", [b"HTTP/1.0", b"HTTP/1.1"])
+def test_a_client_that_half_closes_gets_its_verdict(service, equipment, version):
+    equipment(VALIDATOR_DELAY_MS="2500")
+    running = service()
+    running.post("/stations", {"description": "Teste"})
+    head, _, body = talk(running.port, WAIT.replace(b"HTTP/1.1", version)).partition(b"\r\n\r\n")
+    assert head.startswith(version + b" 201 Created\r\n")
+    assert b"\r\nPreference-Applied: wait=20" in head
+    assert json.loads(body)["status"] in ("COMPLETED", "ERROR")
 
 
 def test_1000_that_wait_get_their_verdicts_in_128_mb(service, equipment, many):
