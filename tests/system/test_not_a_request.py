@@ -174,15 +174,46 @@ def test_an_answer_is_not_followed_by_another_if_the_body_was_malformed(service,
     assert answer.count(b"HTTP/1.1 ") == 1
 
 
+CHANGES = [
+    b"POST /stations",
+    b"PUT /stations/1",
+    b"PATCH /stations/1",
+    b"DELETE /stations/1",
+    b"POST /transactions/019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57/retry",
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("case", ENCODED)
-def test_an_encoded_body_is_refused(service, case):
-    assert_problem(talk(service.port, POST + ENCODED[case] + FULL), 415, "Content-Encoding")
+def test_an_encoded_body_is_refused(service, case, change):
+    data = POST.replace(b"POST /stations", change) + ENCODED[case] + FULL
+    assert_problem(talk(service.port, data), 415, "Content-Encoding")
 
 
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("coding", [b"gzip, chunked", b"deflate,chunked", b"Gzip, Chunked"])
-def test_a_body_with_another_transfer_coding_is_refused(service, coding):
-    data = POST + b"Transfer-Encoding: %s\r\n\r\n14\r\n" % coding + BODY + LAST
-    assert_problem(talk(service.port, data), 415, "Transfer-Encoding")
+def test_a_body_with_another_transfer_coding_is_refused(service, coding, change):
+    for body in (b"14\r\n" + BODY + LAST, b"0\r\n\r\n"):
+        data = POST.replace(b"POST /stations", change) + b"Transfer-Encoding: %s\r\n\r\n" % coding + body
+        assert_problem(talk(service.port, data), 415, "Transfer-Encoding")
+
+
+def test_names_of_headers_are_written_as_in_the_document(service):
+    document = service.get("/openapi.json").json["components"]["headers"]
+    names, seen = {name.lower(): name for name in document}, set()
+    for method, path, headers in (
+        *(("GET", path, []) for path in ("/stations/1", "/stations?limit=1", "/nowhere", "/", "/swagger/")),
+        ("PATCH", "/stations/1", [("Content-Type", "application/json")]),
+        ("GET", "/stations/1", [("If-None-Match", "*")]),
+        ("DELETE", "/stations/1", [("If-Match", '"x"')]),
+        ("TRACE", "/stations", []),
+        ("OPTIONS", "/", []),
+    ):
+        _, given, _ = ask(service, method, path, headers, b"{}" if method == "PATCH" else b"")
+        for name in given:
+            assert name == names.get(name.lower(), name), (method, path)
+        seen |= set(given)
+    assert {"ETag", "Allow", "X-Request-ID", "Cache-Control"} <= seen
 
 
 @pytest.mark.parametrize(
