@@ -28,7 +28,7 @@ from kit.logs import REQUEST, Summary, end_the_process, note
 from kit.settings import Settings
 from kit.storage import LONGEST_WRITE, OPENING, InDoubt, NotWritten, Store, is_postgresql
 from kit.threads import hand_over, resolve
-from models import FIRST, Draft, Settled, Timeouts
+from models import FIRST, LOCKED, Draft, Timeouts
 from schemas import Status, Transaction
 
 log = logging.getLogger(__name__)
@@ -329,7 +329,7 @@ class Ledger:
         """Hand over results, to the requests that wait with one call for all."""
         waiting = []
         for job, result in results:
-            if isinstance(result, Settled) and result.kind == "locked":
+            if job.function is batch.settle and (result == LOCKED or isinstance(result, NotStored)):
                 self._hold(job)
                 continue
             job.result = result

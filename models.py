@@ -389,6 +389,9 @@ class Settled(NamedTuple):
     delay: int | None = None
 
 
+LOCKED = Settled("locked")
+
+
 def settle(database: Database, verdicts: Sequence[Verdict], now: int, clock: int) -> list[Settled]:
     """Store the first verdict of each transaction that has none; returns the outcome of each."""
     first = {verdict.transaction_id: verdict.status for verdict in reversed(verdicts)}
@@ -409,7 +412,7 @@ def settle(database: Database, verdicts: Sequence[Verdict], now: int, clock: int
             return changed.pop(verdict.transaction_id)
         stored = others.get(verdict.transaction_id)
         if stored in (Status.PENDING, Status.EXPIRED):
-            return Settled("locked")
+            return LOCKED
         return Settled(
             "unknown" if not stored else "duplicate" if stored == verdict.status else "contradiction"
         )

@@ -303,12 +303,15 @@ def probe(database: Database) -> None:
 def lock(database: Database) -> None:
     """Make every other writer wait until this database transaction ends. (SQLite: BEGIN IMMEDIATE does.)
 
-    From here on, this one waits only a moment for a row that some other session has locked.
+    From here on, this one waits only a moment for a row that some other session has locked. If this process
+    freezes, the server ends the session, so that other replicas can write.
     """
     if is_postgresql(database):
-        limit = "set_config('lock_timeout', '{}s', true)".format
-        statement = f"SELECT {limit(LONGEST_WRITE)}, pg_advisory_xact_lock(?), {limit(LONGEST_ROW_LOCK)}"
-        execute(database, statement, WRITERS)
+        limit = "set_config('{}', '{}s', true)".format
+        before = limit("lock_timeout", LONGEST_WRITE)
+        before += ", " + limit("idle_in_transaction_session_timeout", LONGEST_WRITE)
+        after = limit("lock_timeout", LONGEST_ROW_LOCK)
+        execute(database, f"SELECT {before}, pg_advisory_xact_lock(?), {after}", WRITERS)
 
 
 @contextmanager

@@ -5,6 +5,7 @@
 
 import contextlib
 import itertools
+import os
 import signal
 import sqlite3
 import time
@@ -230,3 +231,50 @@ def test_a_session_locks_one_row_of_postgresql(tmp_path, programs, postgres, tab
     took = time.monotonic() - began
     table.append(("a session locks a PENDING row of PostgreSQL", 1, len(run.loads[0].accepted), 0, 0, took))
     assert set(told) == {201}
+
+
+def test_a_replica_is_frozen_while_it_holds_the_lock(tmp_path, programs, postgres, table):
+    run = Replicas(tmp_path, programs, postgres, 2).start()
+    run.load(clients=4, pause=0)
+    frozen, _ = run.services
+    (worker,) = frozen.children
+    holder = """SELECT 1 FROM pg_locks JOIN pg_stat_activity USING (pid)
+        WHERE locktype = 'advisory' AND granted AND state LIKE 'idle in transaction%'"""
+
+    def freeze() -> bool:
+        os.kill(worker, signal.SIGSTOP)
+        if run.query(holder):
+            return True
+        os.kill(worker, signal.SIGCONT)
+        return False
+
+    count = 3 if FULL else 1
+    for _ in range(count):
+        wait_until(freeze, "it is frozen while it holds the lock", 60)
+        run.more(loads=run.loads[1:])
+        os.kill(worker, signal.SIGCONT)
+        run.more()
+    accepted = sum(len(load.accepted) for load in run.loads)
+    began = time.monotonic()
+    told = run.finish()
+    took = time.monotonic() - began
+    table.append(("a replica is frozen while it holds PostgreSQL's lock", count, accepted, 0, 0, took))
+    assert set(told) <= {201, 503}
+
+
+def test_a_session_locks_the_table(tmp_path, programs, postgres, table):
+    run = Replicas(tmp_path, programs, postgres, 1).start()
+    run.load(clients=4, pause=0)
+    count = 3 if FULL else 1
+    for _ in range(count):
+        run.more()
+        with psycopg.connect(postgres.url(run.database)) as other:
+            other.execute('LOCK TABLE "transaction" IN EXCLUSIVE MODE')
+            refused = run.loads[0].statuses[503]
+            wait_until(lambda: run.loads[0].statuses[503] > refused + 3, "requests are refused")  # noqa: B023
+        run.more()
+    began = time.monotonic()
+    told = run.finish()
+    took = time.monotonic() - began
+    table.append(("a session locks PostgreSQL's table", count, len(run.loads[0].accepted), 0, 0, took))
+    assert set(told) == {201, 503}
