@@ -68,7 +68,7 @@ class Service:
         self.store = Store(settings.database_url, settings.threads + 2, MIGRATIONS, models.TABLES)
         queue = JobQueue()
         self.listener = Listener(settings, queue.put)
-        self.changes = Changes(self.read, settings.waits, loop)
+        self.changes = Changes(self.read, self.ready, settings.waits, loop)
         self.ledger = Ledger(settings, self.store, queue, self.listener, loop, self.changes.wake)
         self.metrics = metrics.registry(app.requests, self.ledger, self.listener, self)
         self._started = ExitStack()
@@ -140,11 +140,27 @@ class Service:
             problems["equipment"] = "" if "online" in listener.equipment.values() else "none is online"
         return problems
 
+    def readiness(self) -> Readiness:
+        """Whether the whole job can be done, as far as we know now; raises NotReady."""
+        problems, listener = self.problems(), self.listener
+        equipment: schemas.Equipment = listener.equipment if listener.retains else "unknown"
+        readiness = Readiness(problems["database"] or "ok", problems["broker"] or "ok", equipment)
+        if detail := "; ".join(f"{part}: {problem}" for part, problem in problems.items() if problem):
+            raise schemas.NotReady(detail, readiness)
+        return readiness
+
+    def ready(self) -> bytes:
+        """The body of /readyz, for streams of events."""
+        try:
+            return msgspec.json.encode(self.readiness())
+        except schemas.NotReady as refusal:
+            return msgspec.json.encode(refusal.problem())
+
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads besides the ledger's and the listener's."""
         gauge = metrics.gauge
-        yield gauge("energy2go_waiters", "Requests that wait for a verdict", self.changes.waiters)
-        yield gauge("energy2go_followers", "Clients that follow events", self.changes.streams)
+        yield gauge("energy2go_waiters", "Requests that wait for a verdict", self.changes.clients["waits"])
+        yield gauge("energy2go_followers", "Clients that follow events", self.changes.clients["streams"])
         ready = {part: int(not problem) for part, problem in self.problems().items()}
         yield metrics.gauge("energy2go_ready", "1 while this part of /readyz works", ready, "part")
         dropped = logs.Background.dropped
@@ -276,24 +292,28 @@ async def retry_transaction(
     return await stored(service, answer, await service.ledger.retry(id), headers.prefer)
 
 
-@app.get("/events", media_type=events.MEDIA_TYPE, sends=("Cache-Control",))
-async def follow_events(
+@app.get("/events", media_type=events.MEDIA_TYPE, sends=("Cache-Control", "X-Accel-Buffering"))
+def follow_events(
     service: Service, answer: Answer, query: schemas.EventQuery, headers: schemas.EventHeaders
 ) -> AsyncGenerator[bytes, None]:
     """Follow transactions: a server-sent event for each change of a status.
 
-    The event `transaction` has the transaction in its data, on one line. Its `id` is a cursor: send the last
-    one as `Last-Event-ID` to go on after it without a gap. Every 15 seconds there is a comment.
+    `transaction` has the transaction in its data, on one line. Each `id` is a cursor: send the last one as
+    `Last-Event-ID` to go on after it without a gap. A stream begins with `begin`, or with `reset` if changes
+    after your cursor may be missing: then all transactions that still exist follow. After 15 s without an
+    event, `heartbeat` brings the newest cursor. `ready` has the body of `/readyz`, at the start and when it
+    changes. Ignore events with other names.
     """
     cursor = None
-    for name, text in (("query.after", query.after), ("Last-Event-ID", headers.last_event_id)):
+    given = {"query.after": query.after, "query.lastEventId": query.last_event_id}
+    for name, text in (given | {"Last-Event-ID": headers.last_event_id}).items():  # the last one counts
         if text:
             try:
                 cursor = events.from_text(text)
             except ValueError as error:
                 raise Unprocessable(f"{name}: {error}.") from None
-    answer.headers["Cache-Control"] = "no-store"
-    return await service.changes.follow(cursor, query.station_id or None)
+    answer.headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return service.changes.follow(cursor, query.station_id or None)
 
 
 @app.get("/healthz", token=False)
@@ -310,12 +330,7 @@ async def readyz(service: Service) -> Readiness:
     """Tell whether the whole job can be done: stored, asked and answered."""
     with suppress(NotRead):  # `problems` says why
         await service.look(check)
-    problems, listener = service.problems(), service.listener
-    equipment: schemas.Equipment = listener.equipment if listener.retains else "unknown"
-    readiness = Readiness(problems["database"] or "ok", problems["broker"] or "ok", equipment)
-    if detail := "; ".join(f"{part}: {problem}" for part, problem in problems.items() if problem):
-        raise schemas.NotReady(detail, readiness)
-    return readiness
+    return service.readiness()
 
 
 @app.get("/metrics", media_type=metrics.CONTENT_TYPE)
@@ -352,9 +367,9 @@ async def stored(service: Service, answer: Answer, transaction: Transaction, pre
         return transaction
     seconds = min(wanted, LONGEST_WAIT)
     try:
-        transaction = await service.changes.wait(transaction.id, seconds)
+        transaction = await service.changes.wait(transaction, seconds)
         answer.headers["Preference-Applied"] = f"wait={seconds}"
-    except Unavailable:  # too many requests wait, or the database cannot be read
+    except Unavailable:  # too many clients wait, or the database cannot be read
         answer.headers["Retry-After"] = "1"
     return transaction  # it is stored, so that is the answer
 

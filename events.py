@@ -1,35 +1,38 @@
-"""What has changed, for clients that wait or follow. One task reads it for all of them.
+"""Clients that wait for a change: requests for one transaction, streams for all. One task reads for them.
 
-A change is a transaction as it was when we read it; changes come in the order of their commits. A stream of
-events only knows its cursor, so its client may be new, slow, or come back after a restart.
+A change is a transaction as it was when we read it; changes come in the order of their commits. A stream
+only knows its cursor, so its client may be new, slow, or come back after a restart.
 """
 
 import asyncio
 import logging
 import re
 from bisect import bisect_right
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
 
 import models
+from kit.clock import SECOND
 from kit.errors import Unavailable
+from kit.threads import hand_over, resolve
 from models import FIRST, Cursor
 from schemas import Status, Transaction
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "text/event-stream"
-POLL = 0.1  # seconds until we notice what another process has stored
-GAP = 0.05  # seconds between two reads while nobody waits; under load each finds many changes
-RETRY = 1.0  # seconds until a stream that is behind reads again after the database could not be read
-HEARTBEAT = 15.0  # seconds
+POLL_INTERVAL = 0.1  # seconds until we notice a change that another process stored
+WAKE_INTERVAL = 0.05  # seconds between two chunks for a stream while more than a PAGE comes in a second
+RETRY_INTERVAL = 1.0  # seconds until a stream that is behind reads again after a read failed
+HEARTBEAT_INTERVAL = 15.0  # seconds without an event
 PAGE = 100  # changes in one read, and events in one chunk
 RECENT = 1000  # events that we keep in memory
-TOO_MANY = "Too many requests wait or follow already."
+TOO_MANY = "Too many clients are waiting or following."
 
 
 class Event(NamedTuple):
@@ -41,114 +44,124 @@ class Event(NamedTuple):
 class Changes:
     """The clients that wait or follow, at most `places`. All of it runs in the loop, except `wake`.
 
-    `read` calls a function of `models` in a thread; it may raise Unavailable.
+    `read` calls a function of `models` in a thread; it may raise Unavailable. `ready` returns the body of
+    /readyz.
     """
 
-    def __init__(self, read: Callable[..., Awaitable[Any]], places: int, loop: asyncio.AbstractEventLoop):
-        self._read, self._places, self._loop = read, places, loop
-        self.waiters = self.streams = 0
-        self._waiting: dict[UUID, set[asyncio.Future[Transaction | None]]] = {}
+    def __init__(
+        self,
+        read: Callable[..., Awaitable[Any]],
+        ready: Callable[[], bytes],
+        places: int,
+        loop: asyncio.AbstractEventLoop,
+    ):
+        self._read, self._ready, self._places, self._loop = read, ready, places, loop
+        self.clients = Counter(waits=0, streams=0)
+        self._needed_until = 0.0  # the reader, if no client is there
+        self._waits: defaultdict[UUID, set[asyncio.Future[Transaction | None]]] = defaultdict(set)
         self._recent: list[Event] = []  # all changes between these two cursors
         self._since = self._position = FIRST
-        self._due, self._news = asyncio.Event(), asyncio.Event()
+        self._due, self._news = loop.create_future(), loop.create_future()  # wake the reader, the streams
+        self._waking: asyncio.TimerHandle | None = None  # will wake the streams
+        self._readiness = b""  # the event that describes it
+        self._catching_up = asyncio.Lock()  # streams that are behind leave the other threads to requests
         self._reader: asyncio.Task[None] | None = None
         self._ended = False
 
     def wake(self) -> None:
         """Something has changed. The ledger calls this in its thread; without clients it costs nothing."""
         if self._reader:
-            with suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._due.set)
+            hand_over(self._loop, [(self._due, None)])
 
     def end(self) -> None:
         """The service is about to stop: end all waits and streams."""
         self._ended = True
-        for woken in self._waiting.values():
-            resolve(woken, None)
-        self._tell()
+        resolve([(self._due, None), *((changed, None) for one in self._waits.values() for changed in one)])
+        self._wake_streams()
 
-    async def wait(self, transaction_id: UUID, seconds: float) -> Transaction:
+    async def wait(self, transaction: Transaction, seconds: float) -> Transaction:
         """A transaction once it is not PENDING, or as it is after so many seconds; raises Unavailable."""
-        self._check_places()
-        self.waiters += 1
-        changed = self._loop.create_future()
-        self._waiting.setdefault(transaction_id, set()).add(changed)
-        try:
-            await self._start_reading()
-            # Read it only now: a change that comes from here on finds this client.
-            transaction: Transaction = await self._read(models.get_transaction, transaction_id)
-            if transaction.status is Status.PENDING and not self._ended:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(seconds):
-                        return await changed or transaction
-                transaction = await self._read(models.get_transaction, transaction_id)
+        if transaction.status is not Status.PENDING:
             return transaction
-        finally:
-            self.waiters -= 1
-            self._waiting[transaction_id].discard(changed)
-            if not self._waiting[transaction_id]:
-                del self._waiting[transaction_id]
+        with self._place("waits"):
+            changed = self._loop.create_future()
+            self._waits[transaction.id].add(changed)
+            try:
+                if not self._reader or models.cursor(transaction) <= self._position:
+                    await self._start_reading()
+                    # Read it only now: a change that comes from here on finds this client.
+                    transaction = await self._read(models.get_transaction, transaction.id)
+                if self._ended or transaction.status is not Status.PENDING:
+                    return transaction
+                await asyncio.wait([changed], timeout=seconds)
+                if changed.done():
+                    return changed.result() or transaction
+                latest: Transaction = await self._read(models.get_transaction, transaction.id)
+                return latest
+            finally:
+                self._waits[transaction.id].discard(changed)
+                if not self._waits[transaction.id]:
+                    del self._waits[transaction.id]
 
     async def follow(self, cursor: Cursor | None, station_id: int | None) -> AsyncGenerator[bytes, None]:
-        """A stream of what changes after `cursor`, or from now on; raises Unavailable. It must be closed."""
-        self._check_places()
-        self.streams += 1  # a place from here on, also while we read
-        try:
-            cursor = cursor or await self._read(models.newest_change)
+        """A stream of what changes after `cursor`, or from now on. Its first step may raise Unavailable."""
+        with self._place("streams"):
             await self._start_reading()
-        except BaseException:
-            self.streams -= 1
-            raise
-        stream = self._stream(cursor, station_id)
-        await anext(stream)  # from here on closing it gives the place back
-        return stream
-
-    def _check_places(self) -> None:
-        if self.waiters + self.streams >= self._places:
-            raise Unavailable(TOO_MANY)
-
-    async def _stream(self, cursor: Cursor, station_id: int | None) -> AsyncGenerator[bytes, None]:
-        try:
-            yield b""
-            told = cursor  # where a client goes on that gets no event
-            yield f": the stream begins\nid: {to_text(cursor)}\n\n".encode()
+            deleted, newest = await self._read(models.known_changes)
+            complete = cursor is None or deleted <= cursor <= newest
+            cursor = (cursor or newest) if complete else FIRST
+            self._look_at_readiness()
+            readiness = self._readiness
+            yield block("begin" if complete else "reset", b"{}", cursor) + readiness
+            heartbeat_at = self._loop.time() + HEARTBEAT_INTERVAL
             while not self._ended:
-                chunk, cursor = await self._next(cursor, station_id)
-                if self._ended and not chunk:
-                    break
-                if not chunk:  # it is quiet; after other stations' changes there is a newer cursor to tell
-                    chunk = b":\n" if cursor == told else f"id: {to_text(cursor)}\n\n".encode()
-                    told = cursor
-                yield chunk
-        finally:
-            self.streams -= 1
+                news = self._news
+                chunk, cursor = await self._events(cursor, station_id)
+                if not chunk and self._loop.time() >= heartbeat_at:
+                    chunk = block("heartbeat", b"{}", cursor)
+                if chunk:
+                    heartbeat_at = self._loop.time() + HEARTBEAT_INTERVAL
+                if readiness != self._readiness:
+                    readiness = self._readiness
+                    chunk += readiness
+                if chunk:
+                    yield chunk
+                elif cursor >= self._position:
+                    await asyncio.wait([news], timeout=heartbeat_at - self._loop.time())
 
-    async def _next(self, cursor: Cursor, station_id: int | None) -> tuple[bytes, Cursor]:
-        """The events after a cursor, at most PAGE, or none after HEARTBEAT; and the cursor to go on from."""
-        until = self._loop.time() + HEARTBEAT
-        while not self._ended and self._loop.time() < until:
-            news, position = self._news, self._position
-            if cursor >= self._since:
-                start = bisect_right(self._recent, cursor, key=lambda event: event.cursor)
-                found = self._recent[start : start + PAGE]
-            else:
-                try:
+    @contextmanager
+    def _place(self, kind: str) -> Iterator[None]:
+        """A client's place, for as long as it is there; raises Unavailable."""
+        if self.clients.total() >= self._places:
+            raise Unavailable(TOO_MANY)
+        self.clients[kind] += 1
+        try:
+            yield
+        finally:
+            self.clients[kind] -= 1
+            self._needed_until = self._loop.time() + POLL_INTERVAL
+
+    async def _events(self, cursor: Cursor, station_id: int | None) -> tuple[bytes, Cursor]:
+        """At most PAGE events after a cursor, and the cursor to go on from. There may be more."""
+        position = self._position
+        if cursor >= self._since:
+            start = bisect_right(self._recent, cursor, key=lambda event: event.cursor)
+            found = self._recent[start : start + PAGE]
+        else:
+            try:
+                async with self._catching_up:
                     found = encoded(await self._read(models.changes, cursor, PAGE, station_id))
-                except Unavailable:
-                    await asyncio.sleep(RETRY)
-                    continue
-                if len(found) < PAGE:  # it has everything up to what had been read before
-                    cursor = max(cursor, position)
-            if found:
-                cursor = max(cursor, found[-1].cursor)
-            if text := b"".join(event.text for event in found if station_id in (None, event.station_id)):
-                return text, cursor
-            if cursor >= self._position:
-                await happens(news, until - self._loop.time())
-        return b"", cursor
+            except Unavailable:
+                await asyncio.sleep(RETRY_INTERVAL)
+                return b"", cursor
+            if len(found) < PAGE:  # it has everything that had been read before
+                cursor = max(cursor, position)
+        if found:
+            cursor = max(cursor, found[-1].cursor)
+        return b"".join(event.text for event in found if station_id in (None, event.station_id)), cursor
 
     async def _start_reading(self) -> None:
-        """See to it that a task reads all changes from here on."""
+        """Start the task that reads all changes from here on, unless it runs."""
         if self._reader is None:
             newest = await self._read(models.newest_change)
             if self._reader is None:  # another client may have been faster
@@ -156,68 +169,64 @@ class Changes:
                 self._reader = self._loop.create_task(self._read_on())
 
     async def _read_on(self) -> None:
-        """Read what is new until nobody waits or follows."""
-        idle = False
-        while self.waiters or self.streams or not idle:
-            self._due.clear()
+        """Read what changes, until there has been no client for POLL_INTERVAL."""
+        while not self._ended and (self.clients.total() or self._loop.time() < self._needed_until):
+            self._due = self._loop.create_future()
             try:
                 while changes := await self._read(models.changes, self._position, PAGE):
                     self._add(changes)
             except Unavailable:
-                pass  # we try again after POLL
+                pass  # we try again after POLL_INTERVAL
             except Exception:
                 log.exception("changes cannot be read", extra={"event": "changes_failed"})
-            if self.streams and not self.waiters:
-                await asyncio.sleep(GAP)
-            idle = not await happens(self._due, POLL)
+            if self.clients["streams"]:
+                self._look_at_readiness()
+            await asyncio.wait([self._due], timeout=POLL_INTERVAL)
         self._reader = None
 
     def _add(self, changes: list[Transaction]) -> None:
         """Hand over what has changed."""
-        for transaction in changes:
-            if transaction.status is not Status.PENDING:
-                resolve(self._waiting.get(transaction.id, ()), transaction)
+        settled = [change for change in changes if change.status is not Status.PENDING]
+        resolve([(changed, one) for one in settled for changed in self._waits.get(one.id, ())])
         self._position = models.cursor(changes[-1])
-        if not self.streams:
+        if not self.clients["streams"]:
             self._recent, self._since = [], self._position
             return
         self._recent += encoded(changes)
         if (surplus := len(self._recent) - RECENT) > 0:
             self._since = self._recent[surplus - 1].cursor
             del self._recent[:surplus]
-        self._tell()
+        if not self._waking:
+            busy = len(self._recent) > PAGE and self._recent[-PAGE].cursor[0] > self._position[0] - SECOND
+            self._waking = self._loop.call_later(WAKE_INTERVAL if busy else 0, self._wake_streams)
 
-    def _tell(self) -> None:
-        """Wake all streams."""
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+    def _wake_streams(self) -> None:
+        self._waking = None
+        news, self._news = self._news, self._loop.create_future()
+        news.set_result(None)
 
-
-async def happens(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for an event; False if it does not happen within so many seconds."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await event.wait()
-    except TimeoutError:
-        return False
-
-
-def resolve(woken: Iterable[asyncio.Future[Transaction | None]], transaction: Transaction | None) -> None:
-    """Wake these clients."""
-    for changed in woken:
-        if not changed.done():
-            changed.set_result(transaction)
+    def _look_at_readiness(self) -> None:
+        """Describe to all streams how ready the service is, if that has changed."""
+        readiness = block("ready", self._ready())
+        if readiness != self._readiness:
+            self._readiness = readiness
+            self._wake_streams()
 
 
 def encoded(changes: list[Transaction]) -> list[Event]:
-    """Changes as server-sent events (HTML, section 9.2)."""
-    events = []
-    for transaction in changes:
-        cursor = models.cursor(transaction)
-        head = f"event: transaction\nid: {to_text(cursor)}\ndata: ".encode()
-        text = head + msgspec.json.encode(transaction) + b"\n\n"
-        events.append(Event(cursor, transaction.station.id, text))
-    return events
+    """Changes as events."""
+    found = []
+    for change in changes:
+        cursor = models.cursor(change)
+        text = block("transaction", msgspec.json.encode(change), cursor)
+        found.append(Event(cursor, change.station.id, text))
+    return found
+
+
+def block(name: str, data: bytes, cursor: Cursor | None = None) -> bytes:
+    """A server-sent event (HTML, section 9.2)."""
+    head = f"event: {name}\nid: {to_text(cursor)}\n" if cursor else f"event: {name}\n"
+    return b"%bdata: %b\n\n" % (head.encode(), data)
 
 
 def to_text(cursor: Cursor) -> str:

@@ -70,7 +70,8 @@ class TransactionTable(Model):
 
 
 class RetentionTable(Model):
-    deleted = peewee.BigIntegerField()  # one row: the largest `updated` that retention has deleted
+    deleted = peewee.BigIntegerField()  # one row: the `updated` of the last change that retention deleted
+    deleted_id = peewee.UUIDField()  # and the transaction's id
 
     class Meta:
         table_name = "retention"
@@ -208,13 +209,18 @@ def newest_change(database: Database) -> Cursor:
     return (rows[0][0], uuid(rows[0][1])) if rows else FIRST
 
 
+def known_changes(database: Database) -> tuple[Cursor, Cursor]:
+    """The cursors between which a client can go on: of the last deleted change, and of the newest."""
+    deleted = deleted_until(database)
+    return deleted, max(deleted, newest_change(database))
+
+
 def changes(
     database: Database, after: Cursor, limit: int, station_id: int | None = None
 ) -> list[Transaction]:
     """At most `limit` transactions whose status changed after a cursor, in the order of their changes."""
     updated, row_id = after
-    # The plus makes the planner use the index by time. The one by station would sort all of its rows.
-    condition, values = ("AND +t.station_id = ?", [station_id]) if station_id else ("", [])
+    condition, values = ("AND t.station_id = ?", [station_id]) if station_id else ("", [])
     statement = f"""SELECT {COLUMNS} FROM "transaction" AS t {WITH_STATION}
         WHERE (t.updated, t.id) > (?, ?) {condition} ORDER BY t.updated, t.id LIMIT ?"""
     return [transaction(row) for row in execute(database, statement, updated, row_id.hex, *values, limit)]
@@ -497,12 +503,14 @@ def delete_finished(database: Database, before: int, after: Cursor, limit: int) 
     if finished:
         free = unlocked(database, f"id IN {placeholders(finished)}")
         execute(database, f'DELETE FROM "transaction" WHERE {free}', *finished)
-        newest = max(updated for updated, _, status in rows if status != "PENDING")
-        execute(database, "UPDATE retention SET deleted = ? WHERE id = 1 AND deleted < ?", newest, newest)
+        last = [(updated, uuid(row_id).hex) for updated, row_id, status in rows if status != "PENDING"][-1]
+        statement = """UPDATE retention SET deleted = ?, deleted_id = ?
+            WHERE id = 1 AND (deleted, deleted_id) < (?, ?)"""
+        execute(database, statement, *last, *last)
     return (rows[-1][0], uuid(rows[-1][1])) if len(rows) == limit else FIRST, len(finished)
 
 
-def deleted_until(database: Database) -> int:
-    """The largest `updated` that retention has deleted; 0 if it has deleted nothing."""
-    rows = execute(database, "SELECT deleted FROM retention WHERE id = 1")
-    return rows[0][0] if rows else 0
+def deleted_until(database: Database) -> Cursor:
+    """The cursor of the last change that retention has deleted; FIRST if it has deleted nothing."""
+    ((updated, row_id),) = execute(database, "SELECT deleted, deleted_id FROM retention WHERE id = 1")
+    return updated, uuid(row_id)

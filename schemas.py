@@ -87,6 +87,10 @@ Equipment = Annotated[
     dict[str, str] | Literal["unknown"],
     Meta(description="what each equipment said last", examples=[{"validator-1": "online"}]),
 ]
+Cursor = Annotated[
+    str,
+    Meta(min_length=1, description="the same as `Last-Event-ID`, which goes first, and `lastEventId` next"),
+]
 Next = Annotated[str | None, Meta(description="the next page; null on the last one")]
 
 
@@ -140,10 +144,8 @@ class StationPage(Struct):
 
 class EventQuery(Struct, forbid_unknown_fields=True):
     station_id: Annotated[StationId | UnsetType, Meta(description="of this station")] = UNSET
-    after: (
-        Annotated[str, Meta(min_length=1, description="the same as `Last-Event-ID`, which goes first")]
-        | UnsetType
-    ) = UNSET
+    after: Cursor | UnsetType = UNSET
+    last_event_id: Cursor | UnsetType = field(default=UNSET, name="lastEventId")
 
 
 class EventHeaders(Struct):

@@ -9,7 +9,7 @@ import logging
 import mimetypes
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,13 @@ SECURITY_HEADERS = {
 class Answer:
     """An answer. A handler may set its status and headers, and returns what becomes its body.
 
-    A stream must be closed. `detail` is that of a problem, as the log may have it.
+    A stream has `more` than its body, and must be closed. `detail` is that of a problem, for the log.
     """
 
-    def __init__(self, status: int, body: bytes | AsyncGenerator[bytes, None] = b"", detail: str = ""):
+    def __init__(self, status: int, body: bytes = b"", detail: str = ""):
         self.status, self.body, self.detail = status, body, detail
         self.headers: dict[str, str] = {}
+        self.more: AsyncGenerator[bytes, None] | None = None
 
 
 class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
@@ -96,16 +97,15 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
             return
         answer = await self.reply(asgi.environment(scope, await asgi.receive_body(receive)))
         encoded = [(name.encode("latin1"), value.encode("latin1")) for name, value in answer.headers.items()]
-        await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
-        if isinstance(answer.body, bytes):
+        async with aclosing(answer.more) if answer.more else nullcontext():
+            await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
             body = b"" if scope["method"] == "HEAD" else answer.body
-            await send({"type": "http.response.body", "body": body})
-            return
-        async with aclosing(answer.body) as stream:
-            if scope["method"] != "HEAD":
-                async for chunk in stream:
+            if answer.more and body:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                async for chunk in answer.more:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body"})
+                body = b""
+            await send({"type": "http.response.body", "body": body})
 
     async def reply(self, environ: dict[str, Any]) -> Answer:
         """The answer to a request in a WSGI environment. A stream counts as answered when it begins."""
@@ -120,7 +120,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
             raise
         finally:
             self.requests.in_progress -= 1
-        if answer.body and isinstance(answer.body, bytes):
+        if answer.body and not answer.more:
             answer.headers["Content-Length"] = str(len(answer.body))
         answer.headers |= {REQUEST_ID: REQUEST.get(), **SECURITY_HEADERS}
         self.note(environ, answer, time.perf_counter() - began)
@@ -131,7 +131,10 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         answer = Answer(declared.status)
         try:
             result = handler(**self.arguments(declared, path, answer))
-            if inspect.isawaitable(result):
+            if isinstance(result, AsyncGenerator):
+                answer.more = result
+                result = await anext(result)  # while a refusal can still be the answer
+            elif inspect.isawaitable(result):
                 result = await result
         except OutcomeUnknown as refusal:
             return refuse(OutcomeUnknown(f"{refusal} {declared.unknown}"))
@@ -142,8 +145,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
             return refuse(Refusal(errors.INTERNAL))
         if result is not None and answer.status != 304:  # which has no content (RFC 9110, section 15.4.5)
             answer.headers["Content-Type"] = declared.media_type
-            raw = isinstance(result, bytes | AsyncGenerator)
-            answer.body = result if raw else msgspec.json.encode(result)
+            answer.body = result if isinstance(result, bytes) else msgspec.json.encode(result)
         return answer
 
     def arguments(self, declared: Declaration, path: dict[str, str], answer: Answer) -> dict[str, Any]:

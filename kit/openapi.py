@@ -42,6 +42,7 @@ HEADERS: dict[str, tuple[str, str]] = {  # by name: its type and its meaning
     "Preference-Applied": ("string", "The preference that was honoured, such as `wait=5` (RFC 7240)."),
     "Retry-After": ("integer", "After how many seconds to try again."),
     "WWW-Authenticate": ("string", "`Bearer`: the API token is needed (RFC 6750)."),
+    "X-Accel-Buffering": ("string", "`no`: a proxy passes each event on at once."),
     "X-Request-ID": ("string", "The id that the request gave, or a new one. The service logs it too."),
 }
 

@@ -1,6 +1,8 @@
 """Columns for a verdict's reason, for search and for what was deleted; an index for events of a station."""
 
-from peewee import SQL, BigIntegerField, CharField, Model, TextField
+from uuid import UUID
+
+from peewee import BigIntegerField, CharField, Model, TextField, UUIDField
 
 from kit.storage import execute
 from models import fold
@@ -8,7 +10,8 @@ from models import fold
 
 def up(migrator, db):
     class Retention(Model):
-        deleted = BigIntegerField(constraints=[SQL("DEFAULT 0")])
+        deleted = BigIntegerField()
+        deleted_id = UUIDField()
 
         class Meta:
             database = db
@@ -20,7 +23,7 @@ def up(migrator, db):
         migrator.add_index("transaction", ("station_id", "updated", "id")),
     )
     db.create_tables([Retention])
-    Retention.insert(id=1).execute()
+    Retention.insert(id=1, deleted=0, deleted_id=UUID(int=0)).execute()
     for row_id, description in execute(db, "SELECT id, description FROM station"):
         execute(db, "UPDATE station SET folded = ? WHERE id = ?", fold(description), row_id)
 

@@ -70,34 +70,28 @@ def answer(environ, start_response):
     environ[BODY] = body if len(body) == int(environ.get("CONTENT_LENGTH") or 0) else None
     answer = run(app.app.reply(environ))
     start_response(f"{answer.status} {title(answer.status)}", list(answer.headers.items()))
-    if environ["REQUEST_METHOD"] == "HEAD" and not isinstance(answer.body, bytes):
-        run(answer.body.aclose())
-        return []
-    if isinstance(answer.body, bytes):
-        return [answer.body if environ["REQUEST_METHOD"] != "HEAD" else b""]
-    return Chunks(answer.body, run)
+    head = environ["REQUEST_METHOD"] == "HEAD"
+    if answer.more and head:
+        run(answer.more.aclose())
+    return Chunks(answer, run) if answer.more and not head else [b"" if head else answer.body]
 
 
 class Chunks:
     """A stream, chunk by chunk."""
 
-    def __init__(self, stream, run):
-        self._stream, self._run = stream, run
+    def __init__(self, answer, run):
+        self._answer, self._run = answer, run
 
     def __iter__(self):
-        return self
+        yield self._answer.body
+        while chunk := self._run(self._step()):
+            yield chunk
 
-    def __next__(self) -> bytes:
-        async def step():
-            return await anext(self._stream, None)
-
-        chunk = self._run(step())
-        if chunk is None:
-            raise StopIteration
-        return chunk
+    async def _step(self) -> bytes | None:
+        return await anext(self._answer.more, None)
 
     def close(self) -> None:
-        self._run(self._stream.aclose())
+        self._run(self._answer.more.aclose())
 
 
 def service() -> app.Service:

@@ -34,24 +34,25 @@ BAD += [f"{2**63}-{ZEROS}1", f"\u0661-{ZEROS}1", "019d31b4-7c5a-7e1f-9a40-6f2d8c
 
 
 def fields(chunk: bytes) -> list[dict[str, str]]:
-    """The events in a chunk, as a client reads them; comments are left out."""
-    found = []
-    for block in chunk.decode().removesuffix("\n\n").split("\n\n"):
-        lines = [line.split(": ", 1) for line in block.split("\n") if not line.startswith(":")]
-        found += [dict(lines)] if lines else []
+    """The events in a chunk, as a client reads them. Each has a name and data."""
+    blocks = chunk.decode().removesuffix("\n\n").split("\n\n")
+    found = [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks]
+    assert all({"event", "data"} <= event.keys() for event in found), chunk
     return found
 
 
 class Follower:
     """A client that follows until it is stopped. If its stream ends, it comes back and goes on.
 
-    `told` are the events: the id of each and its transaction. `streams` counts the streams that began,
-    `ended` those that ended as HTTP says, and `broken` those that broke off or did not begin.
+    `told` are the transactions, each with its event's id, and `names` the names of the other events.
+    `streams` counts the streams that began, `ended` those that ended as HTTP says, and `broken` those that
+    broke off or did not begin.
     """
 
     def __init__(self, server: HttpServer, cursor: str = "", path: str = "/events", again: bool = True):
         self.server, self.cursor, self.path, self.again = server, cursor, path, again
         self.told: list[tuple[str, dict]] = []
+        self.names: list[str] = []
         self.streams = self.ended = self.broken = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -62,7 +63,7 @@ class Follower:
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Leave with the next event or comment, without waiting for it."""
+        """Leave with the next event, without waiting for it."""
         self._stop.set()
 
     def last(self) -> dict[str, str]:
@@ -104,9 +105,11 @@ class Follower:
 
     def _take(self, block: bytes) -> None:
         for event in fields(block):
-            if "data" in event:
+            if event["event"] == "transaction":
                 self.told.append((event["id"], json.loads(event["data"])))
-            self.cursor = event["id"]
+            else:
+                self.names.append(event["event"])
+            self.cursor = event.get("id", self.cursor)
 
 
 def assert_complete(follower: Follower, stored: dict[str, str]) -> None:

@@ -22,7 +22,7 @@ class Log:
     """Takes the database's place: the transactions, each with its last change, in order."""
 
     def __init__(self):
-        self.rows, self.reads, self.broken = {}, [], False
+        self.rows, self.reads, self.broken, self.deleted = {}, [], False, FIRST
         self.clock = 0
 
     def change(self, number: int, status=Status.PENDING, station: int = 1) -> UUID:
@@ -44,8 +44,11 @@ class Log:
         if self.broken:
             raise Unavailable("broken")
         rows = sorted(self.rows.values(), key=models.cursor)
+        newest = models.cursor(rows[-1]) if rows else FIRST
         if function is models.newest_change:
-            return models.cursor(rows[-1]) if rows else FIRST
+            return newest
+        if function is models.known_changes:
+            return self.deleted, max(self.deleted, newest)
         if function is models.get_transaction:
             if values[0] not in self.rows:
                 raise NotFound("no")
@@ -60,8 +63,8 @@ class Log:
 
 class Bench:
     def __init__(self, loop, places: int = 100):
-        self.loop, self.log = loop, Log()
-        self.changes = Changes(self.log.read, places, loop)
+        self.loop, self.log, self.readiness = loop, Log(), b"{}"
+        self.changes = Changes(self.log.read, lambda: self.readiness, places, loop)
 
     def run(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
@@ -71,29 +74,30 @@ class Bench:
 
     def wait(self, key: UUID, seconds: float = 10):
         """A client that waits."""
-        before = self.changes.waiters
-        waiting = self.run(self.changes.wait(key, seconds))
-        wait_until(lambda: self.changes.waiters > before or waiting.done(), "it waits")
+        before = self.changes.clients["waits"]
+        waiting = self.run(self.changes.wait(self.log.rows[key], seconds))
+        wait_until(lambda: self.changes.clients["waits"] > before or waiting.done(), "it waits")
         return waiting
 
     @contextmanager
     def following(self, cursor=None, station=None):
-        """A function that returns so many events of a stream, or more."""
-        stream = self.do(self.changes.follow(cursor, station))
+        """A function that returns so many transactions of a stream, or more; `began` is its first event."""
+        stream = self.changes.follow(cursor, station)
 
         async def step():
             return await anext(stream)
 
-        assert self.do(step()).startswith(b": ")
-
         def take(count: int) -> list[int]:
             found = []
             while len(found) < count:
-                found += [event for event in fields(self.do(step())) if "data" in event]
-            return [UUID(event["id"].split("-")[1]).int for event in found]
+                events = fields(self.do(step()))
+                found += [event["id"] for event in events if event["event"] == "transaction"]
+            return [UUID(cursor.split("-")[1]).int for cursor in found]
 
         try:
-            take.step = lambda: self.do(step())
+            take.step = lambda: fields(self.do(step()))
+            take.began, ready = take.step()
+            assert ready == {"event": "ready", "data": self.readiness.decode()}
             yield take
         finally:
             self.do(stream.aclose())
@@ -105,7 +109,7 @@ def bench():
         bench = Bench(loop)
         yield bench
         loop.call_soon_threadsafe(bench.changes.end)
-        wait_until(lambda: bench.changes._reader is None, "it has stopped reading", 5)
+        wait_until(lambda: not bench.changes._reader, "it has stopped reading", 5)
 
 
 def test_a_client_that_waits_gets_the_verdict(bench):
@@ -114,8 +118,18 @@ def test_a_client_that_waits_gets_the_verdict(bench):
     bench.log.change(1, Status.COMPLETED)
     bench.changes.wake()
     assert waiting.result(5).status is Status.COMPLETED
-    assert not bench.changes._waiting
+    assert not bench.changes._waits
     assert [name for name, *_ in bench.log.reads].count("get_transaction") == 1
+
+
+def test_a_transaction_that_is_newer_than_all_that_was_read_needs_no_read_of_its_own(bench):
+    bench.wait(bench.log.change(1))
+    bench.log.reads.clear()
+    waiting = bench.wait(bench.log.change(2))
+    bench.log.change(2, Status.COMPLETED)
+    bench.changes.wake()
+    assert waiting.result(5).status is Status.COMPLETED
+    assert {name for name, *_ in bench.log.reads} == {"changes"}
 
 
 def test_a_verdict_that_another_process_stored_is_found_without_being_woken(bench):
@@ -126,46 +140,52 @@ def test_a_verdict_that_another_process_stored_is_found_without_being_woken(benc
 
 
 def test_a_verdict_that_is_there_is_not_waited_for(bench):
-    key = bench.log.change(1, Status.EXPIRED)
-    assert bench.do(bench.changes.wait(key, 30)).status is Status.EXPIRED
+    expired = bench.wait(bench.log.change(1, Status.EXPIRED), 30)
+    assert expired.result(5).status is Status.EXPIRED
+    assert bench.log.reads == []
 
 
 def test_after_its_time_a_client_gets_what_is_there(bench):
-    key = bench.log.change(1)
-    assert bench.do(bench.changes.wait(key, 0.1)).status is Status.PENDING
+    waiting = bench.wait(bench.log.change(1), 0.1)
+    assert waiting.result(5).status is Status.PENDING
 
 
 def test_what_cannot_be_read_is_not_waited_for(bench):
+    pending = bench.log.rows.pop(bench.log.change(1))
+    bench.log.change(2)
     with pytest.raises(NotFound):
-        bench.do(bench.changes.wait(UUID(UNKNOWN), 30))
+        bench.do(bench.changes.wait(pending, 30))
     bench.log.broken = True
     with pytest.raises(Unavailable):
-        bench.do(bench.changes.wait(UUID(UNKNOWN), 30))
-    assert bench.changes.waiters == 0
+        bench.do(bench.changes.wait(pending, 30))
+    with pytest.raises(Unavailable), bench.following():
+        pass
+    assert bench.changes.clients.total() == 0
     bench.log.broken = False
 
 
 def test_a_client_that_has_gone_gives_its_place_back(bench):
     waiting = bench.wait(bench.log.change(1))
     waiting.cancel()
-    wait_until(lambda: not bench.changes.waiters, "its place is free")
-    assert not bench.changes._waiting
+    wait_until(lambda: not bench.changes.clients.total(), "its place is free")
+    assert not bench.changes._waits
 
 
 def test_waits_and_streams_end_when_the_service_stops(bench):
     key = bench.log.change(1)
     waiting = bench.wait(key, 30)
-    stream = bench.do(bench.changes.follow(None, None))
+    stream = bench.changes.follow(None, None)
 
     async def rest() -> bytes:
         async with aclosing(stream):
             return b"".join([chunk async for chunk in stream])
 
     reading = bench.run(rest())
+    wait_until(lambda: bench.changes.clients.total() == 2, "both are there")
     bench.loop.call_soon_threadsafe(bench.changes.end)
     assert waiting.result(2).status is Status.PENDING
-    assert len(fields(reading.result(2))) == 1
-    assert (bench.changes.waiters, bench.changes.streams) == (0, 0)
+    assert [event["event"] for event in fields(reading.result(2))] == ["begin", "ready"]
+    assert bench.changes.clients.total() == 0
 
 
 def test_past_the_places_a_client_is_refused_until_another_leaves(bench):
@@ -173,9 +193,10 @@ def test_past_the_places_a_client_is_refused_until_another_leaves(bench):
     key = bench.log.change(1)
     waiting = bench.wait(key)
     with bench.following():
-        for refused in (bench.changes.wait(key, 1), bench.changes.follow(None, None)):
-            with pytest.raises(Unavailable, match="Too many"):
-                bench.do(refused)
+        with pytest.raises(Unavailable, match="Too many"):
+            bench.do(bench.changes.wait(bench.log.rows[key], 1))
+        with pytest.raises(Unavailable, match="Too many"), bench.following():
+            pass
     with bench.following():
         pass
     waiting.cancel()
@@ -188,6 +209,7 @@ def test_a_client_that_comes_back_has_missed_nothing(bench, station, missed):
     seen = models.cursor(next(iter(bench.log.rows.values())))
     bench.log.add(missed)
     with bench.following(seen, station) as take:
+        assert take.began == {"event": "begin", "id": events.to_text(seen), "data": "{}"}
         bench.log.add(1)
         bench.changes.wake()
         assert take(missed + 1) == list(range(2, missed + 3))
@@ -202,20 +224,53 @@ def test_a_slow_client_misses_nothing(bench):
 
 
 def test_a_stream_of_one_station_gets_no_other_and_learns_newer_cursors(bench, monkeypatch):
-    monkeypatch.setattr(events, "HEARTBEAT", 0.3)
+    monkeypatch.setattr(events, "HEARTBEAT_INTERVAL", 0.3)
     with bench.following(station=1) as take:
         bench.log.add(1)
         bench.log.add(2, station=2)
         assert take(1) == [1]
         newest = events.to_text(bench.do(bench.log.read(models.newest_change)))
-        wait_until(lambda: take.step() == f"id: {newest}\n\n".encode(), "it tells the newest cursor", 5)
-        assert take.step() == b":\n"
+        heartbeat = {"event": "heartbeat", "id": newest, "data": "{}"}
+        wait_until(lambda: take.step() == [heartbeat], "it learns the newest cursor", 5)
+        assert take.step() == [heartbeat]
+
+
+@pytest.mark.parametrize("station", [None, 1])
+@pytest.mark.parametrize(
+    ("cursor", "began"),
+    [(FIRST, "reset"), ((2, FIRST[1]), "reset"), ((3, FIRST[1]), "begin"), ((10**9, FIRST[1]), "reset")],
+)
+def test_a_cursor_is_judged_by_what_the_database_has(bench, station, cursor, began):
+    bench.log.add(5)
+    bench.log.deleted = (2, UUID(int=2))
+    with bench.following(cursor, station) as take:
+        assert take.began["event"] == began
+        assert take.began["id"] == events.to_text(FIRST if began == "reset" else cursor)
+        assert take(1) == ([1, 2, 3, 4, 5] if began == "reset" else [3, 4, 5])
+
+
+@pytest.mark.parametrize("after", [(2, UUID(int=2)), None])
+def test_a_client_that_knows_all_that_was_deleted_misses_nothing(bench, after):
+    bench.log.deleted, bench.log.clock = (2, UUID(int=2)), 2
+    with bench.following(after) as take:
+        assert take.began == {"event": "begin", "id": events.to_text(bench.log.deleted), "data": "{}"}
+        bench.log.add(1)
+        assert take(1) == [3]
+
+
+def test_each_change_of_the_readiness_is_an_event(bench):
+    with bench.following() as take, bench.following(station=1) as other:
+        for readiness in ("no broker", "ok"):
+            bench.readiness = readiness.encode()
+            assert take.step() == other.step() == [{"event": "ready", "data": readiness}]
+        bench.log.add(1)
+        assert take(1) == other(1) == [1]
 
 
 def test_without_clients_nothing_is_read(bench):
     with bench.following():
         pass
-    wait_until(lambda: bench.changes._reader is None, "it has stopped reading")
+    wait_until(lambda: not bench.changes._reader, "it has stopped reading")
     bench.log.reads.clear()
     bench.log.add(3)
     bench.changes.wake()

@@ -9,31 +9,30 @@ import pytest
 from webtest import TestRequest
 
 from calls import UNKNOWN, assert_problem, new_station, new_transaction, send, service, serving, settle
-from events import PAGE, to_text
+from events import PAGE, from_text, to_text
 from following import BAD, fields
 from kit.storage import execute
-from models import FIRST
+from models import FIRST, delete_finished
 from programs import wait_until
 from schemas import Transaction
 
 
 @contextmanager
 def following(api, path="/events", **headers):
-    """A function that returns so many events of a stream, each a pair of its id and its transaction."""
+    """A function that returns so many transactions and their events' ids; `began` is the first event."""
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     status, _, chunks = TestRequest.blank(path, headers=headers).call_application(api.app)
     assert status == "200 OK"
     stream = iter(chunks)
-    assert next(stream).startswith(b": ")
 
     def take(count: int) -> list[tuple[str, dict]]:
         found = []
         while len(found) < count:
-            found += fields(next(stream))
-        assert {event["event"] for event in found} == {"transaction"}
+            found += [event for event in fields(next(stream)) if event["event"] == "transaction"]
         return [(event["id"], json.loads(event["data"])) for event in found]
 
     try:
+        take.began, take.ready = fields(next(stream))
         yield take
     finally:
         chunks.close()
@@ -65,7 +64,7 @@ def test_what_does_not_change_a_status_is_not_told(api):
     assert told == [(stored["id"], "ERROR"), (last["id"], "PENDING")]
 
 
-@pytest.mark.parametrize("place", ["query", "header"])
+@pytest.mark.parametrize("place", ["after", "lastEventId", "header"])
 def test_a_client_goes_on_after_the_event_that_it_names(api, place):
     new_station(api)
     with following(api, f"/events?after={to_text(FIRST)}") as take:
@@ -73,18 +72,22 @@ def test_a_client_goes_on_after_the_event_that_it_names(api, place):
         told = take(5)
     assert [event["id"] for _, event in told] == keys
     cursor = told[1][0]
-    given = {"path": f"/events?after={cursor}"} if place == "query" else {"Last_Event_ID": cursor}
+    given = {"Last_Event_ID": cursor} if place == "header" else {"path": f"/events?{place}={cursor}"}
     with following(api, **given) as take:
+        assert take.began == {"event": "begin", "id": cursor, "data": "{}"}
         assert take(3) == told[2:]
 
 
 def test_the_header_goes_first_as_a_browser_repeats_its_url(api):
     new_station(api)
-    *_, third = [new_transaction(api)["id"] for _ in range(3)]
-    with following(api, f"/events?after={to_text(FIRST)}") as take:
-        (_, (cursor, _), _) = take(3)
-    with following(api, f"/events?after={to_text(FIRST)}", Last_Event_ID=cursor) as take:
-        assert [event["id"] for _, event in take(1)] == [third]
+    keys = [new_transaction(api)["id"] for _ in range(4)]
+    first = to_text(FIRST)
+    with following(api, f"/events?after={first}") as take:
+        cursors = [cursor for cursor, _ in take(4)]
+    with following(api, f"/events?after={first}&lastEventId={cursors[1]}") as take:
+        assert [event["id"] for _, event in take(2)] == keys[2:]
+    with following(api, f"/events?lastEventId={cursors[1]}", Last_Event_ID=cursors[2]) as take:
+        assert [event["id"] for _, event in take(1)] == keys[3:]
 
 
 def test_an_empty_header_is_none(api):
@@ -128,9 +131,11 @@ def test_many_changes_of_one_commit_are_told_page_by_page(api):
 @pytest.mark.parametrize("cursor", [text for text in BAD if text.strip() and text.isprintable()])
 def test_what_is_not_a_cursor_is_refused_by_its_name(api, cursor):
     title = "Unprocessable Content"
-    quoted = TestRequest.blank("/events")
-    quoted.GET["after"] = cursor
-    assert_problem(send(api, "GET", quoted.path_qs), 422, title, "query.after: ", "the id of an event")
+    for name in ("after", "lastEventId"):
+        quoted = TestRequest.blank("/events")
+        quoted.GET[name] = cursor
+        words = f"query.{name}: ", "the id of an event"
+        assert_problem(send(api, "GET", quoted.path_qs), 422, title, *words)
     if cursor.isascii():
         answer = send(api, "GET", "/events", Last_Event_ID=cursor)
         assert_problem(answer, 422, title, "Last-Event-ID: ", "the id of an event")
@@ -142,6 +147,7 @@ def test_what_is_not_a_cursor_is_refused_by_its_name(api, cursor):
     ("query", "words"),
     [
         ("after=", "query.after: "),
+        ("lastEventId=", "query.lastEventId: "),
         ("after=%20", "query.after: "),
         (f"after={to_text(FIRST)}&after={to_text(FIRST)}", "query.after: must be given only once"),
         ("station_id=0", "query.station_id: "),
@@ -161,7 +167,34 @@ def test_the_answer_says_that_it_is_a_stream(api):
     answer = send(api, "GET", "/events")
     assert answer.headers["Content-Type"] == "text/event-stream"
     assert answer.headers["Cache-Control"] == "no-store"
-    assert answer.body.startswith(b": ")
+    assert answer.headers["X-Accel-Buffering"] == "no"
+    assert "Content-Length" not in answer.headers
+    begin, ready = fields(answer.body)
+    assert begin == {"event": "begin", "id": to_text(FIRST), "data": "{}"}
+    assert ready == {"event": "ready", "data": send(api, "GET", "/readyz").text}
+
+
+def test_after_a_deletion_or_a_restore_a_stream_begins_with_reset(api):
+    new_station(api)
+    for _ in range(4):
+        settle(new_transaction(api)["id"])
+    database = service().store.database
+    keys = [item["id"] for item in api.get("/transactions").json["items"]][::-1]
+    with following(api, f"/events?after={to_text(FIRST)}") as take:
+        told = take(4)
+    cursors = [cursor for cursor, _ in told]
+    with database.connection_context():
+        second = from_text(cursors[1])
+        assert delete_finished(database, second[0] + 1, FIRST, 10) == FIRST
+    ahead = to_text((from_text(cursors[3])[0] + 1, FIRST[1]))
+    for cursor, left in ((cursors[0], keys[2:]), (ahead, keys[2:])):
+        for station in ("", "&station_id=1"):
+            with following(api, f"/events?after={cursor}{station}") as take:
+                assert take.began == {"event": "reset", "id": to_text(FIRST), "data": "{}"}
+                assert [event["id"] for _, event in take(2)] == left
+    with following(api, f"/events?after={cursors[1]}") as take:
+        assert take.began["event"] == "begin"
+        assert [event["id"] for _, event in take(2)] == keys[2:]
 
 
 def followers(api) -> str:
@@ -181,7 +214,7 @@ def test_waits_and_streams_share_their_places(tmp_path, database_url):
         new_station(api)
         with following(api), following(api):
             answer = send(api, "GET", "/events")
-            assert_problem(answer, 503, "Service Unavailable", "Too many requests wait or follow")
+            assert_problem(answer, 503, "Service Unavailable", "Too many clients are waiting or following")
             assert answer.headers["Retry-After"] == "5"
             assert send(api, "HEAD", "/events").status_int == 503
             answer = send(api, "POST", "/transactions", {"station_id": 1}, Prefer="wait=30")
@@ -214,10 +247,10 @@ def test_a_service_that_stops_ends_its_streams(tmp_path):
                     return b"".join(chunks)
 
             streams = [pool.submit(read) for _ in range(3)]
-            wait_until(lambda: stopping.changes.streams == 3, "three follow")
+            wait_until(lambda: stopping.changes.clients["streams"] == 3, "three follow")
         for stream in streams:
-            assert fields(stream.result(5)) == [{"id": to_text(FIRST)}]
-    assert stopping.changes.streams == 0
+            assert [event["event"] for event in fields(stream.result(5))][:2] == ["begin", "ready"]
+    assert stopping.changes.clients.total() == 0
 
 
 def test_the_document_describes_the_stream(api):
@@ -227,6 +260,7 @@ def test_the_document_describes_the_stream(api):
     assert {(one["in"], one["name"]) for one in says["parameters"]} == {
         ("query", "station_id"),
         ("query", "after"),
+        ("query", "lastEventId"),
         ("header", "Last-Event-ID"),
     }
     assert Transaction.__name__ in api.get("/openapi.json").json["components"]["schemas"]

@@ -29,7 +29,7 @@ def test_a_request_that_is_sent_again_waits_if_it_asks_to(api):
     with ThreadPoolExecutor() as pool:
         headers = {"Idempotency_Key": "k", "Prefer": "wait=30"}
         held = pool.submit(send, api, "POST", "/transactions", {"station_id": 1}, **headers)
-        wait_until(lambda: service().changes.waiters, "it waits")
+        wait_until(lambda: service().changes.clients["waits"], "it waits")
         settle(key, "ERROR")
         answer = held.result(20)
     assert (answer.status_int, answer.json["status"]) == (200, "ERROR")

@@ -126,7 +126,7 @@ def test_a_retry_answers_with_the_transaction_and_waits_if_asked_to(api):
     expire(key)
     with ThreadPoolExecutor() as pool:
         held = pool.submit(send, api, "POST", path + "/", Prefer="wait=30")
-        wait_until(lambda: service().changes.waiters, "it waits")
+        wait_until(lambda: service().changes.clients["waits"], "it waits")
         settle(key, "ERROR")
         answer = held.result(20)
     assert (answer.json["status"], answer.headers["Preference-Applied"]) == ("ERROR", "wait=30")
