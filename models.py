@@ -219,11 +219,15 @@ def changes(
     database: Database, after: Cursor, limit: int, station_id: int | None = None
 ) -> list[Transaction]:
     """At most `limit` transactions whose status changed after a cursor, in the order of their changes."""
-    updated, row_id = after
-    condition, values = ("AND t.station_id = ?", [station_id]) if station_id else ("", [])
+    values = [after[0], after[1].hex]
+    order, first, last = "t.updated, t.id", "?, ?", ""
+    if station_id:
+        # A range of all three columns: PostgreSQL would take the index without the station if it is busy.
+        order, first, last = f"t.station_id, {order}", "?, ?, ?", "AND t.station_id <= ?"
+        values = [station_id, *values, station_id]
     statement = f"""SELECT {COLUMNS} FROM "transaction" AS t {WITH_STATION}
-        WHERE (t.updated, t.id) > (?, ?) {condition} ORDER BY t.updated, t.id LIMIT ?"""
-    return [transaction(row) for row in execute(database, statement, updated, row_id.hex, *values, limit)]
+        WHERE ({order}) > ({first}) {last} ORDER BY {order} LIMIT ?"""
+    return [transaction(row) for row in execute(database, statement, *values, limit)]
 
 
 def cursor(transaction: Transaction) -> Cursor:

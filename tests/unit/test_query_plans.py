@@ -75,3 +75,14 @@ def test_no_query_scans_a_table_in_sqlite(database, planned):
             allowed = step.endswith(orders) and "ORDER BY" in sql
             allowed = allowed or step in ("SCAN due", "SCAN opened", "SCAN part")
             assert "SCAN" not in step or allowed or "CONSTANT" in step, (step, sql)
+
+
+def test_changes_of_a_station_are_found_by_its_index(database, planned):
+    explain = "EXPLAIN QUERY PLAN"
+    if storage.is_postgresql(database):
+        explain = "EXPLAIN"
+        database.execute_sql("SET enable_seqscan = off; SET enable_incremental_sort = off")
+    ((sql, values),) = [query for query in planned if "(t.station_id, t.updated, t.id) >" in query[0]]
+    assert "transaction_station_id_updated_id" in str(
+        database.execute_sql(f"{explain} {sql}", values).fetchall()
+    )
