@@ -185,7 +185,7 @@ def test_after_a_deletion_or_a_restore_a_stream_begins_with_reset(api):
     cursors = [cursor for cursor, _ in told]
     with database.connection_context():
         second = from_text(cursors[1])
-        assert delete_finished(database, second[0] + 1, FIRST, 10) == FIRST
+        delete_finished(database, second[0] + 1, FIRST, 10)
     ahead = to_text((from_text(cursors[3])[0] + 1, FIRST[1]))
     for cursor, left in ((cursors[0], keys[2:]), (ahead, keys[2:])):
         for station in ("", "&station_id=1"):

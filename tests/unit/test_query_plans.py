@@ -81,7 +81,8 @@ def test_changes_of_a_station_are_found_by_its_index(database, planned):
     explain = "EXPLAIN QUERY PLAN"
     if storage.is_postgresql(database):
         explain = "EXPLAIN"
-        database.execute_sql("SET enable_seqscan = off; SET enable_incremental_sort = off")
+        for step in ("seqscan", "sort", "incremental_sort"):
+            database.execute_sql(f"SET enable_{step} = off")
     ((sql, values),) = [query for query in planned if "(t.station_id, t.updated, t.id) >" in query[0]]
     assert "transaction_station_id_updated_id" in str(
         database.execute_sql(f"{explain} {sql}", values).fetchall()
