@@ -4,6 +4,7 @@ Every query is SQL text: building it from Peewee expressions took ten times as l
 are whole microseconds since 1970 (UTC) and come from the caller. Only the ledger calls what changes a row.
 """
 
+import re
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from itertools import chain
@@ -106,9 +107,10 @@ def get_station(database: Database, station_id: int) -> Station:
 
 def list_stations(database: Database, limit: int, after: int = 0, q: str = "") -> list[Station]:
     """At most `limit` stations with an id above `after` and `q` in their description, newest last."""
-    # Release 1.1 leaves `folded` null. No function that finds a text has one name in both databases.
-    text = "coalesce(folded, description)"
-    found, values = (f"AND replace({text}, ?, '') <> {text}", [fold(q)]) if q else ("", [])
+    found, values = "", []
+    if q:  # release 1.1 leaves `folded` null
+        found = "AND coalesce(folded, description) LIKE ? ESCAPE '!'"
+        values = ["%" + re.sub("([%_!])", r"!\1", fold(q)) + "%"]
     statement = f"SELECT id, description FROM station WHERE id > ? {found} ORDER BY id LIMIT ?"
     return [Station(*row) for row in execute(database, statement, after, *values, limit)]
 

@@ -41,6 +41,8 @@ only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indire
         ("100%", [2]),
         ("a_b", [3]),
         ("a%b", []),
+        ("!", []),
+        ("!%", []),
         ("axb", []),
         ("café", [6]),
         ("cafe\u0301", [6]),
