@@ -9,15 +9,18 @@ import os
 import signal
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from faulty import FaultyTrial, recovers, refused_at_once, says
 from files import NAME, backup, remove
-from programs import wait_until
+from kit import storage
+from programs import Answer, wait_until
 from replicas import Replicas, metric
-from trial import FULL
+from trial import FULL, children
 
 SOME = 10 if FULL else 2
 
@@ -196,6 +199,89 @@ def test_the_clock_is_ahead_for_a_moment_while_retention_runs(trial, table):
     wait_until(says_ahead, "the log says that the clock is behind")
     run.finish("clock of the machine is 400 days ahead for a moment, with RETENTION_DAYS=90", table)
     assert set(run.told()) == {201}
+
+
+def test_the_clock_goes_beyond_what_python_can_tell(trial, table):
+    run = trial().start(clients=1)
+    for _ in range(3 if FULL else 1):
+        run.note()
+        old = run.worker
+        run.faults.set_clock(300 * 365 * 86_400)
+        wait_until(lambda: old not in children(run.service.pid), "the worker has ended")  # noqa: B023
+        run.faults.set_clock(0)
+        run.ready()
+        run.more()
+    run.finish("clock beyond 2262", table)
+    assert set(run.told()) <= {201, 503}
+
+
+def frozen(postgres) -> contextlib.ExitStack:
+    """All processes of PostgreSQL are stopped (SIGSTOP) until the block ends."""
+    thaw = contextlib.ExitStack()
+    for pid in (postgres.pid, *postgres.children):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            thaw.callback(os.kill, pid, signal.SIGCONT)
+    return thaw
+
+
+def within(seconds: float, service, path: str) -> Answer:
+    """The answer to a GET, which must come in time."""
+    began = time.monotonic()
+    answer = service.get(path)
+    assert time.monotonic() - began < seconds, path
+    return answer
+
+
+def test_postgresql_is_frozen(tmp_path, programs, postgres, table):
+    run = Replicas(tmp_path, programs, postgres, 1).start()
+    (service,) = run.services
+    run.load(clients=4, pause=0.05)
+    for _ in range(3 if FULL else 1):
+        run.more()
+        with frozen(postgres), ThreadPoolExecutor(60) as pool:
+            began = time.monotonic()
+            paths = ["/stations", "/stations/1", "/transactions"] * 16
+            answers = pool.map(lambda path: within(6, service, path), paths)
+            health = pool.map(lambda path: within(6, service, path), ["/readyz", "/healthz", "/metrics"] * 3)
+            assert {answer.status for answer in answers} == {503}
+            assert [answer.status for answer in health] == [503, 503, 200] * 3
+            while time.monotonic() - began < (30 if FULL else 8):  # known by now, so these come at once
+                assert within(1, service, "/readyz").json["database"] != "ok"
+                assert within(1, service, "/healthz").status == 503
+                assert b"energy2go_pending_transactions" not in within(1, service, "/metrics").body
+        wait_until(lambda: service.get("/readyz").status == 200, "all works again", 6)
+    run.more()
+    run.settled()
+    began = time.monotonic()
+    run.finish()
+    table.append(
+        ("PostgreSQL frozen (SIGSTOP)", 1, len(run.loads[0].accepted), 0, 0, time.monotonic() - began)
+    )
+    with frozen(postgres), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(service.get, "/stations")
+        time.sleep(0.1)
+        began = time.monotonic()
+        service.stop()
+        assert time.monotonic() - began < 4
+        assert asked.exception() or asked.result().status == 503
+
+
+def test_a_read_that_takes_too_long_is_ended(database_url):
+    database = storage.connect(database_url, 3)
+    endless = "WITH RECURSIVE x (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM x) SELECT count(*) FROM x"
+    path = database_url.removeprefix("sqlite:///")
+    if path != database_url:
+        Path(path).touch()
+    began = time.monotonic()
+    with database.connection_context(), pytest.raises(storage.ERRORS), storage.limited(database):
+        storage.execute(database, endless)
+    assert 4 < time.monotonic() - began < 15
+    with database.connection_context(), database.atomic():  # what comes later has no limit
+        assert storage.execute(database, "SELECT 1") == [(1,)]
+        if storage.is_postgresql(database):
+            assert storage.execute(database, "SHOW statement_timeout") == [("0",)]
+    database.close_all()
 
 
 def test_postgresql_cuts_the_connections(tmp_path, programs, postgres, table):
