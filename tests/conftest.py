@@ -1,11 +1,22 @@
 """Fixtures for all tests: a list of programs to end, and an empty database."""
 
+import signal
+
 import hypothesis
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from postgres import Postgres
 from programs import Program
+
+# Under nohup or in the background, signals are ignored, and so they would be in the programs of the tests.
+for number, action in (
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGINT, signal.default_int_handler),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, action)
 
 ROWS = pytest.StashKey[list]()
 

@@ -57,7 +57,7 @@ def copy_tree(folder: Path) -> Path:
 class Desk:
     """`make run`. With a terminal, Ctrl-C is typed there; without one, make and the rest get SIGINT."""
 
-    def __init__(self, folder: Path, terminal: bool = True, **environment):
+    def __init__(self, folder: Path, terminal: bool = True, nohup: bool = False, **environment):
         self.folder, self.port, self.broker = folder, free_port(), free_port()
         own = {"BIND": f"127.0.0.1:{self.port}", "MQTT_PORT": str(self.broker), "HOME": str(folder)}
         self.environment = {"PATH": "/usr/local/bin:/usr/bin:/bin"} | COVERAGE | own | environment
@@ -65,7 +65,9 @@ class Desk:
         # `-o packages`: no test installs anything.
         command = ["setsid", "make", "-s", "-o", "packages", f"PYTHON={sys.executable}", "run"]
         if terminal:  # a shell owns it
-            command = ["setsid", "--ctty", "sh", "-c", f"{shlex.join(command[1:])}; exit $?"]
+            line = shlex.join(command[1:])
+            line = f"nohup {line} > nohup.out 2>&1 & exec sleep 600" if nohup else f"{line}; exit $?"
+            command = ["setsid", "--ctty", "sh", "-c", line]
         self.end, end = os.openpty() if terminal else os.pipe()
         self.process = subprocess.Popen(
             [*(AS_NOBODY if os.geteuid() == 0 else []), *command],

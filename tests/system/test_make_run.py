@@ -173,6 +173,19 @@ def test_closing_the_terminal_stops_everything(run):
     assert not listening(port)
 
 
+def test_with_nohup_it_outlives_its_terminal(run, folder):
+    desk = run(nohup=True)
+    said = folder / "nohup.out"
+    wait_until(lambda: said.exists() and "ready at" in said.read_text(), "it is ready", 60)
+    launcher = desk.launcher
+    desk.hang_up()
+    desk.process.wait(20)
+    assert desk.status("/readyz") == 200
+    os.kill(launcher, signal.SIGTERM)
+    wait_until(lambda: not os.path.exists(f"/proc/{launcher}"), "it has ended")
+    assert not listening(desk.port)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_stop_it_like_ctrl_c(run, number):
     desk = run()

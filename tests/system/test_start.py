@@ -1,16 +1,19 @@
 """How the service starts: on one processor, and not with settings that cannot work."""
 
+import json
 import os
 import re
 import runpy
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from programs import ROOT, Service, wait_until
+from kit.settings import VERSION
+from programs import ROOT, Equipment, Service, free_port, wait_until
 
 
 def test_all_threads_that_take_the_interpreters_lock_stay_on_one_processor(running):
@@ -36,17 +39,75 @@ def test_where_a_sandbox_forbids_that_the_service_starts_all_the_same(monkeypatc
 
 @pytest.mark.parametrize(
     ("option", "sentence"),
-    [("--preload", "preload_app: must stay off"), ("--workers=2", "workers: must be 1")],
+    [
+        ("--preload", "preload_app: must stay off"),
+        ("--workers=2", "workers: must be 1"),
+        ("--keep-alive=0", "keepalive: must be at least 1"),
+        ("--worker-connections=0", "worker_connections: must be at least 1"),
+        ("--graceful-timeout=0", "graceful_timeout: must be at least 1"),
+        ("--worker-class=sync", "worker_class: must stay"),
+        ("--asgi-lifespan=on", "asgi_lifespan: must stay"),
+    ],
 )
-def test_gunicorn_refuses_settings_that_cannot_work(service, option, sentence):
-    refused = service(ready=False)
-    refused.stop()
-    refused.command.append(option)
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_gunicorn_refuses_options_that_cannot_work(tmp_path, broker, option, sentence, log_format):
+    refused = Service(tmp_path, broker, GUNICORN_CMD_ARGS=option, LOG_FORMAT=log_format)
     process = subprocess.run(
         refused.command, cwd=ROOT, env=refused.environment, capture_output=True, text=True, timeout=30
     )
-    assert process.returncode != 0
-    assert sentence in process.stderr
+    assert process.returncode == 1
+    (line,) = (line for line in process.stderr.splitlines() if sentence in line)
+    said = [json.loads(line) for line in process.stderr.splitlines()] if log_format == "json" else []
+    assert line.startswith(sentence) or sentence in [line["message"][: len(sentence)] for line in said]
+
+
+@pytest.mark.parametrize(
+    ("bind", "open_at", "ready"),
+    [
+        ("--bind 127.0.0.1:{0}", [], ["ready at http://127.0.0.1:{0} (the live page)"]),
+        ("--bind 0.0.0.0:{0}", ["0.0.0.0:{0}"], ["ready on port {0} of every address"]),
+        ("--bind [::]:{0}", ["[::]:{0}"], ["ready on port {0} of every address"]),
+        (
+            "--bind [::1]:{1} --bind localhost:{0} --bind unix:{2}",
+            [],
+            ["ready at http://[::1]:{1} (", "ready at http://127.0.0.1:{0} (", "ready at unix:{2}"],
+        ),
+    ],
+)
+def test_it_names_the_addresses_that_gunicorn_uses(tmp_path, run, broker, bind, open_at, ready):
+    run(Equipment, broker)
+    port, path = free_port(), tmp_path / "socket"
+    names = port, free_port(), path
+    options = {"BIND": "127.0.0.1:1", "GUNICORN_CMD_ARGS": bind.format(*names)}
+    service = run(Service, broker, port=port, **options)
+    for line in ready:
+        wait_until(lambda: line.format(*names) in service.said(), "it says so")  # noqa: B023
+    warned = re.findall("WARNING gunicorn: .*API_TOKEN.* reach BIND=(.*) can", service.said())
+    assert warned == [name.format(*names) for name in open_at]
+    if path.exists():
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert client.recv(65_536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_it_logs_its_settings_without_secrets(run, broker):
+    service = run(Service, broker, API_TOKEN="sesame", **broker.environment_of_clients)
+    (line,) = re.findall("INFO gunicorn: energy2go .*", service.said())
+    assert VERSION in line
+    assert f"MQTT_PORT={broker.port}" in line
+    assert "DATABASE_URL=sqlite:///" in line
+    assert not any(secret in line for secret in ("sesame", broker.environment_of_clients["MQTT_PASSWORD"]))
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_a_closed_standard_error_costs_nothing_but_the_log(tmp_path, programs, broker, closed):
+    service = Service(tmp_path, broker)
+    service.command = ["sh", "-c", f'exec "$@" {closed}', "sh", *service.command]
+    programs.append(service.start())
+    wait_until(service.ready, "it is ready")
+    assert service.get("/nothing").status == 404
+    assert os.readlink(f"/proc/{service.children[0]}/fd/2") == os.devnull
 
 
 def test_nothing_is_opened_by_importing(tmp_path):

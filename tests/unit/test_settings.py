@@ -1,5 +1,6 @@
 """The environment: .env lists what the programs read, and a bad value is refused in a sentence."""
 
+import json
 import os
 import re
 
@@ -170,16 +171,28 @@ def test_an_address_is_a_host_and_a_port(bind, address):
 
 # What is refused
 
+# Parameters of libpq, with values that they do not take.
+LIMITED = (
+    "connect_timeout=abc connect_timeout= sslmode=bogus sslcertmode=x channel_binding=x require_auth=x "
+    "gssencmode=x target_session_attrs=x load_balance_hosts=x ssl_min_protocol_version=TLSv9 "
+    "ssl_min_protocol_version=TLSv1.3&ssl_max_protocol_version=TLSv1.2 keepalives=x keepalives_idle=5x "
+    "keepalives_interval=x keepalives_count=x tcp_user_timeout=x client_encoding=latin1 replication=database"
+)
+
 
 @pytest.mark.parametrize(
     ("name", "values"),
     {
         "BIND": "[::::]:8000 [1:2]:8000 8000 :8000 127.0.0.1 127.0.0.1: 127.0.0.1:x 127.0.0.1:0 "
-        "127.0.0.1:65536 ::1:8000 unix:/tmp/x a/b:1",
+        f"127.0.0.1:65536 ::1:8000 unix:/tmp/x a/b:1 a..b:1 {'a' * 64}:1",
         "THREADS": "16.0 1e1 016 +16 1_6 abc 0 1 257 -4 x 1.5 true 16x",
-        "DATABASE_URL": "x sqlite:// sqlite:/// sqlite:///:memory: sqlite:x.db mysql://a/b /var/energy2.db "
+        "DATABASE_URL": "x sqlite:// sqlite:/// sqlite:///:memory: sqlite:///var/ sqlite:x.db "
+        "mysql://a/b /var/energy2.db "
         "sqlite:///a#b.db sqlite:///a?z.db sqlite:///a.db?mode=ro sqlite:///a.db?journal_mode=delete "
-        "postgresql://h/d?timeout=3 postgresql://h/d?max_connections=1 postgresql://h/d?stale_timeout=1 postgresql://h:x/d",
+        "postgresql://h/d?timeout=3 postgresql://h/d?max_connections=1 postgresql://h/d?stale_timeout=1 "
+        "postgresql://h:x/d postgresql://h:0/d postgresql://h:65536/d postgresql://h,i/d?port=1,2,3 "
+        "postgresql://u:%zz@h/d postgresql://h/d?hostaddr=h postgresql://h/d?service=unknown "
+        + " ".join(f"postgresql://h/d?{text}" for text in LIMITED.split()),
         "RETENTION_DAYS": "-1 1.5 36501 30d x never",
         "MQTT_PORT": "1e3 +1883 1883.0 0 -1 65536 x 1883.5 1883/tcp",
         "MQTT_CA_FILE": "/nowhere/ca.pem / /dev/null pyproject.toml",
@@ -227,11 +240,61 @@ def test_the_sentence_lists_the_right_values(environment, name, value, right):
         settings.load()
 
 
-def test_a_refused_url_is_not_shown_with_its_password(environment):
-    environment["DATABASE_URL"] = "mysql://user:secret@host/energy2go"
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://user:secret@host/energy2go",
+        "postgresql://user:a/secret@host/d",
+        "postgresql://user:secret@host:secret/d",
+        "postgresql://user:secret@host/d?sslmode=secret",
+        "postgresql://user:sec%ret@host/d",
+    ],
+)
+def test_a_refused_url_is_not_shown_with_its_password(environment, url):
+    environment["DATABASE_URL"] = url
     with pytest.raises(SystemExit) as refused:
         settings.load()
-    assert "secret" not in str(refused.value)
+    assert "sec" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("API_TOKEN", " x"),
+        ("API_TOKEN", "x "),
+        ("API_TOKEN", "x" * 4097),
+        ("MQTT_USERNAME", "ü" * 32_768),
+        ("MQTT_PASSWORD", "x" * 65_536),
+        ("MQTT_HOST", ".".join(["a" * 60] * 5)),
+    ],
+)
+def test_what_no_packet_and_no_header_can_carry_is_refused(environment, name, value):
+    environment[name] = value
+    with pytest.raises(SystemExit, match=rf"^{name}\b.{{0,400}}\.env\.$"):
+        settings.load()
+    environment[name] = value.strip()[1:-1]
+    if name != "MQTT_HOST":
+        assert settings.load()
+
+
+def test_the_settings_are_shown_without_secrets():
+    url = "postgresql://user:secret@h,i:1/d?sslpassword=secret"
+    shown = settings.shown(Settings(database_url=url, api_token="secret", mqtt_password="secret"))
+    assert "secret" not in shown
+    assert "DATABASE_URL=postgresql://user@h,i:,1/d " in shown
+    assert "MQTT_PASSWORD=*** " in shown
+    assert "THREADS=4 WAITS=5000" in shown
+    assert "API_TOKEN= " in settings.shown(Settings())
+
+
+@pytest.mark.parametrize("variables", [{"THREADS": "x"}, {"LOG_LEVEL": "x"}, {"DATABASE_URL": "x"}])
+def test_a_refusal_is_a_line_of_json_if_the_log_is(environment, variables):
+    environment |= variables | {"LOG_FORMAT": "Json"}
+    with pytest.raises(SystemExit) as refused:
+        settings.load()
+    said = json.loads(str(refused.value))
+    assert list(said) == ["time", "level", "event", "message", "request_id", "logger", "pid"]
+    assert said["message"].startswith(*variables)
 
 
 def test_a_file_of_certificates_is_accepted(environment, tmp_path):
