@@ -311,7 +311,7 @@ def follow_events(
             try:
                 cursor = events.from_text(text)
             except ValueError as error:
-                raise Unprocessable(f"{name}: {error}.") from None
+                raise Unprocessable(f"{name}: '{{}}' {error}.", f"{text:.80}") from None
     answer.headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return service.changes.follow(cursor, query.station_id or None)
 

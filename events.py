@@ -238,5 +238,5 @@ def from_text(text: str) -> Cursor:
     """The cursor that an id stands for; raises ValueError."""
     found = re.fullmatch(r"([0-9]{1,19})-([0-9a-f]{32})", text)
     if not found or int(found[1]) >= 2**63:
-        raise ValueError(f"'{text:.80}' is not the id of an event")
+        raise ValueError("is not the id of an event")
     return int(found[1]), UUID(found[2])

@@ -126,6 +126,9 @@ def test_no_log_holds_a_secret(run, failing, broker, tmp_path, style):
         answer = service.post("/transactions", {"station_id": station}, Idempotency_Key=KEY, **authorized)
         assert answer.status == status
     assert service.post("/transactions", {"station_id": 1}, Idempotency_Key=KEY).status == 401
+    for query in ("stations?limit={}", "stations?{}=1", "transactions?status={}", "events?after={}"):
+        assert service.get("/" + query.format(KEY), **authorized).status == 422
+    assert service.post("/stations", {KEY: 1}, **authorized).status == 422
     assert service.get("/fails", **authorized).status == 500
     assert service.get("/sql", **authorized).status == 503
     for header in (f"Authorization Bearer {TOKEN}", f"Authorization: Bearer {TOKEN}\0", f"Expect: {TOKEN}"):
@@ -143,7 +146,13 @@ def test_no_log_holds_a_secret(run, failing, broker, tmp_path, style):
         assert written, program.name
         for hidden in [*SECRETS.values(), KEY, "another", "one more"]:
             assert hidden not in written, program.name
-    for expected in ("GET /fails", "RuntimeError", "Invalid request from", "refuses the connection"):
+    for expected in (
+        "query.limit: Expected `int`",
+        "GET /fails",
+        "RuntimeError",
+        "Invalid request from",
+        "refuses the connection",
+    ):
         assert expected in service.said()
     assert "station 1 " in equipment.output.read_text()
     if style == "json":
