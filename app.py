@@ -136,14 +136,14 @@ class Service:
         database = ledger.problem or ledger.stuck or self.store.read_problem
         problems = {"database": database if ledger.alive else "the ledger does not run"}
         problems["broker"] = listener.problem
-        if listener.retains and not listener.problem:
-            problems["equipment"] = "" if "online" in listener.equipment.values() else "none is online"
+        if listener.knows_equipment and not listener.problem:
+            problems["equipment"] = "" if listener.served else "none is online"
         return problems
 
     def readiness(self) -> Readiness:
         """Whether the whole job can be done, as far as we know now; raises NotReady."""
         problems, listener = self.problems(), self.listener
-        equipment: schemas.Equipment = listener.equipment if listener.retains else "unknown"
+        equipment: schemas.Equipment = listener.equipment if listener.knows_equipment else "unknown"
         readiness = Readiness(problems["database"] or "ok", problems["broker"] or "ok", equipment)
         if detail := "; ".join(f"{part}: {problem}" for part, problem in problems.items() if problem):
             raise schemas.NotReady(detail, readiness)

@@ -35,7 +35,7 @@ class Publisher(Protocol):
 
     def publish(self, questions: Iterable[Asked]) -> None: ...
 
-    def held(self, seconds: float) -> list[UUID]: ...  # questions that the broker has not taken for so long
+    def held(self, microseconds: int) -> list[UUID]: ...  # not taken by the broker for so long
 
     def watch(self) -> None: ...  # notice a broker that no longer answers
 
@@ -139,7 +139,7 @@ def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
     if not batch.publisher.subscribed or batch.session < batch.publisher.session:
         return [None] * len(items)
     database, clock, timeouts = batch.database, batch.clock, batch.timeouts
-    models.hold(database, clock, timeouts, batch.publisher.held(ROUND / SECOND))
+    models.hold(database, clock, timeouts, batch.publisher.held(ROUND))
     expired = models.expire(database, batch.now, clock)
     batch.events += [(Status.EXPIRED.value, transaction_id) for transaction_id in expired]
     batch.counts[Status.EXPIRED] += len(expired)

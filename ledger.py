@@ -66,11 +66,11 @@ class Job:
 
 
 class JobQueue(SimpleQueue[Job | None]):
-    """Where jobs wait, at most QUEUE of them; None only wakes the ledger."""
+    """Where jobs wait; None only wakes the ledger."""
 
     def put(self, job: Job | None) -> None:  # type: ignore[override]
-        """Raises queue.Full."""
-        if self.qsize() >= QUEUE:
+        """Raises queue.Full for a request while QUEUE jobs wait. The listener limits its own jobs."""
+        if job and job.future and self.qsize() >= QUEUE:
             raise Full
         super().put(job)
 
@@ -122,8 +122,7 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         """Write what is still in the queue, and end the thread."""
         self.stopping = self._stopped = True
-        with suppress(Full):  # then it is awake anyway
-            self.queue.put(None)
+        self.queue.put(None)
         self._thread.join(3)
 
     @property

@@ -1,36 +1,36 @@
-"""MQTT in the background: publishes questions, hands over verdicts, and knows how the connection is.
+"""MQTT in the background: publishes questions, hands over verdicts, and knows the state of the connection.
 
 Callbacks run in paho's thread, so they only parse and hand over: they touch no disk and wait for nothing.
-Nothing rests on paho's queue or on the broker's. What is lost on the way, the ledger asks again.
+We rely on neither paho's queue nor the broker's: the ledger asks again.
 """
 
 import logging
 import os
 import socket
+import ssl
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from queue import Full
 from secrets import token_hex
 from typing import Any, Self
 from uuid import UUID
 
 import msgspec
-from paho.mqtt import _packet
 from paho.mqtt.client import Client, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties, VariableByteIntegers
+from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from prometheus_client.core import Metric
 
 from batch import ask_again, settle
 from kit import metrics
-from kit.clock import SECOND
+from kit.clock import SECOND, Clock
+from kit.errors import Unavailable
 from kit.logs import note
+from kit.mqtt import Packed, lost, unusable
 from kit.settings import Settings
 from ledger import Job
 from models import Asked
@@ -46,64 +46,27 @@ SUBSCRIPTIONS = [(f"$share/energy2go/{VERDICTS}", 1), (f"{STATUSES}+", 1)]
 KEEPALIVE = 5  # seconds
 IN_FLIGHT = 20  # publishes that wait for their PUBACK; a broker may allow fewer (Receive Maximum)
 PACKET = 512  # bytes; a question with its topic and properties is well below that
-EQUIPMENT = 100  # status topics that are remembered
+UNACKNOWLEDGED = 1_000  # our Receive Maximum: past it the broker keeps the verdicts
+UNSTORED = 10_000  # verdicts in memory, those of earlier connections included
+EQUIPMENT, NAME = 100, 200  # equipment that is remembered; characters of a name
 NO_DELAY = socket.IPPROTO_TCP, socket.TCP_NODELAY, 1  # else Nagle's algorithm adds 40 ms to a hop
-PATIENCE = 10  # seconds that the broker may take for SUBACK, and for each PUBACK
-
-
-class Packed:
-    """The properties of a question (MQTT 5, section 3.3.2.3). With paho's, a publish costs twice as much."""
-
-    def __init__(self, seconds: int, correlation: bytes):
-        expiry = b"\x02" + seconds.to_bytes(4, "big")
-        topic, kind = text(0x08, VERDICTS.encode()), text(0x03, b"application/json")
-        packed = expiry + topic + kind + text(0x09, correlation)
-        self._packed = bytes([len(packed)]) + packed  # a length below 128 is one byte
-
-    def pack(self) -> bytes:
-        """Called by paho."""
-        return self._packed
-
-
-def text(identifier: int, value: bytes) -> bytes:
-    """A property that is a string or binary data: both have two bytes of length before them."""
-    return bytes([identifier]) + len(value).to_bytes(2, "big") + value
-
-
-class Received(Properties):
-    """The properties of a packet that came. paho builds its tables anew for each; these share one copy.
-
-    We use no property of a PUBLISH, so those are skipped. Together this saves a tenth of the service's CPU.
-    """
-
-    _tables = vars(Properties(PacketTypes.PUBLISH))  # type: ignore[no-untyped-call]
-
-    def __init__(self, packet_type: int):
-        vars(self).update(self._tables, packetType=packet_type)
-
-    def unpack(self, buffer: bytes) -> tuple[Any, int]:
-        """Called by paho; returns the properties and how many bytes they took."""
-        if self.packetType != PacketTypes.PUBLISH:
-            return super().unpack(buffer)  # type: ignore[no-any-return, no-untyped-call]
-        length, size = VariableByteIntegers.decode(buffer)  # type: ignore[no-untyped-call]
-        return self, length + size
-
-
-_packet.Properties = Received  # type: ignore[attr-defined]  # Client has no setting for it
+PATIENCE = 10 * SECOND  # that the broker may take for SUBACK, and for each PUBACK
 decode_verdict = msgspec.json.Decoder(Verdict).decode
 
 
 class Connection:
-    """One connection, from CONNACK on, within the limits that CONNACK gives (MQTT 5, section 3.2.2.3)."""
+    """One connection, within the limits that CONNACK gives (MQTT 5, section 3.2.2.3)."""
 
-    def __init__(self, limits: Any):
+    def __init__(self, awaited: str = "CONNECT", limits: Any = None, now: int = 0):
+        self.awaited = awaited  # the packet that the broker has not answered yet; "" once we are subscribed
         self.qos = min(1, getattr(limits, "MaximumQoS", 1))
         self.slots = threading.Semaphore(min(IN_FLIGHT, getattr(limits, "ReceiveMaximum", IN_FLIGHT)))
-        self.waiting: deque[tuple[float, Asked]] = deque()  # since when: what the broker cannot take yet
-        self.sent: deque[tuple[float, Asked]] = deque()  # PUBACKs come in the same order (MQTT 5, 4.6)
-        self.began = self.last_puback = time.monotonic()
-        self.retains = getattr(limits, "RetainAvailable", 1) == 1
-        self.subscribed = False
+        self.waiting: deque[tuple[int, Asked]] = deque()  # since when: what the broker cannot take yet
+        self.sent: deque[tuple[int, Asked]] = deque()  # PUBACKs come in the same order (MQTT 5, 4.6)
+        self.began = self.last_puback = now
+        self.wildcards = getattr(limits, "WildcardSubscriptionAvailable", 1) == 1
+        self.knows_equipment = self.wildcards and getattr(limits, "RetainAvailable", 1) == 1
+        self.answered = False  # a verdict has come since equipment last went offline
 
 
 class Listener:
@@ -112,44 +75,49 @@ class Listener:
     `problem` is empty while questions can be asked, else one sentence that says why they cannot.
     """
 
-    def __init__(self, settings: Settings, put: Callable[[Job], None]):
-        self.equipment: dict[str, str] = {}
+    def __init__(
+        self,
+        settings: Settings,
+        put: Callable[[Job], None],
+        clock: Clock | None = None,
+        client: Client | None = None,
+    ):
+        self.equipment: dict[str, str] = {}  # its status by name; the latest news is at the end
         self.unreadable = 0  # messages that were ignored
         self.session = 0  # how often it was subscribed
-        self._put = put
+        self._put, self._clock = put, clock or Clock()
         self._broker = f"{settings.mqtt_host}:{settings.mqtt_port}"
+        self._ca_file = settings.mqtt_ca_file
         # Why nothing is subscribed, and the last such sentence that was logged.
         self._disconnected = self._logged = f"not connected to {self._broker} yet"
         self._reason = ""  # why this connection is about to end, if we know
         self._refused = ""  # why the broker takes no questions; outlives a connection, until it takes one
-        self._connection: Connection | None = None
+        self._connection = Connection()
         self._thread: threading.Thread | None = None
         self._stopping = False
-        self._ended = False  # this connection, or this attempt at one
-        # Unique to this process: two with one id would disconnect each other endlessly (MQTT 5, 3.1.4).
-        self._client = client = Client(
-            CallbackAPIVersion.VERSION2,
-            f"energy2go-{os.getpid()}-{token_hex(6)}",
-            protocol=MQTTProtocolVersion.MQTTv5,
-            manual_ack=True,
-        )
+        self._asking = False  # the ledger is about to ask everything again
+        self._taken = self._done = 0  # verdicts; paho's thread counts the first, the ledger's the second
+        self._client = client or new_client()
+        self._set_callbacks(self._client)
         if settings.mqtt_username:
-            client.username_pw_set(settings.mqtt_username, settings.mqtt_password)
-        if settings.mqtt_ca_file:
-            client.tls_set(ca_certs=settings.mqtt_ca_file)
+            self._client.username_pw_set(settings.mqtt_username, settings.mqtt_password)
+        ours = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        ours.ReceiveMaximum, address = UNACKNOWLEDGED, (settings.mqtt_host, settings.mqtt_port)
+        self._client.connect_async(*address, KEEPALIVE, clean_start=True, properties=ours)
+
+    def _set_callbacks(self, client: Client) -> None:
         client.max_inflight_messages_set(0)  # no limit of paho's: ours follows the broker's
         client.reconnect_delay_set(0.1, 2)  # type: ignore[arg-type]  # until it is connected first
         guard = self._guarded
-        client.on_pre_connect = guard(lambda *_: self._on_pre_connect())
+        # paho takes an OSError of this one, and only of this one, for a failed attempt.
+        client.on_pre_connect = guard(lambda *_: self._on_pre_connect(), OSError)
         client.on_socket_open = guard(lambda _, __, connection: connection.setsockopt(*NO_DELAY))
-        unreached = f"{self._broker} cannot be reached"
-        client.on_connect_fail = guard(lambda *_: self._say(f"{unreached}: {sys.exception()}"))
+        client.on_connect_fail = guard(lambda *_: self._on_connect_fail(sys.exception()))
         client.on_connect = guard(lambda _, __, flags, code, limits: self._on_connect(code, limits))
         client.on_subscribe = guard(lambda _, __, mid, codes, properties: self._on_subscribe(codes))
         client.on_disconnect = guard(lambda _, __, flags, code, ___: self._on_disconnect(flags, code))
         client.on_publish = guard(lambda _, __, mid, code, properties: self._on_publish(code))
         client.on_message = guard(lambda _, __, message: self._on_message(message))
-        client.connect_async(settings.mqtt_host, settings.mqtt_port, KEEPALIVE)
 
     def __enter__(self) -> Self:
         self._client.loop_start()
@@ -158,6 +126,7 @@ class Listener:
     def __exit__(self, *_: object) -> None:
         """Disconnect, and wait at most a second for that to be sent."""
         self._stopping = True  # from here on the end of the thread is no accident
+        self._reason = self._logged = "the service is stopping"
         if self._client.disconnect() == MQTTErrorCode.MQTT_ERR_SUCCESS and self._thread:
             self._thread.join(1)
 
@@ -169,14 +138,22 @@ class Listener:
     @property
     def subscribed(self) -> bool:
         """True while questions can be asked and answered."""
-        connection = self._connection
-        return connection is not None and connection.subscribed
+        return not self._connection.awaited
 
     @property
-    def retains(self) -> bool:
-        """False if the broker does not keep what the equipment says of itself."""
-        connection = self._connection
-        return connection is None or connection.retains
+    def knows_equipment(self) -> bool:
+        """False if this broker does not pass on what equipment publishes about itself."""
+        return self._connection.knows_equipment
+
+    @property
+    def served(self) -> bool:
+        """True if some equipment works: it is online, or a verdict has come since one went offline."""
+        return self._connection.answered or "online" in self.equipment.values()
+
+    @property
+    def unstored(self) -> int:
+        """How many verdicts wait for their commit."""
+        return self._taken - self._done
 
     @property
     def problem(self) -> str:
@@ -185,34 +162,31 @@ class Listener:
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
-        connected = int(not self.problem)
-        yield metrics.gauge("energy2go_broker_connected", "1 while questions can be asked", connected)
-        online = {name: int(status == "online") for name, status in self.equipment.copy().items()}
-        yield metrics.gauge("energy2go_equipment_online", "1 while it says so", online, "equipment")
+        gauge = metrics.gauge
+        yield gauge("energy2go_broker_connected", "1 while questions can be asked", int(not self.problem))
+        online = {name: int(status == "online") for name, status in self.equipment.items()}
+        yield gauge("energy2go_equipment_online", "1 while it is online", online, "equipment")
+        yield gauge("energy2go_unstored_verdicts", "Verdicts that wait for their commit", self.unstored)
 
     # Called by the ledger
 
     def publish(self, questions: Iterable[Asked]) -> None:
         """Ask these, as fast as the broker takes them. Without a connection, drop them: the rows stay."""
-        connection = self._connection
-        if connection and connection.subscribed:
-            connection.waiting.extend((time.monotonic(), question) for question in questions)
+        connection, now = self._connection, self._clock.steady()
+        if not connection.awaited:
+            connection.waiting.extend((now, question) for question in questions)
             self._send(connection)
 
-    def held(self, seconds: float) -> list[UUID]:
-        """The questions that the broker has not acknowledged for so many seconds, sent or not."""
-        connection = self._connection
-        if connection is None:
-            return []
-        held, now = [*connection.sent.copy(), *connection.waiting.copy()], time.monotonic()
-        return [question.transaction_id for since, (question, _) in held if since < now - seconds]
+    def held(self, microseconds: int) -> list[UUID]:
+        """The questions that the broker has not acknowledged for so long, sent or not."""
+        connection, before = self._connection, self._clock.steady() - microseconds
+        held = [*connection.sent.copy(), *connection.waiting.copy()]
+        return [question.transaction_id for since, (question, _) in held if since < before]
 
     def watch(self) -> None:
-        """Hang up if the broker has not answered for PATIENCE seconds."""
-        connection, now = self._connection, time.monotonic()
-        if connection is None:
-            return
-        if not connection.subscribed and now - connection.began > PATIENCE:
+        """Hang up if the broker has not answered for PATIENCE."""
+        connection, now = self._connection, self._clock.steady()
+        if connection.awaited == "SUBSCRIBE" and now - connection.began > PATIENCE:
             self._lose(f"{self._broker} does not answer SUBSCRIBE")
         elif connection.sent and now - connection.last_puback > PATIENCE:
             self._refused = f"{self._broker} does not acknowledge what is published on {QUESTIONS}"
@@ -227,10 +201,10 @@ class Listener:
                 connection.slots.release()
                 continue
             key = question.transaction_id
-            properties: Any = Packed(max(1, backoff // SECOND), key.bytes)
+            properties: Any = Packed(max(1, backoff // SECOND), VERDICTS, key.bytes)
             note(log.debug, "transaction_asked", "%(transaction)s is asked", transaction=key)
             if not connection.sent:
-                connection.last_puback = time.monotonic()
+                connection.last_puback = self._clock.steady()
             connection.sent.append((since, (question, backoff)))
             payload = msgspec.json.encode(question)
             info = self._client.publish(QUESTIONS, payload, connection.qos, properties=properties)
@@ -238,14 +212,6 @@ class Listener:
                 text = "%(transaction)s was not published; it is asked again"
                 note(log.warning, "publish_failed", text, transaction=key)
                 return  # the connection is gone, and this window with it
-
-    def _hand_over(self, job: Job) -> None:
-        """Give a job to the ledger; drop it if too many wait, since its question will be asked again."""
-        try:
-            self._put(job)
-        except Full:
-            if job.then:
-                job.then(None)
 
     def _lose(self, reason: str) -> None:
         """Hang up for this reason. paho notices, calls `on_disconnect`, and connects again after a while."""
@@ -255,7 +221,7 @@ class Listener:
             if sock:
                 sock.shutdown(socket.SHUT_RDWR)
 
-    def _say(self, sentence: str) -> None:
+    def _report(self, sentence: str) -> None:
         """Note how the connection is; empty: questions can be asked. Log it if it is news."""
         self._disconnected = sentence
         if sentence != self._logged:
@@ -264,15 +230,17 @@ class Listener:
             text = sentence or f"subscribed at {self._broker}"
             log.log(level, "%s", text, extra={"event": "connection_changed"})
 
-    def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
+    def _guarded(self, callback: Callable[..., None], *passes: type[BaseException]) -> Callable[..., None]:
         """A callback whose exceptions cost one reconnect. One that escapes would end paho's thread."""
 
         def call(*arguments: Any) -> None:
             try:
                 callback(*arguments)
+            except passes:
+                raise
             except Exception as error:
                 log.exception("an MQTT callback failed; connecting anew", extra={"event": "callback_failed"})
-                self._connection = None
+                self._connection = Connection()
                 self._disconnected = f"a packet from {self._broker} cannot be handled: {error!r}"
                 self._lose(self._disconnected)
 
@@ -282,66 +250,59 @@ class Listener:
 
     def _on_pre_connect(self) -> None:
         self._thread = threading.current_thread()
-        self._connection, self._reason, self._ended = None, "", False
+        self._connection, self._reason = Connection(), ""
         self._client._keepalive = KEEPALIVE  # the last broker may have chosen another
+        if self._ca_file:  # read for each connection, as it may have been renewed
+            try:
+                context = ssl.create_default_context(cafile=self._ca_file)
+            except OSError as error:
+                self._reason = f"MQTT_CA_FILE={self._ca_file} cannot be read: {error.strerror or error}"
+                raise
+            self._client._ssl_context = None  # otherwise paho refuses another
+            self._client.tls_set_context(context)
+
+    def _on_connect_fail(self, error: BaseException | None) -> None:
+        self._report(self._reason or f"{self._broker} cannot be reached: {error}")
 
     def _on_connect(self, code: ReasonCode, limits: Any) -> None:
-        self._client.drop_out_messages()  # paho would send again what was not acknowledged
+        client = self._client
+        client.drop_out_messages()  # paho would send again what was not acknowledged
+        client.reconnect_delay_set(1, 2)
         # Server Keep Alive may be an hour, or 0 for never: then we would not notice a frozen broker.
-        self._client._keepalive = min(self._client._keepalive or KEEPALIVE, KEEPALIVE)
-        room = getattr(limits, "MaximumPacketSize", PACKET)
-        if code.is_failure:
-            self._reason = f"{self._broker} refuses the connection: {code}"
-        elif room < PACKET:
-            self._lose(f"{self._broker} takes {room} bytes; a question needs up to {PACKET}")
+        client._keepalive = min(client._keepalive or KEEPALIVE, KEEPALIVE)
+        if problem := unusable(code, limits, PACKET):
+            self._lose(f"{self._broker} {problem}")
         else:
-            self._connection = Connection(limits)
-            self._client.reconnect_delay_set(1, 2)
+            self._connection = Connection("SUBSCRIBE", limits, self._clock.steady())
             self._disconnected = f"{self._broker} has not answered SUBSCRIBE yet"
-            self._client.subscribe(SUBSCRIPTIONS)
+            client.subscribe(SUBSCRIPTIONS if self._connection.wildcards else SUBSCRIPTIONS[:1])
 
     def _on_subscribe(self, codes: list[ReasonCode]) -> None:
-        refusals = [code for code in codes if code.is_failure]
-        if refusals:
+        if refusals := [code for code in codes if code.is_failure]:
             self._lose(f"{self._broker} refuses the subscription: {refusals[0]}")
-        elif self._connection and not self._connection.subscribed:
+        elif self._connection.awaited == "SUBSCRIBE":
             self.session += 1
-            self._connection.subscribed = True
-            self._say("")
-            self._hand_over(Job(ask_again, self.session))
+            self._connection.awaited = ""
+            self._report("")
+            self._put(Job(ask_again, self.session))
 
     def _on_disconnect(self, flags: DisconnectFlags, code: ReasonCode) -> None:
-        if self._ended:  # paho says it twice when PINGRESP does not come; the second time explains less
-            return
-        self._ended = True
-        connection, self._connection = self._connection, None
-        self.equipment.clear()  # the next broker sends all that it retains
-        told = flags.is_disconnect_packet_from_server
-        strange = code == "Protocol error" or self._client._in_packet["command"]  # all or part of a packet
-        if self._stopping:
-            self._disconnected = "the service is stopping"
-        elif self._reason:
-            self._say(self._reason)
-        elif connection and connection.subscribed:
-            self._say(f"the connection to {self._broker} was lost: {code}")
-        elif connection:
-            self._say(f"{self._broker} closes the connection instead of answering SUBSCRIBE: {code}")
-        elif strange and not told:
-            self._say(f"{self._broker} answers with something that is not MQTT 5")
-        elif code == "Keep alive timeout" and not told:
-            self._say(f"{self._broker} accepts connections but does not answer")
-        else:
-            self._say(f"{self._broker} closes the connection instead of answering CONNECT: {code}")
+        """paho calls this twice if PINGRESP does not come. The first time explains more."""
+        awaited, cut = self._connection.awaited, self._client._in_packet["command"] != 0
+        packet = flags.is_disconnect_packet_from_server
+        self._reason = self._reason or lost(self._broker, awaited, code, packet, cut)
+        self._connection, self.equipment = Connection(), {}  # the next broker sends all that it retains
+        self._report(self._reason)
 
     def _on_publish(self, code: ReasonCode) -> None:
         connection = self._connection
         if code.is_failure:
             self._refused = f"{self._broker} refuses what is published on {QUESTIONS}: {code}"
             self._lose(self._refused)
-        elif connection and connection.sent:
+        elif connection.sent:
             self._refused = ""
             connection.sent.popleft()
-            connection.last_puback = time.monotonic()
+            connection.last_puback = self._clock.steady()
             connection.slots.release()
             self._send(connection)
 
@@ -358,10 +319,7 @@ class Listener:
         """Deal with one message. Every message is acknowledged, a verdict after its commit."""
         try:
             if topic == VERDICTS:
-                verdict = decode_verdict(payload)
-                text = f"%(transaction)s is answered: {verdict.status}"
-                note(log.debug, "transaction_answered", text, transaction=verdict.transaction_id)
-                self._hand_over(Job(settle, verdict, lambda _: acknowledge()))
+                self._settle(decode_verdict(payload), acknowledge)
                 return
             self._note(topic.removeprefix(STATUSES), payload.decode("ascii"), retained)
         except (ValueError, RecursionError) as error:  # msgspec.DecodeError is a ValueError
@@ -370,16 +328,51 @@ class Listener:
             log.warning("ignored on %.80r: %.80s: %r", topic, error, payload[:64], extra=about)
         acknowledge()
 
-    def _note(self, equipment: str, status: str, retained: bool) -> None:
-        """Note whether this equipment is there."""
+    def _settle(self, verdict: Verdict, acknowledge: Callable[[], None]) -> None:
+        """Hand a verdict to the ledger. If it cannot be stored, the broker must not hear that it was."""
+
+        def done(result: Any) -> None:
+            self._done += 1
+            if not isinstance(result, Unavailable):
+                acknowledge()
+
+        text = f"%(transaction)s is answered: {verdict.status}"
+        note(log.debug, "transaction_answered", text, transaction=verdict.transaction_id)
+        self._connection.answered = True
+        if self.unstored >= UNSTORED:
+            self._lose("too many verdicts wait for the database")
+        else:
+            self._taken += 1
+            self._put(Job(settle, verdict, done))
+
+    def _note(self, name: str, status: str, retained: bool) -> None:
+        """Note whether this equipment is there. If there is too much of it, forget the oldest `offline`."""
+        if len(name) > NAME:
+            raise ValueError(f"the name is longer than {NAME} characters")
         if status not in ("online", "offline"):
             raise ValueError("neither online nor offline")
-        first = equipment not in self.equipment and len(self.equipment) < EQUIPMENT
-        if first or equipment in self.equipment:
-            self.equipment[equipment] = status
+        others = {other: said for other, said in self.equipment.items() if other != name}
+        write = log.warning if name in self.equipment else log.info
+        if len(others) == EQUIPMENT:
+            others.pop(next((other for other, said in others.items() if said == "offline"), name), None)
+        if len(others) < EQUIPMENT:
+            self.equipment = others | {name: status}
         # A retained message was published before we subscribed, and SUBACK has asked everything again.
-        if not retained:
-            write, text = log.info if first else log.warning, "equipment %(equipment).80r is %(status)s"
-            note(write, "equipment_status", text, equipment=equipment, status=status)
-        if status == "online" and not retained:
-            self._hand_over(Job(ask_again, 0))
+        if retained:
+            return
+        text = "equipment %(equipment).80r is %(status)s"
+        note(write, "equipment_status", text, equipment=name, status=status)
+        self._connection.answered &= status == "online"
+        if status == "online" and not self._asking:
+            self._asking = True
+            self._put(Job(ask_again, 0, lambda _: setattr(self, "_asking", False)))
+
+
+def new_client() -> Client:
+    # Unique to this process: two with one id would disconnect each other endlessly (MQTT 5, 3.1.4).
+    return Client(
+        CallbackAPIVersion.VERSION2,
+        f"energy2go-{os.getpid()}-{token_hex(6)}",
+        protocol=MQTTProtocolVersion.MQTTv5,
+        manual_ack=True,
+    )

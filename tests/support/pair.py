@@ -26,8 +26,8 @@ class Pair:
         self.store, queue = Store(url, 20, MIGRATIONS, models.TABLES), JobQueue()
         self.listener = Listener(self.settings, queue.put)
         self.unheard: list[str] = []  # sentences since the last one that `says` or `ready` waited for
-        say = self.listener._say
-        self.listener._say = lambda sentence: (self.unheard.append(sentence), say(sentence))
+        say = self.listener._report
+        self.listener._report = lambda sentence: (self.unheard.append(sentence), say(sentence))
         self.started = ExitStack()
         self.loop = self.started.enter_context(looping())
         self.ledger = Ledger(self.settings, self.store, queue, self.listener, self.loop, clock=clock)
