@@ -7,7 +7,7 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from mqtt_listener import STATUSES, VERDICTS
+from mqtt_listener import NAME, STATUSES, VERDICTS
 from schemas import Status
 
 KINDS = (
@@ -193,14 +193,26 @@ garbage = (
 )
 unreadable = st.tuples(garbage, whom).map(lambda drawn: Message(VERDICTS, *drawn, "unreadable"))
 names = st.text(characters, max_size=20).filter(lambda name: not set(name) & set("+#/\0")) | st.sampled_from(
-    ["", " ", "validator-1", "$SYS", "%00", "\n\x1b[2J", "\u2028", "é" * 30_000, "a" * 65_000, "🔋" * 16_000]
+    [
+        "",
+        " ",
+        "validator-1",
+        "$SYS",
+        "%00",
+        "\n\x1b[2J",
+        "\u2028",
+        "é" * 30_000,
+        "a" * 65_000,
+        "a" * NAME,
+        "🔋" * (NAME + 1),
+    ]
 )
 SAID = [b"online", b"offline"] * 20 + [text.encode() for text in NO_EQUIPMENT_STATUS] + UNREADABLE
 
 
 def equipment_says(drawn: tuple) -> Message:
     name, payload, retained = drawn
-    means = "status" if payload in (b"online", b"offline") else "unreadable"
+    means = "status" if payload in (b"online", b"offline") and len(name) <= NAME else "unreadable"
     return Message(STATUSES + name, payload, None, means, retained)
 
 

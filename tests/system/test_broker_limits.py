@@ -5,8 +5,20 @@ from contextlib import suppress
 
 import pytest
 
+from mqtt_listener import SUBSCRIPTIONS, UNACKNOWLEDGED
 from programs import wait_until
-from scripted import CONNECT, PINGREQ, QUESTION, STATUS, connack, in_turn, puback, suback, take_and_confirm
+from scripted import (
+    CONNECT,
+    PINGREQ,
+    QUESTION,
+    STATUS,
+    SUBSCRIBE,
+    connack,
+    in_turn,
+    puback,
+    suback,
+    take_and_confirm,
+)
 
 
 class Counting:
@@ -86,9 +98,36 @@ def test_a_question_fits_into_the_packet_size_that_is_asked_for(start, scripted)
     assert broker.connection().published(QUESTION)[0].size < 512
 
 
+def test_without_shared_subscriptions_a_broker_cannot_be_used(start, scripted, mend):
+    broker = scripted(connect=connack(SharedSubscriptionAvailable=0))
+    pair = start(broker.port, validation_timeout=2)
+    pair.says("does not offer shared subscriptions", seconds=6)
+    pair.create()
+    began = time.monotonic()
+    broker.connection(3)
+    assert time.monotonic() - began < 6
+    assert not any(connection.received(SUBSCRIBE) for connection in broker.connections)
+    assert pair.count("PENDING") == 1
+    mend(broker, pair)
+
+
+def test_what_the_service_asks_for(start, scripted):
+    """It starts a clean session each time, and bounds the verdicts that it has not acknowledged."""
+    broker = scripted()
+    pair = start(broker.port)
+    for number in (1, 2):
+        pair.ready()
+        (connect,) = broker.connection(number).received(CONNECT)
+        assert (connect.clean_start, connect.will) == (True, None)
+        assert connect.properties == {"ReceiveMaximum": UNACKNOWLEDGED}
+        broker.connection(number).close()
+        pair.says("was lost")
+
+
 def test_properties_that_change_nothing_for_us(start, scripted):
     properties = {"AssignedClientIdentifier": "another", "SessionExpiryInterval": 0, "TopicAliasMaximum": 9}
-    properties |= {"WildcardSubscriptionAvailable": 1, "UserProperty": [("a", "b"), ("a", "b")]}
+    properties |= {"SharedSubscriptionAvailable": 1, "UserProperty": [("a", "b"), ("a", "b")]}
+    properties |= {"SubscriptionIdentifierAvailable": 0, "WildcardSubscriptionAvailable": 1}
     broker = scripted(
         connect=connack(ReasonString="hello", ServerReference="x", **properties), publish=take_and_confirm
     )
@@ -136,11 +175,18 @@ def test_a_limited_mosquitto(running_with, line):
     wait_until(ready, "the whole job can be done again", 6)
 
 
-def test_without_retain_the_service_is_ready_and_the_equipment_unknown(service_with, scripted):
-    broker = scripted(connect=connack(RetainAvailable=0), publish=take_and_confirm)
+@pytest.mark.parametrize("missing", ["RetainAvailable", "WildcardSubscriptionAvailable"])
+def test_without_status_topics_the_service_is_ready_and_the_equipment_unknown(
+    service_with, scripted, missing
+):
+    broker = scripted(connect=connack(**{missing: 0}), publish=take_and_confirm)
     service = service_with(broker)
     wait_until(lambda: service.get("/readyz").status == 200, "it is ready", 10)
     assert service.get("/readyz").json["equipment"] == "unknown"
+    topics = broker.connection().received(SUBSCRIBE)[0].topics
+    assert topics == [
+        topic for topic, _ in SUBSCRIPTIONS if missing == "RetainAvailable" or "+" not in topic
+    ]
     broker.connection().publish(STATUS + "validator", b"online")
     service.post("/stations", {"description": "Teste"})
     answer = service.post("/transactions", {"station_id": 1}, Prefer="wait=10")

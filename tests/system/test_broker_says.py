@@ -41,29 +41,13 @@ def says_and_is_mended(broker, pair, mend, *words: str, seconds: float = 6) -> N
 # CONNACK
 
 
-@pytest.mark.parametrize(
-    ("code", "reason"),
-    [
-        (0x80, "Unspecified error"),
-        (0x84, "Unsupported protocol version"),
-        (0x85, "Client identifier not valid"),
-        (0x86, "Bad user name or password"),
-        (0x87, "Not authorized"),
-        (0x88, "Server unavailable"),
-        (0x8A, "Banned"),
-        (0x95, "Packet too large"),
-        (0x97, "Quota exceeded"),
-        (0x9D, "Server moved"),
-        (0x9F, "Connection rate exceeded"),
-    ],
-)
 @pytest.mark.parametrize("closes", [True, False])
-def test_a_refused_connection_is_said_with_its_reason(start, scripted, code, reason, closes):
-    broker = scripted(connect=both(connack(code), *[hang_up] * closes))
-    start(broker.port).says("refuses the connection", reason, seconds=6)
+def test_a_refused_connection_is_said_with_its_reason(start, scripted, closes):
+    broker = scripted(connect=both(connack(0x87, ReasonString="no licence"), *[hang_up] * closes))
+    start(broker.port).says("refuses the connection: Not authorized, 'no licence'", seconds=6)
 
 
-@pytest.mark.parametrize("code", range(6))
+@pytest.mark.parametrize("code", [1, 5])
 def test_a_broker_of_mqtt_3_is_told_apart(start, scripted, mend, code):
     """Its CONNACK has two bytes; 1 says that it does not know the version."""
     broker = scripted(connect=both(sends(packet(CONNACK, bytes([0, code]))), hang_up))
@@ -93,10 +77,14 @@ NOT_MQTT = {
 
 
 @pytest.mark.parametrize("closes", [True, False], ids=["closes", "stays"])
-@pytest.mark.parametrize("says", NOT_MQTT)
-def test_what_is_not_mqtt_5_is_told_apart(start, scripted, says, closes):
-    broker = scripted(connect=both(sends(NOT_MQTT[says]), *[hang_up] * closes))
-    start(broker.port).says(STRANGE, seconds=8)
+def test_what_is_not_mqtt_5_is_told_apart(start, scripted, closes):
+    answers = [both(sends(answer), *[hang_up] * closes) for answer in NOT_MQTT.values()]
+    broker = scripted(connect=in_turn(*answers, nothing))
+    pair = start(broker.port)
+    pair.listener._client.reconnect_delay_set(0.01, 0.02)
+    broker.connection(len(answers) + 1, 60)
+    heard = list(zip(NOT_MQTT, pair.unheard, strict=True))
+    assert [(name, sentence) for name, sentence in heard if STRANGE not in sentence] == []
 
 
 def test_what_is_not_mqtt_5_is_forgotten_with_a_good_broker(start, scripted, mend):
@@ -128,21 +116,25 @@ def test_a_sentence_of_an_earlier_connection_does_not_stay(start, scripted, mend
 # SUBACK
 
 
-@pytest.mark.parametrize("codes", [[], [0], [1], [2], [0, 0], [1, 0], [1, 1, 1], [1] * 200])
-def test_a_suback_may_have_any_number_of_codes(start, scripted, codes):
-    broker = scripted(subscribe=suback(*codes), publish=take_and_confirm)
+def test_a_suback_may_have_any_number_of_codes(start, scripted):
+    answers = [[], [0], [1], [2], [0, 0], [1, 0], [1, 1, 1], [1] * 200]
+    broker = scripted(subscribe=in_turn(*(suback(*codes) for codes in answers)), publish=take_and_confirm)
     pair = start(broker.port)
-    pair.ready()
-    pair.settled(pair.create())
-    assert len(broker.connections) == 1
+    for number in range(len(answers)):
+        pair.ready()
+        pair.settled(pair.create())
+        broker.connection(number + 1).close()
+        pair.says("was lost")
+    assert len(broker.connections) == len(answers)
 
 
-@pytest.mark.parametrize("codes", [[0x80], [1, 0x87], [0x87, 1], [0x9E, 0x9E], [1, 1, 0x8F], [0xA2, 1]])
-def test_a_refused_subscription_is_said(start, scripted, mend, codes):
-    broker = scripted(subscribe=suback(*codes))
+def test_a_refused_subscription_is_said(start, scripted, mend):
+    answers = [[0x80], [1, 0x87], [0x87, 1], [0x9E, 0x9E], [1, 1, 0x8F], [0xA2, 1]]
+    broker = scripted(subscribe=in_turn(*(suback(*codes) for codes in answers)))
     pair = start(broker.port)
-    pair.says("refuses the subscription", seconds=6)
-    broker.connection(3)
+    broker.connection(len(answers) + 1, 30)
+    assert all("refuses the subscription" in sentence for sentence in pair.unheard)
+    assert len(pair.unheard) >= len(answers)
     says_and_is_mended(broker, pair, mend, "refuses the subscription")
 
 
@@ -189,14 +181,7 @@ def test_a_suback_that_comes_again_is_not_news(start, scripted):
     ("body", "reason"),
     [
         (b"", "Normal disconnection"),
-        (b"\0", "Normal disconnection"),
         (b"\x8b", "Server shutting down"),
-        (b"\x8b\0", "Server shutting down"),
-        (b"\x8e\0", "Session taken over"),
-        (b"\x97\0", "Quota exceeded"),
-        (b"\x98\0", "Administrative action"),
-        (b"\x8d\0", "Keep alive timeout"),
-        (b"\x82\0", "Protocol error"),
         (b"\x9d\x0a\x1c\0\7another", "Server moved"),
     ],
 )
@@ -220,9 +205,8 @@ def test_a_disconnect_instead_of_suback_is_said_with_its_reason(start, scripted,
     says_and_is_mended(broker, start(broker.port), mend, *words)
 
 
-@pytest.mark.parametrize("code", [0x82, 0x8D, 0x8B])
-def test_a_disconnect_instead_of_connack_is_said_with_its_reason(start, scripted, code):
-    broker = scripted(connect=lambda connection, packet: connection.disconnect(code))
+def test_a_disconnect_instead_of_connack_is_said_with_its_reason(start, scripted):
+    broker = scripted(connect=lambda connection, packet: connection.disconnect(0x8D))
     start(broker.port).says(f"{INSTEAD} CONNECT", seconds=6)
 
 

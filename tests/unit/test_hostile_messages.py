@@ -1,6 +1,5 @@
 """Thousands of hostile messages to the listener: each is acknowledged and counted once."""
 
-import socket
 from collections import Counter
 from uuid import UUID
 
@@ -10,8 +9,9 @@ from hypothesis import strategies as st
 
 import mqtt_listener
 from hostile import FOUR, KINDS, LINE, MB, VERDICTS_OF, judged, messages
+from kit.errors import Unavailable
 from kit.settings import Settings
-from mqtt_listener import STATUSES, Listener
+from mqtt_listener import STATUSES, VERDICTS, Listener
 from stepped import Bench
 
 AT_ONCE = 80  # messages per example
@@ -19,16 +19,11 @@ AT_ONCE = 80  # messages per example
 
 @pytest.fixture
 def bench(tmp_path):
-    """A ledger that is called step by step, and a listener without a broker."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # it does not listen
-        options = Settings(
-            database_url=f"sqlite:///{tmp_path}/energy2go.db", mqtt_port=unused.getsockname()[1]
-        )
-        bench = Bench(options)
-        with Listener(options, bench.ledger.queue.put) as bench.listener:
-            yield bench
-        bench.close()
+    """A ledger that is called step by step, and a listener that is not connected."""
+    bench = Bench(Settings(database_url=f"sqlite:///{tmp_path}/energy2go.db"))
+    bench.listener = Listener(bench.settings, bench.ledger.queue.put)
+    yield bench
+    bench.close()
 
 
 def counted(bench) -> Counter:
@@ -84,9 +79,59 @@ def test_every_message_is_acknowledged_and_counted_once(bench, caplog, pytestcon
     assert [line for line in said if not line.isprintable() or len(line) > LINE] == []
 
 
-def test_no_more_than_100_equipments_are_remembered(bench):
+def test_past_100_equipments_the_oldest_offline_one_is_forgotten(bench):
+    def hear(name, status, retained=True):
+        bench.listener.receive(f"{STATUSES}{name}", status, retained, lambda: None)
+
     for number in range(1000):
-        bench.listener.receive(f"{STATUSES}{number}", b"online", False, lambda: None)
+        hear(number, b"offline")
+    hear("new", b"online")
+    kept = {str(number): "offline" for number in range(1000)[1 - mqtt_listener.EQUIPMENT :]}
+    assert bench.listener.equipment == kept | {"new": "online"}
     for number in range(1000):
-        bench.listener.receive(f"{STATUSES}{number}", b"offline", False, lambda: None)
-    assert bench.listener.equipment == {str(number): "offline" for number in range(mqtt_listener.EQUIPMENT)}
+        hear(number, b"online")
+    assert len(bench.listener.equipment) == mqtt_listener.EQUIPMENT
+    assert set(bench.listener.equipment.values()) == {"online"}  # none of these makes room for another
+    assert "new" in bench.listener.equipment
+
+
+def test_a_verdict_after_the_newest_offline_proves_that_equipment_works(bench):
+    def hear(topic, payload, retained=False):
+        bench.listener.receive(topic, payload, retained, lambda: None)
+        return bench.listener.served
+
+    verdict = b'{"transaction_id": "%s", "status": "ERROR"}' % str(UUID(int=7)).encode()
+    assert not hear(f"{STATUSES}one", b"offline", retained=True)
+    assert not hear(VERDICTS, b"garbage")
+    assert hear(VERDICTS, verdict)
+    assert hear(f"{STATUSES}two", b"offline", retained=True)  # from before we subscribed
+    assert not hear(f"{STATUSES}two", b"offline")
+    assert hear(VERDICTS, verdict)
+    assert hear(f"{STATUSES}two", b"online")
+    assert not hear(f"{STATUSES}two", b"offline")
+
+
+def test_a_verdict_that_cannot_be_stored_is_not_acknowledged(bench):
+    verdict = b'{"transaction_id": "%s", "status": "ERROR"}' % str(UUID(int=7)).encode()
+    acknowledged = []
+    bench.listener.receive(VERDICTS, verdict, False, lambda: acknowledged.append(1))
+    job = bench.ledger.queue.get()
+    assert bench.listener.unstored == 1
+    job.then(Unavailable("the disk is full"))
+    assert (acknowledged, bench.listener.unstored) == ([], 0)
+
+
+def test_jobs_of_the_listener_are_limited_by_their_kind(bench, monkeypatch):
+    """Verdicts by their number, `online` by whether the last one waits. Requests do not count."""
+    monkeypatch.setattr(mqtt_listener, "UNSTORED", 3)
+    monkeypatch.setattr("ledger.QUEUE", 0)
+    verdict = b'{"transaction_id": "%s", "status": "ERROR"}' % str(UUID(int=7)).encode()
+    acknowledged = []
+    for _ in range(5):
+        bench.listener.receive(VERDICTS, verdict, False, lambda: acknowledged.append(1))
+        bench.listener.receive(f"{STATUSES}one", b"online", False, lambda: None)
+    assert bench.ledger.queue.qsize() == 3 + 1
+    bench.step()
+    assert len(acknowledged) == 3
+    bench.listener.receive(f"{STATUSES}one", b"online", False, lambda: None)
+    assert bench.ledger.queue.qsize() == 1
