@@ -52,6 +52,7 @@ def crowd_goals(crowds: dict) -> list[Goal]:
         Goal(f"verdicts for {few}", waits["verdicts"], waits["count"], least=True),
         Goal(f"memory of the service with {few}", waits["MB"], 85, " MB"),
         Goal(f"threads with {few}", waits["threads"], 12),
+        Goal(f"of {most} at once", many["at once"], many["count"], least=True),
         Goal(f"memory of the service with {most}", many["MB"], 250, " MB"),
         Goal(f"others with {most}, p90", many["ms"]["p90"], 20, " ms"),
         Goal(f"others with {most}, max", many["ms"]["max"], 1000, " ms"),
