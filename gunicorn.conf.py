@@ -47,7 +47,7 @@ def on_starting(server: Any) -> None:
     for name in ("worker_class", "asgi_lifespan"):
         if cfg.settings[name].get() != globals()[name]:
             raise refusal(f"{name}: must stay as gunicorn.conf.py sets it.")
-    for name in ("keepalive", "worker_connections", "graceful_timeout", "backlog"):
+    for name in ("keepalive", "worker_connections", "graceful_timeout"):
         if cfg.settings[name].get() < 1:
             raise refusal(f"{name}: must be at least 1.")
     # SIGHUP loads new code, but no settings: what cannot be read at that moment would end gunicorn.
@@ -56,37 +56,30 @@ def on_starting(server: Any) -> None:
 
 def waits(cfg: Any) -> int:
     """How many requests may wait: WAITS, if there is room for so many connections."""
-    room: int = max(0, cfg.worker_connections - OTHER_CLIENTS)
-    return min(settings.waits, room)
+    return min(settings.waits, max(0, int(cfg.worker_connections) - OTHER_CLIENTS))
+
+
+def address(listener: Any) -> Any:
+    """The IP address where this socket listens; None for one in the file system."""
+    return None if listener.family == socket.AF_UNIX else ipaddress.ip_address(listener.getsockname()[0])
 
 
 def when_ready(server: Any) -> None:
     """Log the settings, and warn about what is allowed but may not be meant."""
     server.log.info("energy2go %s: %s", VERSION, shown(settings), extra={"event": "settings"})
-    for listener in server.LISTENERS:
-        if (
-            listener.family != socket.AF_UNIX
-            and not address(listener).is_loopback
-            and not settings.api_token
-        ):
+    warnings = [
+        ("unknown_variable", f".env names {name}, which no program reads") for name in unknown_names()
+    ]
+    if (room := waits(server.cfg)) < settings.waits:
+        text = f"the limit of descriptors or connections leaves room for WAITS={room} only"
+        warnings.append(("few_waits", text))
+    for listener in server.LISTENERS if not settings.api_token else ():
+        if (found := address(listener)) and not found.is_loopback:
             # A container does not know who can reach its port.
             reached = f"every machine that can reach BIND={str(listener).partition('//')[2]}"
-            warn(server, "open", f"no API_TOKEN is set, so {reached} can use the service")
-    if waits(server.cfg) < settings.waits:
-        room = f"leaves room for WAITS={waits(server.cfg)} only"
-        warn(server, "few_waits", f"the limit of descriptors or connections {room}")
-    for name in unknown_names():
-        warn(server, "unknown_variable", f".env names {name}, which no program reads")
-
-
-def address(listener: Any) -> Any:
-    """The IP address where this socket listens."""
-    return ipaddress.ip_address(listener.getsockname()[0])
-
-
-def warn(server: Any, event: str, sentence: str) -> None:
-    """Log a warning at start."""
-    server.log.warning("%s", sentence, extra={"event": event})
+            warnings.append(("open", f"no API_TOKEN is set, so {reached} can use the service"))
+    for event, sentence in warnings:
+        server.log.warning("%s", sentence, extra={"event": event})
 
 
 def post_worker_init(worker: Any) -> None:
@@ -112,22 +105,20 @@ def say_when_ready(worker: Any, service: Any) -> None:
         if not worker.alive:
             return
         time.sleep(LOOK)
-    lines = []
     for listener in worker.sockets:
-        url = str(listener)
-        if listener.family == socket.AF_UNIX:
-            lines.append(f"ready at {url}")
-        elif address(listener).is_unspecified:
-            # A container does not know at which address others see it.
-            lines.append(f"ready on port {listener.getsockname()[1]} of every address")
+        url, found = str(listener), address(listener)
+        if found is None:
+            lines = [f"ready at {url}"]
+        elif found.is_unspecified:  # a container does not know at which address others see it
+            lines = [f"ready on port {listener.getsockname()[1]} of every address"]
         else:
-            lines += [
+            lines = [
                 f"ready at {url} (the live page), Swagger UI at {url}/swagger/; try:",
                 f"""  curl --json '{{"description": "Teste"}}' {url}/stations""",
                 f"""  curl --json '{{"station_id": 1}}' -H 'Prefer: wait=5' {url}/transactions""",
             ]
-    for line in lines:
-        worker.log.info("%s", line, extra={"event": "ready"})
+        for line in lines:
+            worker.log.info("%s", line, extra={"event": "ready"})
 
 
 def stay_on_one_processor() -> None:

@@ -134,11 +134,7 @@ def check(settings: Settings) -> None:
     if settings.api_token != settings.api_token.strip() or len(settings.api_token.encode()) > 4096:
         refuse("API_TOKEN", "must have no blank at its begin or end, and 4,096 bytes at most")
     if settings.database_url.startswith("sqlite"):
-        try:
-            printable = unquote(settings.database_url, errors="strict").isprintable()
-        except UnicodeDecodeError:
-            printable = False
-        if not printable:
+        if not unquote(settings.database_url, errors="surrogateescape").isprintable():
             refuse("DATABASE_URL", "must be printable text in UTF-8, also where it is written with %")
     else:
         check_postgresql(settings.database_url)
@@ -191,12 +187,8 @@ def shown(settings: Settings) -> str:
     """All settings in one line, without secrets."""
     values = {name: getattr(settings, field.name) for name, field in FIELDS.items()}
     values |= {name: "***" for name in SECRETS if values[name]}
-    values["DATABASE_URL"] = settings.database_url
-    if not settings.database_url.startswith("sqlite"):
-        parts = conninfo_to_dict(settings.database_url)
-        values["DATABASE_URL"] = "postgresql://{user}@{host}:{port}/{dbname}".format_map(
-            {"user": "", "host": "", "port": "", "dbname": ""} | parts
-        )
+    url = settings.database_url.partition("?")[0]
+    values["DATABASE_URL"] = re.sub("(?<=://)([^:/@]*):.*@", r"\1@", url)
     return " ".join(f"{name}={value}" for name, value in values.items())
 
 

@@ -281,7 +281,7 @@ def test_the_settings_are_shown_without_secrets():
     url = "postgresql://user:secret@h,i:1/d?sslpassword=secret"
     shown = settings.shown(Settings(database_url=url, api_token="secret", mqtt_password="secret"))
     assert "secret" not in shown
-    assert "DATABASE_URL=postgresql://user@h,i:,1/d " in shown
+    assert "DATABASE_URL=postgresql://user@h,i:1/d " in shown
     assert "MQTT_PASSWORD=*** " in shown
     assert "THREADS=4 WAITS=5000" in shown
     assert "API_TOKEN= " in settings.shown(Settings())
