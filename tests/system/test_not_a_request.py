@@ -11,6 +11,7 @@ from raw import BODY, POST, connect, get, reset, talk
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 LAST = b"\r\n0\r\n\r\n"
 KEYED = POST.replace(b"stations", b"transactions") + b"Connection: close\r\nContent-Length: 17\r\n"
+GET = b"GET /stations/1 HTTP/1.1\r\nHost: x\r\n\r\n"
 FULL = b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 NEXT = POST + FULL  # a whole request behind one that is not
 
@@ -61,6 +62,8 @@ MALFORMED = {
     "an extension with a line end": CHUNKED + b"14;a\n\r\n" + BODY + LAST + NEXT,
     "a size line without an end": CHUNKED + b"14;" + b"a" * 70_000,
     "a trailer without a colon": CHUNKED + b"14\r\n" + BODY + b"\r\n0\r\nno colon\r\n\r\n" + NEXT,
+    "a last chunk that comes twice": CHUNKED + b"14\r\n" + BODY + b"\r\n0\r\n0\r\n\r\n" + NEXT,
+    "a trailer with a control character": CHUNKED + b"14\r\n" + BODY + b"\r\n0\r\nX: \x01\r\n\r\n" + NEXT,
     "a trailer with a blank in its name": CHUNKED + b"14\r\n" + BODY + b"\r\n0\r\nX : y\r\n\r\n" + NEXT,
     "a trailer that is folded": CHUNKED + b"14\r\n" + BODY + b"\r\n0\r\nX: y\r\n z\r\n\r\n" + NEXT,
     "a length in a trailer": CHUNKED + b"14\r\n" + BODY + b"\r\n0\r\nContent-Length: 3\r\n\r\n" + NEXT,
@@ -163,6 +166,14 @@ def test_what_gunicorn_refuses_reaches_no_route(service, case):
     if answer := talk(service.port, REFUSED_BY_GUNICORN[case]):
         assert_problem(answer, int(answer[9:12]), "This is not HTTP as we take it: ")
     reset(service.port, REFUSED_BY_GUNICORN[case])
+
+
+@pytest.mark.parametrize("end", [b"0\r\n", b'00; a="\\"b";c = d\r\n', b"0\r\nX: y\r\nExpires:\r\n"])
+def test_a_chunked_body_may_have_extensions_trailers_and_a_request_behind_it(service, end):
+    body = BODY.replace(b'"x"', b'"Teste"')
+    chunks = b"%x;a=b\r\n%s\r\n" % (len(body), body)
+    put = CHUNKED.replace(b"POST /stations", b"PUT /stations/1") + chunks + end + b"\r\n"
+    assert talk(service.port, put * 3 + GET).count(b"HTTP/1.1 200 ") == 4
 
 
 @pytest.mark.parametrize("rest", [b"zz\r\n", b"5\r\nab", b"1\r\nabc\r\n"])

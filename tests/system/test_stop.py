@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 import time
+from itertools import takewhile
 
 import pytest
 
@@ -18,11 +19,18 @@ CLIENTS = 32
 PAUSE = 0.05  # seconds between an answer and the next request; without it, 32 clients would fill a processor
 
 
-class Clients:
-    """Each posts again and again, over a new connection or over the one that it has, until it is refused."""
+ASKED = {
+    "each over a new connection": POST.replace(b"\r\n", b"\r\nConnection: close\r\n", 1),
+    "over the same connection": POST,
+    "two at once": POST * 2,
+}
 
-    def __init__(self, port: int, keep: bool):
-        self.port, self.keep, self.answers, self.ends = port, keep, [], []
+
+class Clients:
+    """Each sends what is `asked` again and again, until its connection is refused."""
+
+    def __init__(self, port: int, asked: bytes):
+        self.port, self.asked, self.answers, self.ends = port, asked, [], []
         self.threads = [threading.Thread(target=self._post, daemon=True) for _ in range(CLIENTS)]
         for thread in self.threads:
             thread.start()
@@ -37,12 +45,14 @@ class Clients:
             self.ends.append(type(error))
 
     def _closes(self, connection: socket.socket) -> bool:
-        """Send a request and read its answer; True if that says that the connection is closed."""
+        """Send what is asked and read the answers; True if the last one announces that it closes."""
         time.sleep(PAUSE)
-        ask = POST if self.keep else POST.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
-        connection.sendall(ask)
-        head = raw.answer(connection).partition(b"\r\n\r\n")[0]
-        self.answers.append(head[:12])
+        connection.sendall(self.asked)
+        with connection.makefile("rb") as lines:
+            for _ in range(self.asked.count(b"POST ")):
+                head = b"".join(takewhile(bytes.strip, lines))
+                self.answers.append(head[:12])
+                lines.read(int(head.partition(b"\r\nContent-Length: ")[2].partition(b"\r")[0] or 0))
         return not head or b"\r\nConnection: close" in head
 
     def more(self) -> None:
@@ -50,11 +60,11 @@ class Clients:
         wait_until(lambda: len(self.answers) > goal, "they post")
 
 
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_what_was_sent_before_a_reload_and_before_the_end_is_answered(running, keep, number):
+def test_what_was_sent_before_a_reload_and_before_the_end_is_answered(running, asked, number):
     service = running()
-    clients = Clients(service.port, keep)
+    clients = Clients(service.port, ASKED[asked])
     for _ in range(4):
         clients.more()
         (old,) = children(service.pid)

@@ -1,0 +1,219 @@
+"""A client's connection: gunicorn's protocol for ASGI, with limits and with answers that are not lost.
+
+tests/system/test_gunicorn_worker.py shows for each addition what gunicorn does without it.
+"""
+
+import asyncio
+import re
+import socket
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from gunicorn.asgi import parser, protocol
+
+from kit.errors import Problem, title
+from kit.logs import REQUEST_ID, begin_request
+
+LARGEST_HEAD = 16 * 1024  # bytes of a request's line and headers
+LARGEST_CHUNKED = 1024 * 1024  # bytes of a chunked request with all its sizes and extensions
+TOKEN = rb"[0-9A-Za-z!#$%&'*+.^_`|~-]+"
+VALUE = TOKEN + rb'|"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+EXTENSION = rb"[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b))?" % (TOKEN, VALUE)  # RFC 9112, section 7.1.1
+CHUNK = re.compile(rb"([0-9A-Fa-f]+)(?:%b)*\r\n" % EXTENSION)
+TRAILERS = re.compile(rb"(?:%b:[\t -~\x80-\xff]*\r\n)*" % TOKEN)
+STATUSES = {"LimitRequestLine": 414, "LimitRequestHeaders": 431, "UnsupportedTransferCoding": 501}
+CONTINUE = b"100-continue"
+FIRST_BYTE = b"H"  # of every answer
+LOOK = 0.3  # seconds between two looks whether a client that sends nothing more is still there
+TCP_CLOSE = 7  # the state of a socket whose peer has reset the connection (linux/tcp_states.h)
+STUCK = 10.0  # seconds in which a client must have read something of what we sent
+REST = 2.0  # seconds in which a client may send the rest of a request that we refused
+
+Protocol: Any = protocol.ASGIProtocol  # types-gunicorn does not know much of it
+Protocol._check_h1c_protocol_available()  # called for a subclass first, gunicorn never uses its C parser
+
+
+class Connection(Protocol):  # type: ignore[misc]
+    """A client's connection. While it has no complete request, another may take its place."""
+
+    _closed: bool
+    _callback_parser: Any
+    _response_buffer: bytes
+    _half_closed = False
+    _refused = False  # the rest of a request may still come, and we do not want it
+    _sent = 0  # how many bytes of the head of this answer are sent
+    _stuck: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._fed = bytearray()  # what the parser has got of a head or of a chunked request
+        super().connection_made(transport)
+        self._arm_keepalive_timer()  # gunicorn waits for the first request without a limit
+        if self.worker.nr_conns > self.worker.worker_connections:
+            oldest = next(iter(self.worker.idle))  # the one that has been idle for longest
+            del self.worker.idle[oldest]
+            oldest.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.worker.idle.pop(self, None)
+        super().connection_lost(exc)
+
+    def _arm_keepalive_timer(self) -> None:
+        if self._half_closed:
+            self._keepalive_timeout()
+        else:
+            self.worker.idle[self] = self.worker.loop.time()
+            super()._arm_keepalive_timer()
+
+    # What comes
+
+    def _feed_callback_parser(self, data: bytes) -> bool:
+        """Parse it, in pieces, since the parser moves all that follows a chunk. False: we close."""
+        try:
+            while data and self._callback_parser:
+                request = self._current_request
+                piece = data[: LARGEST_HEAD if request else LARGEST_HEAD - len(self._fed)]
+                if not request or (request.chunked and self._unread):
+                    self._fed += piece
+                if not piece or len(self._fed) > LARGEST_CHUNKED:
+                    raise parser.LimitRequestHeaders(f"its head is longer than {LARGEST_HEAD} bytes")
+                self._callback_parser.feed(piece)
+                data = data[len(piece) :]
+        except Exception as error:  # each parser has its own
+            if not self._body_receiver:
+                self._send_error_response(STATUSES.get(type(error).__name__, 400), str(error))
+                self._close_transport()
+                return False
+            self._refuse_body()
+        if self._unread:
+            self.worker.idle.setdefault(self, self.worker.loop.time())
+        return True
+
+    def _on_message_complete(self) -> None:
+        if self._current_request.chunked and not self._well_formed():
+            self._refuse_body()
+        else:
+            super()._on_message_complete()
+        self._fed.clear()
+        self.worker.idle.pop(self, None)
+
+    def _well_formed(self) -> bool:
+        """gunicorn's parsers skip a chunk's extensions and what follows the last chunk, malformed or not."""
+        fed, start = self._fed, self._fed.index(b"\r\n\r\n") + 4
+        end = len(fed) - len(self._callback_parser.remaining()) - 2
+        while chunk := CHUNK.match(fed, start):
+            if (size := int(chunk[1], 16)) == 0:
+                return bool(TRAILERS.fullmatch(fed, chunk.end(), end))
+            start = chunk.end() + size + 2
+        return False
+
+    def _refuse_body(self) -> None:
+        """Let the app answer that the body did not come completely. What still comes is thrown away."""
+        self._callback_parser = None
+        self._body_receiver._body_wait_expired = True
+        self._body_receiver._wake_waiter()
+
+    @property
+    def _unread(self) -> bool:
+        """There is more of a body that is not read."""
+        return self._body_receiver is not None and not self._body_receiver._complete
+
+    def eof_received(self) -> bool:
+        """The client sends nothing more. It still gets its answer; a stream ends. (gunicorn drops both.)"""
+        if self._closed or not self._body_receiver:
+            return False
+        self._half_closed = True
+        if self._unread:
+            self._refuse_body()
+        if self._sent > len(FIRST_BYTE):  # a stream
+            self._task.cancel()
+        self.worker.loop.call_later(LOOK, self._look)
+        return True
+
+    def _look(self) -> None:
+        """Break off if the client has gone. We only learn that if we send something, so begin the answer."""
+        if self.transport.is_closing():
+            return
+        with suppress(OSError):  # a Unix socket has no such state, and tells us when we write
+            connection = self.transport.get_extra_info("socket")
+            if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE:
+                self.transport.abort()
+                return
+        if not self._sent:
+            self._safe_write(FIRST_BYTE)
+            self._sent = len(FIRST_BYTE)
+        self.worker.loop.call_later(LOOK, self._look)
+
+    # What we send
+
+    def _send_response_start(self, *given: Any, **named: Any) -> None:
+        super()._send_response_start(*given, **named)
+        self._response_buffer = self._response_buffer[self._sent :]
+        self._sent += len(self._response_buffer)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._break_off_if_stuck()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stuck:
+            self._stuck.cancel()
+
+    def _break_off_if_stuck(self, before: int = 0) -> None:
+        """See to it that a client that reads nothing for STUCK is cut off."""
+        left = self.transport.get_write_buffer_size()
+        if left and left == before:
+            self.transport.abort()
+        elif left:
+            self._stuck = self.worker.loop.call_later(STUCK, self._break_off_if_stuck, left)
+
+    def _close_transport(self) -> None:
+        """Close, but first read the rest of a request that we refused: otherwise our answer may get lost.
+
+        The client's kernel drops what it has not read if we close before it has sent all (RFC 9112, 9.6).
+        """
+        if self._closed:
+            return
+        self.worker.idle[self] = self.worker.loop.time()
+        if (self._unread or self._refused) and not self._half_closed:
+            self._closed, self._callback_parser = True, None
+            self._resume_reading()
+            self.transport.write_eof()
+            self.worker.loop.call_later(REST, self.transport.close)
+        else:
+            super()._close_transport()
+            self._break_off_if_stuck()  # closing sends the rest first, without a limit
+
+    def _will_close(self, request: Any, response_requires_close: bool) -> bool:
+        """gunicorn does not say beforehand that it closes if the body was not read."""
+        ending = self._unread or (self.worker.stopping and not self._callback_parser.remaining())
+        return ending or bool(super()._will_close(request, response_requires_close))
+
+    def _is_websocket_upgrade(self, request: Any) -> bool:
+        return False  # a server may ignore Upgrade (RFC 9110, section 7.8)
+
+    async def _serve_http_request(self, request: Any, sockname: Any, peername: Any) -> bool:
+        # gunicorn makes a task for each request, for apps that go on working after their answer.
+        self._sent = 0
+        if any(name == b"expect" and value.lower() != CONTINUE for name, value in request.headers_bytes):
+            self._send_error_response(417, "Expect must be 100-continue")
+            return False
+        return bool(await self._handle_http_request(request, sockname, peername))
+
+    def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
+        """Answer what is not HTTP with a problem, as we answer everything else."""
+        if self._closed:  # gunicorn calls this, too, if the client of a request has gone
+            return
+        request_id, about = begin_request(), {"event": "request_invalid"}
+        self._refused = True
+        client = (self.transport.get_extra_info("peername") or [""])[0]
+        # After a colon, gunicorn quotes what it cannot read, which may be a mistyped header with a token.
+        self.log.warning("Invalid request from ip=%s: %s", client, message.split(": ")[0], extra=about)
+        body = msgspec.json.encode(
+            Problem(title(status), status, f"This is not HTTP as we take it: {message}")
+        )
+        lines = [f"HTTP/1.1 {status} {title(status)}", "Connection: close", f"Content-Length: {len(body)}"]
+        lines += [f"{REQUEST_ID}: {request_id}", "Content-Type: application/problem+json", "", ""]
+        data = "\r\n".join(lines).encode() + body
+        self._safe_write(data[1:] if self._sent == len(FIRST_BYTE) else data)
