@@ -6,6 +6,7 @@ import select
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from gunicorn.workers import gasgi
@@ -47,6 +48,9 @@ class Worker(ASGIWorker):  # type: ignore[misc]
 
     async def _serve(self) -> None:
         self._main = asyncio.current_task()
+        # gunicorn leaves it to asyncio how many connections may wait to be accepted: 100. Past these, a
+        # client waits for a second or more until the kernel sends its SYN again.
+        self.loop.create_server = partial(self.loop.create_server, backlog=self.cfg.backlog)
         with suppress(asyncio.CancelledError):
             await super()._serve()
 

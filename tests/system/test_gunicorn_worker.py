@@ -6,6 +6,7 @@ If a case fails because gunicorn's own worker has become right, remove our overr
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -100,6 +101,18 @@ def a_client_that_reads_nothing_is_cut_off(server: Tiny) -> bool:
         return server.idle_again(13)
 
 
+def a_burst_of_connections_waits_to_be_accepted(server: Tiny) -> bool:
+    (worker,) = server.children
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(150):
+                stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 2))
+        return True
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
 def idle_clients_lock_no_other_out(server: Tiny) -> bool:
     with contextlib.ExitStack() as stack:
         for _ in range(150):
@@ -157,6 +170,7 @@ WORKING: list[Callable[[Tiny], bool]] = [
     a_body_that_is_too_large_is_read_and_the_answer_announces_the_end,
     a_client_that_sends_nothing_is_closed,
     a_client_that_reads_nothing_is_cut_off,
+    a_burst_of_connections_waits_to_be_accepted,
     idle_clients_lock_no_other_out,
 ]
 STOPPING = [
