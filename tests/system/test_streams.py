@@ -93,7 +93,7 @@ def test_a_client_is_told_each_change_at_once(running, follow):
 
 
 def test_100_clients_are_told_everything_and_block_no_others(running, follow):
-    service = running(THREADS="4")
+    service = running()
     (process,) = children(service.pid)
     clients = [follow(service) for _ in range(100)]
     load = Load(service, clients=4, total=300).start()
