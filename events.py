@@ -9,7 +9,7 @@ import logging
 import re
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -32,6 +32,7 @@ RETRY_INTERVAL = 1.0  # seconds until a stream that is behind reads again after 
 HEARTBEAT_INTERVAL = 15.0  # seconds without an event
 PAGE = 100  # changes in one read, and events in one chunk
 RECENT = 1000  # events that we keep in memory
+TURN = 200  # streams
 TOO_MANY = "Too many clients are waiting or following."
 
 
@@ -56,12 +57,12 @@ class Changes:
         loop: asyncio.AbstractEventLoop,
     ):
         self._read, self._ready, self._places, self._loop = read, ready, places, loop
-        self.clients = Counter(waits=0, streams=0)
-        self._needed_until = 0.0  # the reader, if no client is there
+        self.clients, self._left_at = Counter(waits=0, streams=0), 0.0  # and when the last of them went
         self._waits: defaultdict[UUID, set[asyncio.Future[Transaction | None]]] = defaultdict(set)
         self._recent: list[Event] = []  # all changes between these two cursors
         self._since = self._position = FIRST
-        self._due, self._news = loop.create_future(), loop.create_future()  # wake the reader, the streams
+        self._due = loop.create_future()  # wakes the reader
+        self._idle: set[asyncio.Future[None]] = set()  # each wakes a stream
         self._waking: asyncio.TimerHandle | None = None  # will wake the streams
         self._readiness = b""  # the event that describes it
         self._catching_up = asyncio.Lock()  # streams that are behind leave the other threads to requests
@@ -91,13 +92,12 @@ class Changes:
                     await self._start_reading()
                     # Read it only now: a change that comes from here on finds this client.
                     transaction = await self._read(models.get_transaction, transaction.id)
-                if self._ended or transaction.status is not Status.PENDING:
-                    return transaction
-                await asyncio.wait([changed], timeout=seconds)
-                if changed.done():
-                    return changed.result() or transaction
-                latest: Transaction = await self._read(models.get_transaction, transaction.id)
-                return latest
+                if transaction.status is Status.PENDING and not self._ended:
+                    await asyncio.wait([changed], timeout=seconds)
+                    if changed.done():
+                        return changed.result() or transaction
+                    transaction = await self._read(models.get_transaction, transaction.id)
+                return transaction
             finally:
                 self._waits[transaction.id].discard(changed)
                 if not self._waits[transaction.id]:
@@ -111,23 +111,31 @@ class Changes:
             complete = cursor is None or deleted <= cursor <= newest
             cursor = (cursor or newest) if complete else FIRST
             self._look_at_readiness()
-            readiness = self._readiness
-            yield block("begin" if complete else "reset", b"{}", cursor) + readiness
+            yield block("begin" if complete else "reset", b"{}", cursor) + (readiness := self._readiness)
             heartbeat_at = self._loop.time() + HEARTBEAT_INTERVAL
             while not self._ended:
-                news = self._news
                 chunk, cursor = await self._events(cursor, station_id)
                 if not chunk and self._loop.time() >= heartbeat_at:
                     chunk = block("heartbeat", b"{}", cursor)
                 if chunk:
                     heartbeat_at = self._loop.time() + HEARTBEAT_INTERVAL
                 if readiness != self._readiness:
-                    readiness = self._readiness
-                    chunk += readiness
+                    chunk += (readiness := self._readiness)
                 if chunk:
                     yield chunk
-                elif cursor >= self._position:
-                    await asyncio.wait([news], timeout=heartbeat_at - self._loop.time())
+                elif cursor >= self._position and not self._ended:
+                    await self._news(heartbeat_at)
+
+    async def _news(self, until: float) -> None:
+        """Wait until there is something new for streams, or until this time of the loop."""
+        news = self._loop.create_future()
+        self._idle.add(news)
+        timer = self._loop.call_at(until, resolve, [(news, None)])  # asyncio.wait takes twice as long
+        try:
+            await news
+        finally:
+            timer.cancel()
+            self._idle.discard(news)
 
     @contextmanager
     def _place(self, kind: str) -> Iterator[None]:
@@ -139,7 +147,7 @@ class Changes:
             yield
         finally:
             self.clients[kind] -= 1
-            self._needed_until = self._loop.time() + POLL_INTERVAL
+            self._left_at = self._loop.time()
 
     async def _events(self, cursor: Cursor, station_id: int | None) -> tuple[bytes, Cursor]:
         """At most PAGE events after a cursor, and the cursor to go on from. There may be more."""
@@ -170,7 +178,9 @@ class Changes:
 
     async def _read_on(self) -> None:
         """Read what changes, until there has been no client for POLL_INTERVAL."""
-        while not self._ended and (self.clients.total() or self._loop.time() < self._needed_until):
+        while not self._ended and (
+            self.clients.total() or self._loop.time() < self._left_at + POLL_INTERVAL
+        ):
             self._due = self._loop.create_future()
             try:
                 while changes := await self._read(models.changes, self._position, PAGE):
@@ -200,27 +210,27 @@ class Changes:
             busy = len(self._recent) > PAGE and self._recent[-PAGE].cursor[0] > self._position[0] - SECOND
             self._waking = self._loop.call_later(WAKE_INTERVAL if busy else 0, self._wake_streams)
 
-    def _wake_streams(self) -> None:
-        self._waking = None
-        news, self._news = self._news, self._loop.create_future()
-        news.set_result(None)
+    def _wake_streams(self, rest: Sequence[asyncio.Future[None]] = ()) -> None:
+        """Wake all streams, a few hundred in each turn of the loop: it answers requests in between."""
+        self._waking, idle = None, rest or [*self._idle]
+        resolve([(news, None) for news in idle[:TURN]])
+        if idle[TURN:]:
+            self._loop.call_soon(self._wake_streams, idle[TURN:])
 
     def _look_at_readiness(self) -> None:
         """Describe to all streams how ready the service is, if that has changed."""
-        readiness = block("ready", self._ready())
-        if readiness != self._readiness:
-            self._readiness = readiness
+        before, self._readiness = self._readiness, block("ready", self._ready())
+        if self._readiness != before:
             self._wake_streams()
 
 
 def encoded(changes: list[Transaction]) -> list[Event]:
     """Changes as events."""
-    found = []
-    for change in changes:
-        cursor = models.cursor(change)
-        text = block("transaction", msgspec.json.encode(change), cursor)
-        found.append(Event(cursor, change.station.id, text))
-    return found
+    cursors = map(models.cursor, changes)
+    return [
+        Event(cursor, change.station.id, block("transaction", msgspec.json.encode(change), cursor))
+        for cursor, change in zip(cursors, changes, strict=True)
+    ]
 
 
 def block(name: str, data: bytes, cursor: Cursor | None = None) -> bytes:

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from calls import at_once, new_station, new_transaction, send, serving, settle
+from calls import at_once, new_station, new_transaction, send, service, serving, settle
 from programs import wait_until
 
 
@@ -122,3 +122,20 @@ def test_so_many_requests_wait_and_the_rest_answer_at_once(few):
     assert [answer.json["status"] for answer in answers] == ["COMPLETED"] * 8
     assert {answer.headers["Preference-Applied"] for answer in answers} == {"wait=30"}
     assert not full()
+
+
+def test_what_is_stored_is_the_answer_while_postgresql_takes_no_new_connections(tmp_path, postgres):
+    url = postgres.fresh()
+    allow = f"ALTER DATABASE {url.rpartition('/')[2]} ALLOW_CONNECTIONS "
+    with serving(tmp_path, database_url=url) as api:
+        new_station(api)
+        postgres.execute(allow + "false")
+        service().store.database.close_idle()  # the ledger keeps its own
+        try:
+            answer = send(api, "POST", "/transactions", {"station_id": 1}, Prefer="wait=5")
+        finally:
+            postgres.execute(allow + "true")
+        assert (answer.status_int, answer.json["status"]) == (201, "PENDING")
+        assert answer.headers["Retry-After"] == "1"
+        assert "Preference-Applied" not in answer.headers
+        assert api.get(answer.headers["Location"]).json == answer.json
