@@ -71,8 +71,8 @@ def test_what_follows_events_says_what_the_readme_says(running):
         try:
             first = "".join(iter(curl.stdout.readline, "\n"))
             started.post("/transactions", {"station_id": 1})
-            event = '"PENDING"'
-            while '"PENDING"' in event:  # this may be told, too
+            event = "event: ready"
+            while "event: ready" in event or '"PENDING"' in event:  # the README leaves these out
                 event = "".join(iter(curl.stdout.readline, "\n"))
         finally:
             curl.kill()
