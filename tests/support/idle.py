@@ -51,6 +51,11 @@ def half_a_head(crowd: Crowd) -> None:
     crowd.open(200, POST)
 
 
+def half_a_body(crowd: Crowd) -> None:
+    """1,000 clients send half a body"""
+    crowd.open(1000, POST + b"Content-Length: 50\r\n\r\n{")
+
+
 def not_closed(crowd: Crowd) -> None:
     """300 clients do not close their side"""
     crowd.open(300, KEPT.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), b"200 ")

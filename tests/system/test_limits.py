@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from idle import CROWDS, FOLLOW, KEPT, WAIT, Crowd, everybody
+from idle import CROWDS, FOLLOW, KEPT, WAIT, Crowd, everybody, half_a_body
 from programs import Broker, Equipment, Service, wait_until
 from raw import answer, talk
 from trial import children, resident
@@ -57,7 +57,7 @@ def assert_answers(service: Service, worker: int) -> None:
 
 
 @pytest.mark.parametrize("descriptors", [1024, 20_000])
-@pytest.mark.parametrize("crowd", CROWDS)
+@pytest.mark.parametrize("crowd", [*CROWDS, half_a_body])
 def test_clients_that_do_nothing_lock_nobody_out(limited, descriptors, crowd):
     service = limited(descriptors)
     (worker,) = children(service.pid)
