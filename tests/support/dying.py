@@ -31,7 +31,7 @@ WAYS = {
 }
 
 
-@app.post("/die/<way>")
+@app.post("/die/<way>", unknown="Look whether it died.")
 def die(service: Service, way: str) -> None:
     """Make a thread die."""
     WAYS[way](service)

@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -122,14 +123,35 @@ def test_nothing_is_opened_by_importing(tmp_path):
     assert list(Path(tmp_path).iterdir()) == []
 
 
-def test_a_misspelt_name_in_env_gets_a_warning(tmp_path, programs, broker):
-    """In a copy of the project's folder, because each reads its own .env."""
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the project's folder, because each reads its own .env."""
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in (*ROOT.glob("*.py"), ROOT / "pyproject.toml"):
         shutil.copy(path, copy)
-    for name in ("kit", "migrations"):
+    for name in ("kit", "migrations", "static"):
         shutil.copytree(ROOT / name, copy / name)
+    return copy
+
+
+def test_a_reload_needs_no_settings(tmp_path, programs, broker, copy):
+    service = Service(tmp_path, broker)
+    service.command = ["env", f"--chdir={copy}", *service.command]
+    programs.append(service.start())
+    wait_until(service.ready, "it has started")
+    (old,) = service.children
+    (copy / ".env").write_bytes(b"THREADS=\xff")
+    (copy / "gunicorn.conf.py").rename(copy / "away")
+    service.send(signal.SIGHUP)
+    wait_until(lambda: old not in service.children and service.ready(), "another worker is ready")
+    assert service.stop() == 0
+    (copy / "away").rename(copy / "gunicorn.conf.py")
+    with pytest.raises(AssertionError, match=r"\.env: cannot be read"):
+        service.start()
+
+
+def test_a_misspelt_name_in_env_gets_a_warning(tmp_path, programs, broker, copy):
     more = "\nVALIDATION_TIMOUT=9\nthreads=3\nPUBLISH=8001\nCOMPOSE_PROFILES=x\n"
     (copy / ".env").write_text((ROOT / ".env").read_text() + more)
     service = Service(tmp_path, broker)
