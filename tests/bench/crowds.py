@@ -55,7 +55,7 @@ def waits(folder: Path, count: int, delay: float, stay: bool = True) -> dict:
     step(f"{count:,} clients wait")
     with contextlib.ExitStack() as ends:
         stack = Stack(folder, ends, VALIDATOR_DELAY_MS=f"{delay * 1000:.0f}", WAITS=f"{count}")
-        worker, found = stack.pids["service"], {"count": count, "alone ms": spread(others(stack.port, 1))}
+        worker, found = stack.pids["service"], {"count": count}
         crowd, began = ends.enter_context(Crowd(stack.service)), time.monotonic()
         clients = crowd.open(count, WAIT)
         took = others(stack.port, delay / 6)
@@ -118,6 +118,7 @@ def crowds(folder: Path, sizes: Sizes, seconds: float) -> dict:
         # The equipment takes so long that everyone has the event before the verdict by then.
         delay = str(round(seconds / 6 * 1000))
         stack = Stack(folder / "follow", ends, VALIDATOR_DELAY_MS=delay, WAITS=str(sum(sizes.following)))
+        found["alone"] = spread(others(stack.port, 1))
         found["half"] = half_heads(stack, sizes.half)
         found["follow"] = {
             count: reach(stack, count, sizes.events) for count in sizes.following if count <= most

@@ -46,10 +46,10 @@ def fill(folder: Path, rows: int) -> None:
     store = Store(f"sqlite:///{folder}/energy2go.db", 1, MIGRATIONS, models.TABLES)
     store.recover()
     store.close()
-    stations = [(f"{number}",) for number in range(ALL_STATIONS)]
+    stations = [(f"{number}", f"{number}") for number in range(ALL_STATIONS)]
     values = {"rows": rows, "stations": STATIONS, "now": time.time_ns() // 1000 - AGE * DAY}
     with contextlib.closing(sqlite3.connect(folder / "energy2go.db")) as database, database:
-        database.executemany("INSERT INTO station (description) VALUES (?)", stations)
+        database.executemany("INSERT INTO station (description, folded) VALUES (?, ?)", stations)
         database.execute(FILL, values)
 
 
@@ -62,7 +62,7 @@ class Service:
         offset = 'SELECT id FROM "transaction" ORDER BY id LIMIT 1 OFFSET ?'
         deep, paths = UUID(self.stack.query(offset, rows // DEPTH)[0][0]), "/transactions"
         wait = request("POST", paths, BODY, Prefer="wait=10")
-        self.requests = {
+        requests = {
             "POST": [POST],
             "POST, until the verdict": [wait],
             "GET by id": reads(self.stack),
@@ -71,16 +71,15 @@ class Service:
             "GET filtered page": [request("GET", f"{paths}?status=ERROR,EXPIRED&station_id={STATION}")],
             "search in 10,000 stations": [request("GET", f"/stations?q={ALL_STATIONS - 1}")],
         }
+        self.requests = {name: itertools.cycle(each) for name, each in requests.items()}
         self.times = {name: [] for name in self.requests}
 
     def measure(self) -> None:
         """Send REPEATS requests of each kind, one after the other."""
         for name, requests in self.requests.items():
             status = 201 if name.startswith("POST") else 200
-            requests = itertools.cycle(requests)
-            self.times[name] += drive(
-                self.stack.port, requests, 1, 60, status=status, most=REPEATS
-            ).milliseconds()
+            sample = drive(self.stack.port, requests, 1, 60, status=status, most=REPEATS)
+            self.times[name] += sample.milliseconds()
             self.stack.drain(30)
 
 

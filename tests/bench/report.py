@@ -137,7 +137,7 @@ def times_table(found: dict) -> str:
     """What others notice of crowds and of deletion."""
     waits, many = found["crowds"]["waits"], found["crowds"]["many"]
     rows = {
-        "4 clients alone": waits["alone ms"],
+        "4 clients alone": found["crowds"]["alone"],
         f"while {waits['count']:,} wait for a verdict": waits["ms"],
         f"while {many['count']:,} wait for a verdict": many["ms"],
         "beside half-sent heads": found["crowds"]["half"],

@@ -62,7 +62,7 @@ def sync_time(folder: Path) -> float:
 
 def bench(folder: Path, against: str, quick: bool) -> dict:
     """Everything that was measured."""
-    rounds, speed, sizes, delay = (1, 10, SMALL, 0.5) if quick else (ROUNDS, 1, Sizes(), DELAY)
+    rounds, speed, sizes, delay = (1, 10, SMALL, 0.2) if quick else (ROUNDS, 1, Sizes(), DELAY)
     found, roots = {"against": ""}, {"": ROOT}
     with contextlib.ExitStack() as ends:
         if against:
