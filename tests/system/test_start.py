@@ -25,7 +25,7 @@ def test_all_threads_that_take_the_interpreters_lock_stay_on_one_processor(runni
     allowed = [
         re.search(r"Cpus_allowed_list:\s*(\S+)", (thread / "status").read_text())[1] for thread in threads
     ]
-    assert len(allowed) >= 4  # threads of gunicorn, a request, the ledger and paho
+    assert len(allowed) >= 4  # the loop, the readers, the ledger and paho
     assert len(set(allowed)) == 1
     assert int(allowed[0]) in os.sched_getaffinity(0)
 

@@ -223,7 +223,7 @@ def test_waits_and_streams_share_their_places(tmp_path, database_url):
         assert send(api, "GET", "/events").status_int == 200
 
 
-def test_a_stream_holds_neither_a_slot_nor_a_connection_to_the_database(tmp_path, database_url):
+def test_a_stream_holds_neither_a_reader_nor_a_connection_to_the_database(tmp_path, database_url):
     with serving(tmp_path, database_url=database_url, threads=2) as api:
         new_station(api)
         takes = [following(api) for _ in range(30)]
