@@ -28,7 +28,8 @@ from kit.api import Answer, Api
 from kit.errors import BadRequest, NotFound, NotRead, PreconditionFailed, Unavailable, Unprocessable
 from kit.requests import preferred_wait
 from kit.settings import ROOT, VERSION, Settings
-from kit.storage import ERRORS, LONGEST_READ, Store, check
+from kit.sql import LONGEST_READ
+from kit.storage import CHECKING, Store, Unreadable, check
 from kit.threads import Threads
 from ledger import JobQueue, Ledger
 from models import Draft
@@ -125,7 +126,7 @@ class Service:
             if call.done():
                 return call.result()
             problem = self.store.read_problem = "it does not answer"  # the next read that ends clears this
-        except ERRORS as error:
+        except Unreadable as error:
             problem = str(error)
         log.error("the database cannot be read: %s", problem, extra={"event": "database_unreadable"})
         raise NotRead("The database cannot be read now.")
@@ -321,7 +322,8 @@ async def healthz(service: Service) -> schemas.Health:
     """Tell whether the service is alive."""
     if not service.ledger.alive:
         raise Unavailable("The ledger's thread does not run.")
-    await service.look(check)
+    if service.store.problem != CHECKING:  # that may take minutes
+        await service.look(check)
     return schemas.Health(VERSION)
 
 

@@ -26,7 +26,8 @@ from kit.clock import SECOND, Clock
 from kit.errors import NotStored, OutcomeUnknown, Refusal
 from kit.logs import REQUEST, Summary, end_the_process, note
 from kit.settings import Settings
-from kit.storage import LONGEST_WRITE, OPENING, InDoubt, NotWritten, Store, is_postgresql
+from kit.sql import LONGEST_WRITE, is_postgresql
+from kit.storage import OPENING, InDoubt, NotWritten, Store
 from kit.threads import hand_over, resolve
 from models import FIRST, LOCKED, Draft, Timeouts
 from schemas import Status, Transaction

@@ -4,37 +4,40 @@
 FILE` checks a copy and puts its contents in the place of the database's.
 """
 
+import fcntl
 import os
 import shutil
 import sqlite3
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
+from peewee import SqliteDatabase
+from playhouse.migrations import Runner
+
+from kit.files import LEFT, Unusable, check_together, damage, left_behind, opened
 from kit.settings import ROOT, load
+from kit.storage import ERRORS, mend_indexes
 
 PATIENCE = 10  # seconds that a backup waits for a lock
-
-
-class Refused(Exception):
-    """This cannot be done; the text says why."""
+ORPHANS = 'SELECT count(*), "table", parent FROM pragma_foreign_key_check GROUP BY 2, 3'
 
 
 def backup(database: Path) -> Path:
     """Write a copy of the database beside it, while others use it; returns its name once it is on disk."""
     if not database.is_file():
-        raise Refused(f"there is no file {database}")
-    with connected(database, "ro", PATIENCE) as source:
-        return vacuum(source, database, "")
+        raise Unusable(f"there is no file {database}")
+    with opened(database, "ro", PATIENCE) as source:
+        return vacuum(source, database, unused_name(database, ""))
 
 
-def vacuum(source: sqlite3.Connection, database: Path, kind: str) -> Path:
-    """Write all that a connection sees to a new file beside the database; returns its name."""
-    part, name = database.with_name(f"{database.stem}-{os.getpid()}.part"), unused_name(database, kind)
+def vacuum(source: sqlite3.Connection, database: Path, name: Path) -> Path:
+    """Write all that a connection sees to a new file of this name, beside the database; returns the name."""
+    part = database.with_name(f"{database.stem}-{os.getpid()}.part")
     try:
         source.execute("VACUUM INTO ?", (str(part),))
         shutil.copymode(database, part)
@@ -47,52 +50,81 @@ def vacuum(source: sqlite3.Connection, database: Path, kind: str) -> Path:
 
 
 def restore(file: Path, database: Path) -> Path | None:
-    """Replace the contents of the database by those of a backup; returns where the old ones are kept.
-
-    SQLite copies the pages in one transaction, so a restore that dies leaves the old contents.
-    """
+    """Replace the contents of the database by those of a backup; returns where the old ones are kept."""
     if not database.parent.is_dir():
-        raise Refused(f"the folder {database.parent} does not exist")
+        raise Unusable(f"the folder {database.parent} does not exist")
+    if database.exists() and file.samefile(database):
+        raise Unusable("it is the database itself")
+    if left := left_behind(os.path.realpath(file)):
+        merge = f"merge it with: sqlite3 {file} 'PRAGMA wal_checkpoint(TRUNCATE)'"
+        raise Unusable(f"{left[0]} lies beside it; if they belong together, {merge}; else move it away")
     copy = database.with_name(f"{database.stem}-{os.getpid()}-copy.part")
     try:
-        for end in ("", "-wal"):  # a file that was copied by hand may have a log
-            if not end or os.path.exists(f"{file}-wal"):
-                with open(f"{file}{end}", "rb") as source, open(f"{copy}{end}", "wb") as target:
-                    shutil.copyfileobj(source, target)
-        with connected(copy, "rw") as source:
-            check(source)
-            kept = keep(database) if database.exists() else None
-            if not kept:
-                Path(f"{database}-wal").unlink(missing_ok=True)  # of a file that was removed
-            with exclusively(database) as target:
-                source.backup(target)
-                target.execute("PRAGMA journal_mode = WAL")
+        with open(file, "rb") as source, open(copy, "wb") as target:
+            shutil.copyfileobj(source, target)
+        check(copy)
+        kept = replace(copy, database)
         sync(database.parent)
     finally:
-        for end in ("", "-wal", "-shm", "-journal"):
+        for end in ("", *LEFT, "-shm"):
             Path(f"{copy}{end}").unlink(missing_ok=True)
     return kept
 
 
-def keep(database: Path) -> Path:
-    """Copy the database aside, byte by byte with its log if it is damaged; returns the name of the copy."""
-    with suppress(sqlite3.DatabaseError):
-        with connected(database, "ro") as source:
-            sound = source.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)]
-        if sound:
-            with exclusively(database) as source:
-                return vacuum(source, database, "replaced-")
-    kept = unused_name(database, "replaced-")
-    for end in ("", "-wal"):
-        with suppress(FileNotFoundError):
-            os.rename(f"{database}{end}", f"{kept}{end}")
+def replace(copy: Path, database: Path) -> Path | None:
+    """Put the contents of a copy into the database; returns where its old contents are kept.
+
+    SQLite copies the pages in one transaction, and a rename is one step: if this dies, the database has the
+    old contents or the new ones.
+    """
+    if database.exists():
+        refuse_if_open(database)
+    kept = unused_name(database, "replaced-") if database.exists() else None
+    if kept and is_sound(database):
+        with exclusively(database) as target, opened(copy, "ro") as source:
+            Path(f"{database}-shm").unlink(missing_ok=True)  # an exclusive connection needs none
+            vacuum(target, database, kept)
+            source.backup(target)
+            target.execute("PRAGMA journal_mode = WAL")
+        return kept
+    if kept:  # byte by byte, with its log
+        for name in (str(database), *left_behind(str(database))):
+            shutil.copyfile(name, name.replace(str(database), str(kept), 1))
+        sync(kept)
+        owner = database.stat()
+        os.chmod(copy, owner.st_mode)
+        os.chown(copy, owner.st_uid, owner.st_gid)
+    sync(copy)
+    for end in (*LEFT, "-shm"):
+        Path(f"{database}{end}").unlink(missing_ok=True)
+    copy.rename(database)
     return kept
+
+
+def refuse_if_open(database: Path) -> None:
+    """Raise Unusable if another process has the file open, even a damaged one."""
+    with open(database, "r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)  # the bytes that SQLite locks
+        except OSError:
+            raise Unusable(f"a process has {database} open, so stop the service first") from None
+
+
+def is_sound(database: Path) -> bool:
+    """True if the database is whole, together with what lies beside it."""
+    try:
+        check_together(str(database))
+        return True
+    except sqlite3.OperationalError:  # that says nothing about what it contains
+        raise
+    except (Unusable, sqlite3.DatabaseError):
+        return False
 
 
 @contextmanager
 def exclusively(database: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that is the only one; raises Refused if another process has the database open."""
-    with connected(database, "rwc") as connection:
+    """A connection that is the only one; raises Unusable if another process has the database open."""
+    with opened(database, "rw") as connection:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         try:
             connection.execute("BEGIN EXCLUSIVE")
@@ -100,21 +132,26 @@ def exclusively(database: Path) -> Iterator[sqlite3.Connection]:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
                 raise
-            raise Refused(f"a process has {database} open, so stop the service first") from None
+            raise Unusable(f"a process has {database} open, so stop the service first") from None
         yield connection
 
 
-def check(database: sqlite3.Connection) -> None:
-    """Raise Refused, or sqlite3.DatabaseError, unless it is whole and this release can use it."""
-    ((found,),) = database.execute("PRAGMA integrity_check(1)").fetchall()
-    if found != "ok":
-        raise Refused(f"the file is damaged: {' '.join(found.split())}")
-    try:
-        applied = {name for (name,) in database.execute("SELECT name FROM schema_migration")}
-    except sqlite3.OperationalError:
-        raise Refused("it is not a database of this service") from None
-    if later := applied - {path.stem for path in (ROOT / "migrations").glob("*.py")}:
-        raise Refused(f"it is of a later release, which has the migration {min(later)}")
+def check(copy: Path) -> None:
+    """Raise Unusable, or sqlite3.DatabaseError, unless it is whole and this release can use it."""
+    with opened(copy, "rw") as source:
+        if found := damage(source):
+            raise Unusable(f"the file is damaged: {found}")
+        for count, table, parent in source.execute(ORPHANS):
+            raise Unusable(f"the file is damaged: {count} rows of {table} point to no {parent}")
+        source.execute("PRAGMA journal_mode = WAL")
+    database = SqliteDatabase(str(copy))
+    with database.connection_context():
+        runner = Runner(database, str(ROOT / "migrations"))
+        if not runner.applied():
+            raise Unusable("it is not a database of this service")
+        if later := [migration.name for migration in runner.status() if migration.path is None]:
+            raise Unusable(f"it is of a later release, which has the migration {later[0]}")
+        mend_indexes(database, runner)
 
 
 def unused_name(database: Path, kind: str) -> Path:
@@ -124,13 +161,6 @@ def unused_name(database: Path, kind: str) -> Path:
         if not name.exists():
             return name
         time.sleep(0.1)
-
-
-@contextmanager
-def connected(file: Path, mode: str, patience: float = 0) -> Iterator[sqlite3.Connection]:
-    uri = f"file:{quote(os.path.abspath(file))}?mode={mode}"
-    with closing(sqlite3.connect(uri, uri=True, timeout=patience, isolation_level=None)) as connection:
-        yield connection
 
 
 def sync(path: Path) -> None:
@@ -146,6 +176,10 @@ def main(arguments: list[str]) -> None:
     if not url.startswith("sqlite"):
         raise SystemExit("DATABASE_URL: is PostgreSQL. Use pg_dump and pg_restore, see docs/operations.md.")
     database = Path(unquote(url.removeprefix("sqlite:///")))
+    if (
+        real := database.resolve()
+    ) != database.absolute():  # the log lies beside the file that a link leads to
+        database = real
     restoring, file = arguments[:1] == ["restore"], " ".join(arguments[1:])
     if arguments and not (restoring and file):
         raise SystemExit("FILE: name the backup, as in: make restore FILE=var/energy2go-20261125T082400Z.db")
@@ -155,7 +189,7 @@ def main(arguments: list[str]) -> None:
         else:
             kept = restore(Path(file), database)
             print(f"{database} is restored." + f" The file that it replaced is {kept}." * bool(kept))
-    except (Refused, OSError, sqlite3.Error) as error:
+    except (Unusable, OSError, sqlite3.Error, *ERRORS) as error:
         why = str(error)
         if isinstance(error, OSError):
             why = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)

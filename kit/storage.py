@@ -1,48 +1,43 @@
-"""The database: its connections, its schema, one way to read and one to write, and what is wrong with it."""
+"""The database: its schema, one way to read and one to write, and what is wrong with it."""
 
 import logging
 import os
+import re
+import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Any, Concatenate, ParamSpec, TypeVar
-from urllib.parse import quote, unquote
-from uuid import UUID
 
 import peewee
 from peewee import Database, Model
 from playhouse.migrations import Runner
-from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase, PooledSqliteDatabase
+from playhouse.pool import MaxConnectionsExceeded
 from playhouse.schema_diff import diff_models
 
+from kit import files
 from kit.errors import NotStored
+from kit.files import DAMAGED, NONE, Unusable, identity
+from kit.sql import PATIENCE, begin, connect, drop, execute, is_postgresql, limited, path
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Anything that can be wrong with the database, and mistakes of our own in its use.
+# Anything that can be wrong with the database, and mistakes in our queries or in what a client sent.
 ERRORS = (peewee.DatabaseError, peewee.InterfaceError, MaxConnectionsExceeded)
 MISTAKES = (peewee.DataError, peewee.IntegrityError, peewee.ProgrammingError, peewee.NotSupportedError)
-# Not a mistake: someone has revoked a right or changed the schema (PostgreSQL, "Error Codes").
-ALTERED = ("42501", "42P01", "42703")
-LOCK_NOT_AVAILABLE = "55P03"
-PATIENCE = 5  # seconds that a thread waits for a connection, or until the database is open
-PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "journal_size_limit": 2**23}
-# A server that vanishes without a word is noticed within eleven seconds (libpq, "Parameter Key Words").
-NETWORK = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
-NETWORK |= {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
-WRITERS = 20260328  # advisory lock id that serialises the writers of one PostgreSQL database
-LONGEST_READ = 5  # seconds
-LONGEST_WRITE = 5.0  # seconds; SQLite waits as long for a lock
-LONGEST_ROW_LOCK = 0.2  # seconds
-OPENING = "it is not open yet"
-DAMAGED = "the file is damaged, as when a backup is copied over a file but its -wal is left"
-
-
-class Unusable(Exception):
-    """The database must not be used until someone has looked at it."""
+MISUSE = (1, 21, 25)  # SQLite: ERROR, MISUSE and RANGE
+# PostgreSQL, "Error Codes". No right: someone has revoked it. No table, or no column: see _is_mistake.
+LOCK_NOT_AVAILABLE, NO_RIGHT, ABSENT = "55P03", "42501", ("42P01", "42703")
+OPENING, CHECKING = "it is not open yet", "the database is being checked"
+# What an index is made with; and what SQLite and PostgreSQL write differently.
+INDEX = re.compile(r"CREATE (UNIQUE )?INDEX (\S+) ON (\S+) \(([^)]*)\)")
+NOISE = re.compile(r'using btree|(\w+|"[^"]+")\.|["()\s]')
+TWICE = """SELECT min(CAST(id AS text)), max(CAST(id AS text)) FROM {table}
+    WHERE {key} IS NOT NULL GROUP BY {key} HAVING count(*) > 1 LIMIT 1"""
 
 
 class NotWritten(Exception):
@@ -53,7 +48,11 @@ class InDoubt(Exception):
     """COMMIT failed, so it is not known whether the database transaction is stored."""
 
 
-FAULTS = (*ERRORS, Unusable, NotWritten, InDoubt, OSError)
+class Unreadable(Exception):
+    """The database cannot be read now."""
+
+
+FAULTS = (*ERRORS, sqlite3.Error, Unusable, NotWritten, InDoubt, OSError)
 
 
 class Store:
@@ -64,6 +63,7 @@ class Store:
     """
 
     def __init__(self, url: str, connections: int, migrations: str, models: list[type[Model]]):
+        self._url, self._connections = url, connections
         self.database = connect(url, connections)
         self.problem, self.read_problem = OPENING, ""
         self._migrations, self._models = migrations, models
@@ -72,13 +72,16 @@ class Store:
         self._unusable = ""  # why it must not be used until a restart
         self._in_doubt = False  # a COMMIT failed
         self.writing_since = 0.0  # time.monotonic() at the start of this database transaction; 0: none
-        self._files: dict[str, tuple[int, int]] = {}  # device and inode of the file and of its log
+        self._files: dict[str, tuple[int, int]] = {}  # device and inode of what SQLite keeps: four files
 
     def read(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs) -> T:
-        """Call `function(database, …)`, which only reads; once more if the connection was broken."""
+        """Call `function(database, …)`, which only reads; once more if the connection was broken.
+
+        Raises Unreadable, or what the function raises.
+        """
         self._tried.wait(PATIENCE)
         if not self._opened:  # closing a connection would write an unchecked log into the file
-            raise peewee.OperationalError(self.problem)
+            raise Unreadable(self.problem)
 
         def once() -> T:
             with self.database.connection_context(), limited(self.database):
@@ -86,15 +89,18 @@ class Store:
             self.read_problem = ""
             return result
 
-        with suppress(*ERRORS):
+        try:
             return once()
+        except ERRORS as error:
+            if self._is_mistake(error):
+                raise
         drop(self.database)
         try:
             return once()
         except ERRORS as error:
             drop(self.database)
             self.read_problem = self._sentence(error)
-            raise
+            raise Unreadable(self.read_problem) from error
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -108,20 +114,18 @@ class Store:
         locked = committing = False
         self.writing_since = time.monotonic()
         try:
-            with self.database.atomic():
-                lock(self.database)
+            with begin(self.database):
                 locked = True
                 yield
                 self._check_files()
                 committing = True
-            self._check_files()
+            self._check_files(2)  # in these two is what is stored
         except FAULTS as error:
-            state = getattr(getattr(error, "orig", None), "sqlstate", None)
-            if locked and state == LOCK_NOT_AVAILABLE:
+            if locked and getattr(cause(error), "sqlstate", None) == LOCK_NOT_AVAILABLE:
                 raise NotStored(
                     "A row is locked by another database session; nothing was stored."
                 ) from error
-            if isinstance(error, MISTAKES) and state not in ALTERED:
+            if not committing and self._is_mistake(error):
                 raise
             self._in_doubt |= committing
             self._let_go()
@@ -136,11 +140,7 @@ class Store:
             return
         try:
             if not self._opened:
-                if not is_postgresql(self.database):  # a restore may replace the file before it is open
-                    file = path(self.database)
-                    self._files = {file: identity(file)} if os.path.exists(file) else {}
-                prepare(self.database, self._migrations, self._models)
-                self._opened = True
+                self._open()
             self._note_files()
             if self._in_doubt:
                 checkpoint(self.database)
@@ -154,6 +154,22 @@ class Store:
             self.fail(self._sentence(error))
         finally:
             self._tried.set()
+
+    def _open(self) -> None:
+        """Check the database, and bring its schema up to date."""
+        if not is_postgresql(self.database):
+            self.database = connect(self._url, self._connections)  # a link may lead elsewhere by now
+            file = path(self.database)
+            self._files = {file: identity(file)} if os.path.exists(file) else {}  # a restore may replace it
+            if left := files.left_behind(file):
+                self.problem = CHECKING
+                self._tried.set()  # readers need not wait for it
+                log.warning("%s was left, so %s", left[0], CHECKING, extra={"event": "database_checked"})
+                files.check_together(file)
+        prepare(self.database, self._migrations, self._models)
+        self._opened = True
+        if not is_postgresql(self.database):
+            files.warn_of_other_names(path(self.database))
 
     @property
     def log_size(self) -> int:
@@ -172,25 +188,40 @@ class Store:
             log.error("the database cannot be written: %s", problem, extra={"event": "database_unwritable"})
         self.problem = problem
 
+    def _is_mistake(self, error: BaseException) -> bool:
+        """True if this is about a query of ours, or about what a client sent, and not about the database."""
+        first = cause(error)
+        state, code, text = getattr(first, "sqlstate", ""), getattr(first, "sqlite_errorcode", 0), str(first)
+        if state in ABSENT or re.match("no such (table|column)|.* has no column", text):
+            with suppress(*ERRORS), self.database.connection_context():
+                return not diff(self.database, self._models)  # or someone has changed the schema
+            return False
+        misuse = code & 0xFF in MISUSE and not text.startswith("cannot")  # end or begin a transaction
+        return (misuse or isinstance(error, MISTAKES)) and state != NO_RIGHT
+
     def _sentence(self, error: BaseException) -> str:
-        # If SQLite rolled back by itself, peewee's rollback fails. The first error says why.
-        while error.__context__:
-            error = error.__context__
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (11, 26):  # CORRUPT, NOTADB
+        error = cause(error)
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (11, 26):  # CORRUPT, NOTADB
             self._unusable = f"{DAMAGED} ({error})"
             self.fail(self._unusable)
+        if code in (10, 14) and files.is_full(path(self.database)):  # IOERR, CANTOPEN
+            return "the disk is full"
         return self._unusable or str(error).partition("\n")[0]  # PostgreSQL goes on about the statement
 
     def _let_go(self) -> None:
         """Close the connections, as they may be broken. SQLite removes its log with the last one."""
         try:
             self._check_files()
-            self._files = {name: noted for name, noted in self._files.items() if not name.endswith("-wal")}
+            kept = [name for name in self._files if not name.endswith(("-wal", "-shm"))]
+            self._files = {name: self._files[name] for name in kept}
         except Unusable:
             # This connection still has a log that was removed: save what is only there. A new one has not.
             if not self.database.is_closed():
                 with suppress(*ERRORS):
                     execute(self.database, "PRAGMA wal_checkpoint(FULL)")
+            if os.path.exists(f"{path(self.database)}-journal"):
+                return  # a foreign one; if no connection were open, the next would write it into the file
         drop(self.database)
 
     def _note_files(self) -> None:
@@ -199,84 +230,83 @@ class Store:
             self._check_files()
             execute(self.database, "SELECT 1 FROM sqlite_schema")  # now the log exists
             file = path(self.database)
-            self._files = {name: identity(name) for name in (file, f"{file}-wal")} | self._files
+            names = [file + end for end in ("", "-wal", "-shm", "-journal")]
+            self._files = {name: self._files.get(name) or identity(name) for name in names}
+            if NONE in list(self._files.values())[:3]:
+                raise peewee.OperationalError(f"SQLite cannot keep {file}-wal and -shm beside the file")
 
-    def _check_files(self) -> None:
-        """Raise Unusable if a file is no longer the one that was opened."""
-        for name, noted in self._files.items():
+    def _check_files(self, count: int = 4) -> None:
+        """Raise Unusable if one of these files is no longer the one that was opened."""
+        for name, noted in islice(self._files.items(), count):
             if identity(name) != noted:
-                raise Unusable(f"{name} was removed or replaced while the service runs")
+                what = "put there" if noted == NONE else "removed or replaced"
+                raise Unusable(f"{name} was {what} while the service runs")
 
 
-def connect(url: str, connections: int) -> Any:
-    """A peewee database with a pool of so many connections; opens none."""
-    if url.startswith("sqlite:///"):
-        file = unquote(url.removeprefix("sqlite:///"))
-        # mode=rw: a connection never creates the file, so none can stand in for one that was removed.
-        # IMMEDIATE: a transaction that reads first and writes later would fail if another process writes.
-        options: dict[str, Any] = {"pragmas": PRAGMAS, "lock_type": "IMMEDIATE", "check_same_thread": False}
-        uri = f"file://{quote(os.path.abspath(file))}?mode=rw"
-        return PooledSqliteDatabase(uri, uri=True, max_connections=connections, timeout=PATIENCE, **options)
-    options = {name: value for name, value in NETWORK.items() if f"{name}=" not in url}
-    url = "postgresql" + url.removeprefix("postgresql").removeprefix("postgres")
-    options |= {"max_connections": connections, "timeout": PATIENCE}
-    return PooledPostgresqlDatabase(url, prefer_psycopg3=True, **options)
+def cause(error: BaseException) -> BaseException:
+    """The first error. (If SQLite rolled back by itself, peewee's rollback fails.)"""
+    while error.__context__:
+        error = error.__context__
+    return error
 
 
-def is_postgresql(database: Database) -> bool:
-    """True for PostgreSQL, False for SQLite."""
-    return isinstance(database, peewee.PostgresqlDatabase)
-
-
-def path(database: Any) -> str:
-    """The path of a SQLite database's file."""
-    return unquote(database.database.removeprefix("file://").removesuffix("?mode=rw"))
-
-
-def identity(name: str) -> tuple[int, int]:
-    """Device and inode of a file; zeros if there is none."""
-    try:
-        status = os.stat(name)
-    except OSError:
-        return 0, 0
-    return status.st_dev, status.st_ino
-
-
-def prepare(database: Database, migrations: str, models: list[type[Model]]) -> None:
+def prepare(database: Any, migrations: str, models: list[type[Model]]) -> None:
     """Create the file if there is none, bring the schema up to date, and check it against the models.
 
     Several processes may do this at once; one of them migrates. Raises Unusable, OSError, or one of ERRORS.
     """
     if not is_postgresql(database):
-        check_file(database)
-    with database.atomic():
-        lock(database)
+        files.create(path(database))
+    database.connect(reuse_if_open=True)
+    if is_postgresql(database):
+        found = database.connection().info.parameter_status("server_encoding")
+        if found != "UTF8":
+            raise Unusable(f"its encoding is {found}, but must be UTF8: docs/operations.md converts it")
+    with begin(database):
         runner = Runner(database, migrations)
         if later := [migration.name for migration in runner.status() if migration.path is None]:
             raise Unusable(f"the schema is of a later release, which has the migration {later[0]}")
         runner.up()
-    # playhouse says what would mend it, such as "add column station.description".
-    if difference := diff_models(database, models)._replace(add_indexes=[], drop_indexes=[]):
-        raise Unusable("the schema is not that of this release: " + "; ".join(str(difference).splitlines()))
+        # playhouse says what would mend it, such as "add column station.description".
+        if difference := diff(database, models):
+            raise Unusable("the schema is not that of this release: " + "; ".join(difference))
+        mend_indexes(database, runner)
 
 
-def check_file(database: Database) -> None:
-    """Create the file if there is none. If a process left its log behind, check the file first."""
-    file = path(database)
-    left = os.path.exists(f"{file}-wal") and os.path.getsize(f"{file}-wal") > 0
-    if not os.path.isdir(folder := os.path.dirname(file) or "."):
-        raise FileNotFoundError(f"the folder {folder} does not exist")
-    with suppress(FileExistsError):
-        # Never open a file that exists: closing it would end all locks that this process holds on it.
-        open(file, "xb").close()
-    if not os.path.isfile(file) or not os.access(file, os.R_OK | os.W_OK):
-        raise PermissionError(f"{file} is not a file that can be read and written")
-    if left:
-        # mode=ro: closing it does not write the log into the file.
-        reader = peewee.SqliteDatabase(database.database.replace("mode=rw", "mode=ro"), uri=True)
-        with reader.connection_context():
-            if execute(reader, "PRAGMA quick_check(1)") != [("ok",)]:
-                raise Unusable(DAMAGED)
+def diff(database: Database, models: list[type[Model]]) -> list[str]:
+    """How the tables and columns differ from the models."""
+    return str(diff_models(database, models)._replace(add_indexes=[], drop_indexes=[])).splitlines()
+
+
+def mend_indexes(database: Database, runner: Runner) -> None:
+    """Create each index of ours that is missing or has another definition; raises Unusable if it cannot be.
+
+    The migrations that are applied say which there are, in a database in memory. Others are ignored.
+    """
+    applied, ours = runner.applied(), Runner(peewee.SqliteDatabase(":memory:"), runner.directory)
+    with ours.database.connection_context():
+        for migration in ours.migrations():
+            if migration.name in applied:
+                migration.load().up(ours.migrator, ours.database)
+        wanted = indexes(ours.database)
+    found = indexes(database)
+    for statement in [wanted[plain] for plain in wanted if plain not in found]:
+        ((unique, name, table, key),) = INDEX.findall(statement)
+        same = TWICE.format(table=table, key=key)
+        for pair in execute(database, same) if unique else []:
+            raise Unusable("rows {} and {} of {} have the same {}".format(*pair, table, key))
+        execute(database, f"DROP INDEX IF EXISTS {name}")
+        execute(database, statement)
+        log.warning("the index %s was missing and is created again", name, extra={"event": "index_created"})
+
+
+def indexes(database: Database) -> dict[str, str]:
+    """The statement that makes each index, by its words without what the two databases write differently."""
+    statement = "SELECT sql FROM sqlite_schema WHERE type = 'index' AND sql NOT NULL"
+    if is_postgresql(database):
+        statement = """SELECT pg_get_indexdef(indexrelid) FROM pg_index
+            WHERE indisvalid AND indrelid >= 16384 AND pg_table_is_visible(indrelid)"""
+    return {NOISE.sub("", sql.lower()): sql for (sql,) in execute(database, statement)}
 
 
 def checkpoint(database: Database) -> None:
@@ -298,61 +328,6 @@ def probe(database: Database) -> None:
     else:
         ((version,),) = execute(database, "PRAGMA user_version")
         execute(database, f"PRAGMA user_version = {version % 1_000_000 + 1}")
-
-
-def lock(database: Database) -> None:
-    """Make every other writer wait until this database transaction ends. (SQLite: BEGIN IMMEDIATE does.)
-
-    From here on, this one waits only a moment for a row that some other session has locked. If this process
-    freezes, the server ends the session, so that other replicas can write.
-    """
-    if is_postgresql(database):
-        limit = "set_config('{}', '{}s', true)".format
-        before = limit("lock_timeout", LONGEST_WRITE)
-        before += ", " + limit("idle_in_transaction_session_timeout", LONGEST_WRITE)
-        after = limit("lock_timeout", LONGEST_ROW_LOCK)
-        execute(database, f"SELECT {before}, pg_advisory_xact_lock(?), {after}", WRITERS)
-
-
-@contextmanager
-def limited(database: Any) -> Iterator[None]:
-    """Let no statement in this block run for longer than LONGEST_READ. It must only read."""
-    if not is_postgresql(database):
-        connection, until = database.connection(), time.monotonic() + LONGEST_READ
-        connection.set_progress_handler(lambda: time.monotonic() > until, 100_000)  # steps, about 1 ms
-        try:
-            yield
-        finally:
-            connection.set_progress_handler(None, 0)
-        return
-    # Only for this transaction: PgBouncer gives the same session to other clients afterwards.
-    execute(database, f"BEGIN READ ONLY; SET LOCAL statement_timeout = '{LONGEST_READ}s'")
-    try:
-        yield
-    finally:
-        execute(database, "COMMIT")
-
-
-def drop(database: Any) -> None:
-    """Close this thread's connection and the idle ones for good. (`close` keeps them in the pool.)"""
-    database.manual_close()
-    database.close_idle()
-
-
-def execute(database: Any, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-    """Execute a statement that has a `?` for each value; returns its rows, if it has any."""
-    cursor = database.execute_sql(statement.replace("?", database.param), values)
-    return cursor.fetchall() if cursor.description else []
-
-
-def placeholders(values: Sized) -> str:
-    """A place for each of these values, in parentheses."""
-    return f"({', '.join('?' * len(values))})"
-
-
-def uuid(found: str | UUID) -> UUID:
-    """An id as the database returns it. SQLite knows no such type and stores 32 hexadecimal digits."""
-    return found if isinstance(found, UUID) else UUID(found)
 
 
 def check(database: Database) -> None:

@@ -4,7 +4,7 @@ from uuid import UUID
 
 from peewee import BigIntegerField, CharField, Model, TextField, UUIDField
 
-from kit.storage import execute
+from kit.sql import execute
 from models import fold
 
 

@@ -40,8 +40,21 @@ database.execute("BEGIN EXCLUSIVE")
 print("locked", flush=True)
 sys.stdin.read()
 """
+# Writes most pages of the database in a transaction that does not end.
+SPILL = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA journal_mode = DELETE")
+database.execute("PRAGMA cache_size = 2")
+database.execute("BEGIN")
+database.execute("UPDATE station SET description = 'half written'")
+database.executemany("INSERT INTO station (description) VALUES (?)", [["new" * 80]] * 1000)
+print("written", flush=True)
+sys.stdin.read()
+"""
 # Restores a file again and again in a child process, which dies at the first step, then at the second and
-# so on: before it opens, renames, links or removes a file. Prints how each child ended and what it left.
+# so on: before it opens, renames, links or removes a file. Prints how each child ended, what it left, and
+# what is there after a second restore.
 DIE = """
 import os, shutil, sqlite3, sys
 from contextlib import closing
@@ -49,29 +62,38 @@ from itertools import count
 from pathlib import Path
 from kit.backup import restore
 copy, file = map(Path, sys.argv[1:])
-original = file.read_bytes()
+original, found = file.parent.with_name("original"), file.parent.with_name("found")
+shutil.copytree(file.parent, original)
 
-def die_at(step):
+def child(step):
     steps = count(1)
     def hook(event, arguments):
         if event.startswith(("open", "os.", "sqlite3.connect")) and next(steps) == step:
             os._exit(9)
-    sys.addaudithook(hook)
-
-for step in count(1):
-    if not (child := os.fork()):
-        die_at(step)
+    if not (pid := os.fork()):
+        sys.addaudithook(hook)
         restore(copy, file)
         os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    with closing(sqlite3.connect(file)) as database:
-        whole = database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        print(status, whole, *database.execute("SELECT description FROM station").fetchone())
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def contents():
+    shutil.rmtree(found, ignore_errors=True)
+    shutil.copytree(file.parent, found)
+    if not (found / file.name).exists():
+        return "none"
+    with closing(sqlite3.connect(found / file.name)) as database:
+        try:
+            assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            return database.execute("SELECT description FROM station").fetchone()[0]
+        except (AssertionError, sqlite3.DatabaseError):
+            return "damaged"
+
+for step in count(1):
+    print(status := child(step), contents(), child(0), contents())
     if not status:
         break
     shutil.rmtree(file.parent)
-    file.parent.mkdir()
-    file.write_bytes(original)
+    shutil.copytree(original, file.parent)
 """
 
 
@@ -97,14 +119,19 @@ def holder():
     started = []
 
     def start(file: Path, station: str, program: str = HOLD) -> subprocess.Popen:
-        command = [sys.executable, "-c", program, str(file), station]
-        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-        assert started[-1].stdout.readline()
+        started.append(start_holder(program, file, station))
         return started[-1]
 
     yield start
     for process in started:
         kill(process)
+
+
+def start_holder(program: str, file: Path, station: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", program, str(file), station]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline()
+    return process
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -276,14 +303,37 @@ def test_a_damaged_database_is_replaced_and_kept_with_its_log_as_it_was(file, ho
     assert stations(file) == ["first"]
 
 
-def test_a_copy_by_hand_is_restored_together_with_its_log(file, holder, tmp_path):
-    kill(holder(file, "only in the log"))
-    for end in ("", "-wal"):
-        shutil.copy(f"{file}{end}", f"{tmp_path}/copy.db{end}")
-    before = contents(tmp_path / "var") | contents_of(tmp_path / "copy.db")
-    tool.restore(tmp_path / "copy.db", file)
-    assert stations(file) == ["first", "only in the log"]
-    assert contents_of(tmp_path / "copy.db").items() <= before.items()
+def hot_journal(file: Path) -> None:
+    """Let a process die in a transaction, after it has written pages: SQLite would roll it back."""
+    kill(start_holder(SPILL, file, ""))
+    assert Path(f"{file}-journal").stat().st_size
+
+
+@pytest.mark.parametrize("end", ["-wal", "-journal"])
+def test_a_copy_with_a_log_beside_it_is_refused_until_it_is_merged_or_moved(file, end, tmp_path, run):
+    made(copy := tmp_path / "copy.db", "copied")
+    if end == "-wal":
+        kill(start_holder(HOLD, copy, "only in the log"))
+        Path(f"{copy}-shm").unlink()
+    else:
+        hot_journal(copy)
+    (link := tmp_path / "latest.db").symlink_to(copy)
+    before, around = contents(file.parent), contents_of(copy)
+    for name in (copy, link):
+        refused = run(file, "restore", str(name))
+        assert refused.returncode == 1
+        assert f"nothing was restored: {copy}{end} lies beside it" in refused.stderr
+        assert contents(file.parent) == before
+        assert contents_of(copy) == around
+    merge = re.search(r"merge it with: sqlite3 (\S+) '(.*?)'", refused.stderr)
+    (tmp_path / "moved.db").write_bytes(around[copy.name])
+    with closing(sqlite3.connect(merge[1], isolation_level=None)) as shell:
+        shell.execute(merge[2])
+    assert run(file, "restore", str(copy)).returncode == 0
+    assert stations(file) == ["copied", *["only in the log"] * (end == "-wal")]
+    if end == "-wal":  # moved away, what was in the log is missing
+        assert run(file, "restore", str(tmp_path / "moved.db")).returncode == 0
+        assert stations(file) == ["copied"]
 
 
 def contents_of(file: Path) -> dict[str, bytes]:
@@ -307,6 +357,24 @@ def confuse(file: Path) -> None:
         database.execute("DELETE FROM sqlite_schema WHERE name = 'transaction_updated_id'")
 
 
+ROW = """INSERT INTO "transaction" (id, station_id, status, created, updated, idempotency_key, attempts)
+    VALUES ('{}', {}, 'ERROR', 1, 1, 'key', 1)"""
+
+
+def orphan(file: Path) -> None:
+    """A transaction whose station does not exist."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        database.execute(ROW.format(1, 9))
+
+
+def twins(file: Path) -> None:
+    """Two transactions with one key, as the index that forbids this is missing."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as database:
+        database.execute("DROP INDEX transaction_idempotency_key")
+        for key in (1, 2):
+            database.execute(ROW.format(key, 1))
+
+
 def other(file: Path) -> None:
     file.unlink()
     with closing(sqlite3.connect(file)) as database:
@@ -321,10 +389,8 @@ SPOILT = {
     "it is not a database of this service": other,
     "it is not a database of this service ?": lambda file: file.write_bytes(b""),
     "file is not a database": lambda file: file.write_bytes(b"energy2go " * 1000),
-    "file is not a database ?": lambda file: (
-        Path(f"{file}-wal").write_bytes(b"log"),
-        file.write_bytes(b"energy2go " * 1000),
-    ),
+    "the file is damaged: 1 rows of transaction point to no station": orphan,
+    'rows 1 and 2 of "transaction" have the same "idempotency_key"': twins,
     r"Is a directory: .*backup\.db": lambda file: (file.unlink(), file.mkdir()),
     r"No such file or directory: .*backup\.db": lambda file: file.unlink(),
 }
@@ -353,14 +419,39 @@ def test_a_folder_that_does_not_exist_is_named(file, tmp_path, run):
     assert f"nothing was restored: the folder {tmp_path}/typo does not exist.\n" in done.stderr
 
 
-def test_a_restore_that_dies_at_any_step_leaves_the_old_database_or_the_new_one(file, tmp_path):
+def leave_a_log(file: Path) -> None:
+    kill(start_holder(HOLD, file, "second"))
+
+
+def damage_with_a_log(file: Path) -> None:
+    leave_a_log(file)
+    damage(file)
+
+
+def remove_but_its_log(file: Path) -> None:
+    leave_a_log(file)
+    file.unlink()
+
+
+BEFORE = {
+    "a whole database": (lambda file: None, "first"),
+    "one with a journal": (hot_journal, "first"),
+    "a damaged one": (damage_with_a_log, "damaged"),
+    "only a log": (remove_but_its_log, "none"),
+}
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_a_restore_that_dies_at_any_step_leaves_the_old_database_or_the_new_one(file, tmp_path, before):
+    leave, old = BEFORE[before]
+    leave(file)
     copy = made(tmp_path / "copy.db", "restored")
     command = [sys.executable, "-c", DIE, str(copy), str(file)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     steps = ended.stdout.splitlines()
-    assert steps[-1] == "0 True restored", ended.stderr
+    assert steps[-1] == "0 restored 0 restored", ended.stderr
     assert len(steps) > 10
-    assert set(steps[:-1]) == {"9 True first", "9 True restored"}
+    assert {f"9 {old} 0 restored"} <= set(steps[:-1]) <= {f"9 {old} 0 restored", "9 restored 0 restored"}
 
 
 def test_postgresql_is_left_to_its_own_programs():

@@ -1,0 +1,110 @@
+"""SQL in two databases: connections, transactions and statements that work in SQLite and in PostgreSQL."""
+
+import os
+import time
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote, unquote
+from uuid import UUID
+
+import peewee
+from peewee import Database
+from playhouse.pool import PooledPostgresqlDatabase, PooledSqliteDatabase
+
+PATIENCE = 5  # seconds that a thread waits for a connection, or until the database is open
+PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "journal_size_limit": 2**23}
+# A server that vanishes without a word is noticed within eleven seconds (libpq, "Parameter Key Words").
+NETWORK = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
+NETWORK |= {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+WRITERS = 20260328  # advisory lock id that serialises the writers of one PostgreSQL database
+LONGEST_READ = 5  # seconds
+LONGEST_WRITE = 5.0  # seconds; SQLite waits as long for a lock
+LONGEST_ROW_LOCK = 0.2  # seconds
+COMMITTED = "READ COMMITTED, READ WRITE"  # what this code needs, whatever the server's defaults are
+
+
+def connect(url: str, connections: int) -> Any:
+    """A peewee database with a pool of so many connections; opens none."""
+    if url.startswith("sqlite:///"):
+        file = unquote(url.removeprefix("sqlite:///"))
+        # mode=rw: a connection never creates the file, so none can stand in for one that was removed.
+        # IMMEDIATE: a transaction that reads first and writes later would fail if another process writes.
+        options: dict[str, Any] = {"pragmas": PRAGMAS, "lock_type": "IMMEDIATE", "check_same_thread": False}
+        uri = f"file://{quote(os.path.realpath(file))}?mode=rw"  # beside that SQLite keeps the log
+        return PooledSqliteDatabase(uri, uri=True, max_connections=connections, timeout=PATIENCE, **options)
+    options = {name: value for name, value in NETWORK.items() if f"{name}=" not in url}
+    url = "postgresql" + url.removeprefix("postgresql").removeprefix("postgres")
+    options |= {"max_connections": connections, "timeout": PATIENCE, "client_encoding": "utf8"}
+    # PgBouncer gives each transaction another session, so nothing may be prepared in one.
+    options["prepare_threshold"] = None
+    return PooledPostgresqlDatabase(url, prefer_psycopg3=True, **options)
+
+
+def is_postgresql(database: Database) -> bool:
+    """True for PostgreSQL, False for SQLite."""
+    return isinstance(database, peewee.PostgresqlDatabase)
+
+
+def path(database: Any) -> str:
+    """The path of a SQLite database's file."""
+    return unquote(database.database.removeprefix("file://").removesuffix("?mode=rw"))
+
+
+@contextmanager
+def begin(database: Any) -> Iterator[None]:
+    """A database transaction that makes every other writer wait until it ends.
+
+    Inside it, this one waits only a moment for a row that some other session has locked. If this process
+    freezes, the server ends the session, so that other replicas can write.
+    """
+    with database.atomic(COMMITTED if is_postgresql(database) else None):  # SQLite: IMMEDIATE
+        if is_postgresql(database):
+            limit = "set_config('{}', '{}s', true)".format
+            before = limit("lock_timeout", LONGEST_WRITE)
+            before += ", " + limit("idle_in_transaction_session_timeout", LONGEST_WRITE)
+            after = limit("lock_timeout", LONGEST_ROW_LOCK)
+            execute(database, f"SELECT {before}, pg_advisory_xact_lock(?), {after}", WRITERS)
+        yield
+
+
+@contextmanager
+def limited(database: Any) -> Iterator[None]:
+    """Let no statement in this block run for longer than LONGEST_READ. It must only read."""
+    if not is_postgresql(database):
+        connection, until = database.connection(), time.monotonic() + LONGEST_READ
+        connection.set_progress_handler(lambda: time.monotonic() > until, 100_000)  # steps, about 1 ms
+        try:
+            yield
+        finally:
+            connection.set_progress_handler(None, 0)
+        return
+    # Only for this transaction: PgBouncer gives the same session to other clients afterwards.
+    begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"
+    execute(database, f"{begin}; SET LOCAL statement_timeout = '{LONGEST_READ}s'")
+    try:
+        yield
+    finally:
+        execute(database, "COMMIT")
+
+
+def drop(database: Any) -> None:
+    """Close this thread's connection and the idle ones for good. (`close` keeps them in the pool.)"""
+    database.manual_close()
+    database.close_idle()
+
+
+def execute(database: Any, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+    """Execute a statement that has a `?` for each value; returns its rows, if it has any."""
+    cursor = database.execute_sql(statement.replace("?", database.param), values)
+    return cursor.fetchall() if cursor.description else []
+
+
+def placeholders(values: Sized) -> str:
+    """A place for each of these values, in parentheses."""
+    return f"({', '.join('?' * len(values))})"
+
+
+def uuid(found: str | UUID) -> UUID:
+    """An id as the database returns it. SQLite knows no such type and stores 32 hexadecimal digits."""
+    return found if isinstance(found, UUID) else UUID(found)
