@@ -98,7 +98,7 @@ class Service:
         self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs
     ) -> T:
         """Call a function of `models` that reads, in a thread; raises what it raises, or NotRead."""
-        call = self._call(partial(self.store.read, function, *values, **named))
+        call = self._readers.call(partial(self.store.read, function, *values, **named))
         try:
             return await self._outcome(call, LONGEST_READ)
         finally:
@@ -108,16 +108,10 @@ class Service:
         """The same for those who only want to know how it is: while such a read hangs, no other begins."""
         began, call = self._looks.get(function, (0.0, None))
         if call is None or call.done():
-            began, call = self.loop.time(), self._call(partial(self.store.read, function))
+            began, call = self.loop.time(), self._readers.call(partial(self.store.read, function))
             call.add_done_callback(asyncio.Future.exception)  # perhaps all have gone who wait for it
             self._looks[function] = began, call
         return await self._outcome(call, began + LONGEST_READ - self.loop.time())
-
-    def _call(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        try:
-            return self._readers.call(function)
-        except Full:
-            raise NotRead("Too many requests wait for the database.") from None
 
     async def _outcome(self, call: asyncio.Future[T], seconds: float) -> T:
         """What this call returns within so many seconds; raises what it raises, or NotRead."""
@@ -126,7 +120,7 @@ class Service:
             if call.done():
                 return call.result()
             problem = self.store.read_problem = "it does not answer"  # the next read that ends clears this
-        except Unreadable as error:
+        except (Unreadable, Full) as error:
             problem = str(error)
         log.error("the database cannot be read: %s", problem, extra={"event": "database_unreadable"})
         raise NotRead("The database cannot be read now.")

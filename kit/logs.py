@@ -6,8 +6,8 @@ import re
 import select
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ContextDecorator, suppress
 from contextvars import ContextVar
 from queue import SimpleQueue
 from random import getrandbits
@@ -125,11 +125,8 @@ class RateLimit(logging.Filter):
         return True
 
 
-@contextmanager
-def harmless() -> Iterator[None]:
-    """Lose a line that cannot be made, since the clock is beyond the year 2262."""
-    with suppress(OverflowError):
-        yield
+class Harmless(suppress, ContextDecorator):
+    """Decorates what may lose a line that cannot be made, as when the clock is beyond the year 2262."""
 
 
 class Quiet(Logger):
@@ -140,7 +137,7 @@ class Quiet(Logger):
     def __init__(self, cfg: Any):
         super().__init__(cfg)
         for name in ("critical", "error", "warning", "info", "exception"):  # would end gunicorn's master
-            setattr(self, name, harmless()(getattr(self, name)))
+            setattr(self, name, Harmless(OverflowError)(getattr(self, name)))
 
 
 class Background(logging.Handler):

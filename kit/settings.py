@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 # A label of a name has 1 to 63 characters; Python raises UnicodeError for others, not OSError.
 NAME, IPV6 = r"[^\s:\[\]/.]{1,63}(\.[^\s:\[\]/.]{1,63})*\.?", "[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
-HOST, ADDRESS = f"^({NAME}|{IPV6})$", rf"^(\[{IPV6}\]|{NAME}):[0-9]{{1,5}}$"
+HOST, ADDRESS = f"^(?!.{{254}})({NAME}|{IPV6})$", rf"^(\[{IPV6}\]|{NAME}):[0-9]{{1,5}}$"
 POSTGRESQL = r"^postgres(ql)?://.+"
 SQLITE = r"^sqlite:///(?!:memory:)[^?#]*[^?#/]$"
 UNREACHABLE = "255.255.255.255"  # no packet is sent there
@@ -32,8 +32,7 @@ OTHERS = {"USERNAME", "PASSWORD", "ID", "CONFIRM_RATE", "SEED", "DELAY_MS", "VER
 OTHERS = {f"VALIDATOR_{name}" for name in OTHERS} | {"PUBLISH", "PUBLISH_PROMETHEUS", "POSTGRES_PASSWORD"}
 
 Host = Annotated[
-    str,
-    Meta(pattern=HOST, max_length=253, description="a host name or an IP address, such as 127.0.0.1 or ::1"),
+    str, Meta(pattern=HOST, description="a host name or an IP address, such as 127.0.0.1 or ::1")
 ]
 Port = Annotated[int, Meta(ge=1, le=65535, description="a whole number from 1 to 65535")]
 Threads = Annotated[int, Meta(ge=2, le=256, description="a whole number from 2 to 256")]

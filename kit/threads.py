@@ -25,11 +25,12 @@ class Threads:
             thread.start()
 
     def call(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Call this in one of the threads; the future gets what it returns or raises. Raises queue.Full."""
-        if self._calls.qsize() >= WAITING:
-            raise Full
+        """Call this in one of the threads; the future gets what it returns or raises, or queue.Full."""
         future = self._loop.create_future()
-        self._calls.put((function, future))
+        if self._calls.qsize() < WAITING:
+            self._calls.put((function, future))
+        else:
+            future.set_exception(Full("too many requests wait for a thread"))
         return future
 
     def close(self) -> None:

@@ -2,11 +2,24 @@
 
 import asyncio
 import threading
+import time
+from queue import Full
 
 import pytest
 
 import app
-from calls import assert_problem, client, every_path, new_station, new_transaction, send, serving
+from calls import (
+    assert_problem,
+    client,
+    every_path,
+    looping,
+    new_station,
+    new_transaction,
+    send,
+    service,
+    serving,
+)
+from kit.threads import WAITING, Threads
 from programs import wait_until
 
 PAGES = {"/", "/static/index.html", "/swagger", "/swagger/index.html", "/openapi.json"}
@@ -69,3 +82,48 @@ def test_without_a_service_each_route_that_needs_one_says_how_to_start_it():
 @pytest.mark.parametrize("path", sorted(PAGES))
 def test_without_a_service_pages_and_the_document_are_there(path):
     assert send(client(), "GET", path).status_int == 200
+
+
+def test_while_a_look_at_the_database_hangs_no_other_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "LONGEST_READ", 0.2)
+    began, gate = [], threading.Event()
+
+    def hang(database) -> str:
+        began.append(time.monotonic())
+        gate.wait(20)
+        return "it goes on"
+
+    with serving(tmp_path):
+        running = service()
+
+        def look():
+            return asyncio.run_coroutine_threadsafe(running.look(hang), running.loop)
+
+        for asked in [look() for _ in range(50)]:
+            with pytest.raises(app.NotRead):
+                asked.result(5)
+        assert running.problems()["database"] == "it does not answer"
+        with pytest.raises(app.NotRead):
+            look().result(5)  # at once, since that is known
+        assert len(began) == 1
+        gate.set()
+        wait_until(lambda: not running.problems()["database"], "the read has ended")
+        assert look().result(5) == "it goes on"
+        assert len(began) == 2
+
+
+def test_only_so_many_reads_wait_for_a_thread():
+    gate = threading.Event()
+    with looping() as loop:
+
+        async def fill() -> list:
+            asked = [readers.call(lambda: gate.wait(20)) for _ in range(WAITING + 20)]
+            refused = [future for future in asked if future.done()]
+            assert 18 <= len(refused) <= 20
+            assert all(isinstance(future.exception(), Full) for future in refused)
+            gate.set()
+            return await asyncio.gather(*(future for future in asked if future not in refused))
+
+        readers = Threads(2, loop)
+        assert all(asyncio.run_coroutine_threadsafe(fill(), loop).result(20))
+        readers.close()
