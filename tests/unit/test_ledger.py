@@ -15,7 +15,7 @@ import ledger as ledgers
 import models
 from batch import change, create, settle
 from calls import looping
-from kit import storage
+from kit import sql, storage
 from kit.clock import SECOND, Clock
 from kit.errors import NotFound, Refusal, Unavailable
 from kit.settings import Settings
@@ -268,12 +268,12 @@ def hold(bench):
 
 
 def test_a_failed_write_refuses_requests_keeps_verdicts_and_asks_again_afterwards(bench, hold, monkeypatch):
-    monkeypatch.setattr(storage, "LONGEST_WRITE", 0.5)
+    monkeypatch.setattr(sql, "LONGEST_WRITE", 0.5)
     asked, answered = bench.create(2)
     acknowledged = bench.answer(answered)
     waiting = bench.submit(bench.ledger.create, Draft(1))
     if storage.is_postgresql(bench.database):
-        release = hold(f"SELECT pg_advisory_lock({storage.WRITERS})")
+        release = hold(f"SELECT pg_advisory_lock({sql.WRITERS})")
     else:
         bench.database.execute_sql("PRAGMA busy_timeout = 0")
         release = hold("BEGIN IMMEDIATE")
@@ -397,8 +397,10 @@ import asyncio, sys
 from calls import looping
 from kit.settings import Settings
 from models import Draft
+from programs import wait_until
 from stepped import ledger
 with looping() as loop, ledger(Settings(database_url=sys.argv[1]), loop) as writer:
+    wait_until(lambda: not writer.problem, "it is open")
     print("ready", flush=True)
     for _ in range(200):
         asyncio.run_coroutine_threadsafe(writer.create(Draft(1)), loop).result()
@@ -411,6 +413,7 @@ def test_two_processes_write_to_one_database(bench, settings):
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as other:
         assert other.stdout.readline() == "ready\n"
         with started(settings) as running:
+            wait_until(lambda: not running.problem, "it is open")
             for future in [
                 asyncio.run_coroutine_threadsafe(running.create(Draft(1)), running._loop) for _ in range(200)
             ]:
