@@ -25,7 +25,7 @@ import schemas
 from events import Changes
 from kit import logs, metrics, openapi
 from kit.api import Answer, Api
-from kit.errors import BadRequest, NotFound, NotRead, PreconditionFailed, Unavailable, Unprocessable
+from kit.errors import InvalidValue, NotFound, NotRead, NotRunning, PreconditionFailed, Unavailable
 from kit.requests import preferred_wait
 from kit.settings import ROOT, VERSION, Settings
 from kit.sql import LONGEST_READ
@@ -167,6 +167,7 @@ class Service:
 @app.post(
     "/stations",
     status=201,
+    errors=(schemas.NoMoreIds,),
     sends=("Location", "ETag"),
     unknown="Look for the station before you create it again.",
 )
@@ -231,7 +232,7 @@ async def delete_station(service: Service, id: StationId, headers: schemas.Chang
 @app.post(
     "/transactions",
     status=201,
-    errors=(schemas.NoStation, schemas.KeyUsed),
+    errors=(schemas.KeyMalformed, schemas.NoStation, schemas.KeyUsed),
     sends=("Location", "Preference-Applied", "Retry-After"),
     also=((200, ("Idempotent-Replayed", "Location", "Preference-Applied", "Retry-After")),),
     unknown="With an Idempotency-Key, send the request again; without one, look for the transaction first.",
@@ -245,7 +246,7 @@ async def create_transaction(
     as it is now, with 200.
     """
     if "," in (headers.idempotency_key or ""):
-        raise BadRequest("Idempotency-Key: must be sent once, and have no comma.")
+        raise schemas.KeyMalformed("Idempotency-Key: must be sent once, and have no comma.")
     draft = Draft(body.station_id, headers.idempotency_key)
     transaction = await service.ledger.create(draft)
     answer.headers["Location"] = f"/transactions/{transaction.id}"
@@ -287,7 +288,12 @@ async def retry_transaction(
     return await stored(service, answer, await service.ledger.retry(id), headers.prefer)
 
 
-@app.get("/events", media_type=events.MEDIA_TYPE, sends=("Cache-Control", "X-Accel-Buffering"))
+@app.get(
+    "/events",
+    media_type=events.MEDIA_TYPE,
+    errors=(schemas.TooManyClients,),
+    sends=("Cache-Control", "X-Accel-Buffering"),
+)
 def follow_events(
     service: Service, answer: Answer, query: schemas.EventQuery, headers: schemas.EventHeaders
 ) -> AsyncGenerator[bytes, None]:
@@ -306,7 +312,7 @@ def follow_events(
             try:
                 cursor = events.from_text(text)
             except ValueError as error:
-                raise Unprocessable(f"{name}: '{{}}' {error}.", f"{text:.80}") from None
+                raise InvalidValue(f"{name}: '{{}}' {error}.", f"{text:.80}") from None
     answer.headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return service.changes.follow(cursor, query.station_id or None)
 
@@ -315,7 +321,7 @@ def follow_events(
 async def healthz(service: Service) -> schemas.Health:
     """Tell whether the service is alive."""
     if not service.ledger.alive:
-        raise Unavailable("The ledger's thread does not run.")
+        raise NotRunning("The ledger's thread does not run.")
     if service.store.problem != CHECKING:  # that may take minutes
         await service.look(check)
     return schemas.Health(VERSION)

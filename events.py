@@ -21,7 +21,7 @@ from kit.clock import SECOND
 from kit.errors import Unavailable
 from kit.threads import hand_over, resolve
 from models import FIRST, Cursor
-from schemas import Status, Transaction
+from schemas import Status, TooManyClients, Transaction
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class Changes:
     def _place(self, kind: str) -> Iterator[None]:
         """A client's place, for as long as it is there; raises Unavailable."""
         if self.clients.total() >= self._places:
-            raise Unavailable(TOO_MANY)
+            raise TooManyClients(TOO_MANY)
         self.clients[kind] += 1
         try:
             yield

@@ -16,14 +16,14 @@ import peewee
 from peewee import Database, Model
 
 from kit.clock import EPOCH, SECOND, below, moment, stored, uuid7
-from kit.errors import NotFound, NotStored, Refusal
+from kit.errors import Locked, NotFound, Refusal
 from kit.pages import newest
 from kit.sql import execute, is_postgresql, placeholders, uuid
 from schemas import (
     LARGEST_ID,
     HasTransactions,
     KeyUsed,
-    Locked,
+    NoMoreIds,
     NoStation,
     NotExpired,
     Question,
@@ -116,10 +116,10 @@ def list_stations(database: Database, limit: int, after: int = 0, q: str = "") -
 
 
 def create_station(database: Database, description: str) -> Station:
-    """The new station, with its id; raises NotStored if all ids have been given out."""
+    """The new station, with its id; raises NoMoreIds if all ids have been given out."""
     ((next_id,),) = execute(database, NEXT_ID[is_postgresql(database)])
     if next_id > LARGEST_ID:
-        raise NotStored(f"Station ids end at {LARGEST_ID} and all have been used, so nothing was stored.")
+        raise NoMoreIds(f"Station ids end at {LARGEST_ID} and all have been used, so nothing was stored.")
     statement = "INSERT INTO station (description, folded) VALUES (?, ?) RETURNING id"
     ((station_id,),) = execute(database, statement, description, fold(description))
     return Station(station_id, description)

@@ -10,7 +10,15 @@ from uuid import UUID
 from msgspec import UNSET, Meta, Struct, UnsetType, field, json
 from msgspec.structs import asdict
 
-from kit.errors import Conflict, NotStored, PreconditionFailed, Problem, Unavailable, Unprocessable
+from kit.errors import (
+    BadRequest,
+    Conflict,
+    NotStored,
+    PreconditionFailed,
+    Problem,
+    Unavailable,
+    Unprocessable,
+)
 
 
 class Status(StrEnum):
@@ -202,6 +210,10 @@ class Unready(Problem, kw_only=True):
     equipment: Equipment
 
 
+class KeyMalformed(BadRequest):
+    """The Idempotency-Key was sent twice, or has a comma."""
+
+
 class HasTransactions(Conflict):
     """The station has transactions."""
 
@@ -218,8 +230,12 @@ class KeyUsed(Unprocessable):
     """The Idempotency-Key was used before, with another body."""
 
 
-class Locked(NotStored):
-    """Another database session has locked a row, so nothing was stored."""
+class NoMoreIds(NotStored):
+    """All ids of stations have been used, so nothing was stored."""
+
+
+class TooManyClients(Unavailable):
+    """Too many clients wait or follow events."""
 
 
 class Health(Struct):

@@ -18,7 +18,7 @@ import msgspec
 from bottle import Bottle, HTTPError, Route, request
 
 from kit import asgi, errors, metrics, requests
-from kit.errors import BadRequest, MethodNotAllowed, NotFound, OutcomeUnknown, Refusal, Unavailable
+from kit.errors import KeyNotTaken, MethodNotAllowed, NothingHere, NotRunning, OutcomeUnknown, Refusal
 from kit.logs import REQUEST, REQUEST_ID, begin_request
 from kit.openapi import Declaration
 from kit.requests import convert, header
@@ -85,7 +85,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         pages = {path.name: path.read_bytes() for path in files}
 
         def handle(name: str = "index.html") -> None:
-            missing = NotFound("There is no file {}.", name)
+            missing = NothingHere("There is no file {}.", name)
             request.environ[ANSWER] = page(name, pages[name]) if name in pages else refuse(missing)
 
         for path in (index, rule):
@@ -154,11 +154,11 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         if declared.service:
             given["service"] = self.config["running"]
             if given["service"] is None:
-                raise Unavailable(self.absent)
+                raise NotRunning(self.absent)
         if declared.token and self.config["api_token"]:
             requests.authorize(self.config["api_token"])
         if declared.keyless and header("Idempotency-Key") is not None:
-            raise BadRequest("Idempotency-Key: is not taken here. " + declared.unknown)
+            raise KeyNotTaken("Idempotency-Key: is not taken here. " + declared.unknown)
         for name, text in path.items():
             given[name] = convert(text, declared.path[name], name)
         if declared.query:
@@ -220,7 +220,10 @@ def refuse(refusal: Refusal) -> Answer:
 
 def explain(error: HTTPError) -> None:
     """Answer with such a problem to what Bottle finds: no such route or method, or a hook that failed."""
-    found = {404: NotFound("There is nothing here."), 405: MethodNotAllowed("The path has no such method.")}
+    found = {
+        404: NothingHere("There is nothing here."),
+        405: MethodNotAllowed("The path has no such method."),
+    }
     answer = refuse(found.get(error.status_code, Refusal(errors.INTERNAL)))
     if error.status_code == 405:
         methods = {*error.get_header("Allow").split(","), "OPTIONS"}

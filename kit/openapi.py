@@ -10,19 +10,21 @@ from typing import Any, get_type_hints
 import msgspec
 
 from kit.errors import (
-    BadRequest,
     ContentTooLarge,
+    IncompleteBody,
+    InvalidValue,
+    KeyNotTaken,
+    Locked,
+    MalformedBody,
     MethodNotAllowed,
     NotRead,
+    NotRunning,
     NotStored,
     OutcomeUnknown,
     Problem,
     Refusal,
     Unauthorized,
-    Unavailable,
-    Unprocessable,
     UnsupportedMediaType,
-    title,
 )
 from kit.requests import JSON, header_names
 
@@ -31,7 +33,8 @@ REFERENCE = "#/components/schemas/{name}"
 HEADER = "#/components/headers/"
 PLACES = "path", "query", "headers", "body"
 Json = dict[str, Any]
-CHANGING = BadRequest, ContentTooLarge, UnsupportedMediaType, NotStored, OutcomeUnknown  # for all but GET
+# What a request may get that is not a GET.
+CHANGING = IncompleteBody, ContentTooLarge, UnsupportedMediaType, NotStored, Locked, OutcomeUnknown
 HEADERS: dict[str, tuple[str, str]] = {  # by name: its type and its meaning
     "Allow": ("string", "The methods that this path has."),
     "Cache-Control": ("string", "`no-store`: each client must ask itself."),
@@ -109,13 +112,19 @@ class Declaration:
         """The errors that follow from the inputs."""
         yield MethodNotAllowed
         if self.path or self.query or self.headers or self.body:
-            yield Unprocessable
+            yield InvalidValue
         if self.token:
             yield Unauthorized
+        if self.body:
+            yield MalformedBody
+        if self.keyless:
+            yield KeyNotTaken
+        if self.service:
+            yield NotRunning
         if method != "GET":
             yield from CHANGING
         elif self.service:
-            yield NotRead if self.token else Unavailable
+            yield NotRead
 
 
 def document(routes: Mapping[Any, Declaration], info: Json, tags: dict[str, str], token: bool) -> Json:
@@ -189,18 +198,20 @@ def success(declared: Declaration, status: int, sends: Sequence[str], structs: s
 
 def failure(declared: Declaration, refusals: list[type[Refusal]], structs: set[type]) -> Json:
     """The answer of a route that refuses with one status: a Problem, or what extends one."""
-    meaning = " ".join(
-        values(declared) if one is Unprocessable else (one.__doc__ or "").partition("\n")[0]
+    meanings = {
+        one: values(declared) if one is InvalidValue else (one.__doc__ or "").partition("\n")[0]
         for one in refusals
-    )
-    schemas = [schema(shape, structs) for shape in dict.fromkeys(refusal.shape for refusal in refusals)]
-    content: Json = {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}
-    if refusals[0].shape is Problem:
-        status = refusals[0].status
-        content["example"] = msgspec.to_builtins(Problem(title(status), status, meaning))
+    }
+    shapes = [schema(shape, structs) for shape in dict.fromkeys(refusal.shape for refusal in refusals)]
+    content: Json = {"schema": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}
+    content["examples"] = {
+        one.__name__: {"value": msgspec.to_builtins(one(meaning).problem())}
+        for one, meaning in meanings.items()
+        if one.shape is Problem
+    }
     sends = [name for refusal in refusals for name in (*refusal.headers, *refusal.sends)]
     return {
-        "description": meaning,
+        "description": " ".join(meanings.values()),
         "headers": headers(sends),
         "content": {"application/problem+json": content},
     }

@@ -13,7 +13,14 @@ import msgspec
 from bottle import request
 from msgspec import inspect
 
-from kit.errors import BadRequest, ContentTooLarge, Unauthorized, Unprocessable, UnsupportedMediaType
+from kit.errors import (
+    ContentTooLarge,
+    IncompleteBody,
+    InvalidValue,
+    MalformedBody,
+    Unauthorized,
+    UnsupportedMediaType,
+)
 
 JSON = "application/json"
 LARGEST_BODY = 64 * 1024  # bytes
@@ -37,17 +44,17 @@ def header(name: str) -> str | None:
 def query(struct: type[msgspec.Struct]) -> dict[str, str | list[str]]:
     """The parameters of the query. A list has commas, or is given several times, as some clients do.
 
-    Raises Unprocessable if any other is given twice.
+    Raises InvalidValue if any other is given twice.
     """
     lists, given = list_names(struct), dict[str, str | list[str]]()
     for name in request.query:
         raw = request.query.getall(name)
         if len(raw) > 1 and name not in lists:
-            raise Unprocessable(f"query.{name}: must be given only once.")
+            raise InvalidValue(f"query.{name}: must be given only once.")
         try:
             text = ",".join(raw).encode("latin1").decode()  # Bottle gives a character for each byte
         except UnicodeDecodeError:
-            raise Unprocessable(f"query.{name}: must be UTF-8.") from None
+            raise InvalidValue(f"query.{name}: must be UTF-8.") from None
         given[name] = text.split(",") if name in lists else text
     return given
 
@@ -66,7 +73,7 @@ def header_names(struct: type[msgspec.Struct]) -> list[str]:
 
 
 def convert(data: Any, kind: Any, place: str) -> Any:
-    """Strings from a path, a query or headers as the types of `kind`; Unprocessable names the field."""
+    """Strings from a path, a query or headers as the types of `kind`; InvalidValue names the field."""
     try:
         found = msgspec.convert(data, kind, strict=False)
     except msgspec.ValidationError as error:
@@ -76,14 +83,14 @@ def convert(data: Any, kind: Any, place: str) -> Any:
     for where, name in fields.items():
         text, value = (data[name], getattr(found, name, None)) if name else (data, found)
         if isinstance(value, int) and str(value) != text:
-            raise Unprocessable(f"{where}: Expected `int`, got `{{}}`", f"{text:.40}")
+            raise InvalidValue(f"{where}: Expected `int`, got `{{}}`", f"{text:.40}")
         if isinstance(value, datetime) and "-" not in text[1:]:
-            raise Unprocessable(f"{where}: {TIME}")
+            raise InvalidValue(f"{where}: {TIME}")
     return found
 
 
 def read_body(struct: type[msgspec.Struct]) -> Any:
-    """The request's JSON body; raises what `receive` raises, or Unprocessable."""
+    """The request's JSON body; raises what `receive` raises, or InvalidValue."""
     if (header("Content-Type") or "").partition(";")[0].strip().lower() != JSON:
         raise UnsupportedMediaType(f"Content-Type: must be {JSON}.")
     try:
@@ -91,18 +98,18 @@ def read_body(struct: type[msgspec.Struct]) -> Any:
     except msgspec.ValidationError as error:
         raise mistake(error, struct, "body") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(f"body: is not JSON: {error}") from None
+        raise MalformedBody(f"body: is not JSON: {error}") from None
 
 
 def receive() -> bytes:
-    """The request's body, complete; raises BadRequest, ContentTooLarge or UnsupportedMediaType."""
+    """The request's body, complete; raises IncompleteBody, ContentTooLarge or UnsupportedMediaType."""
     if header("Content-Encoding") is not None:
         raise UnsupportedMediaType("Content-Encoding: must not be used.")
     if (header("Transfer-Encoding") or "chunked").lower() != "chunked":
         raise UnsupportedMediaType("Transfer-Encoding: must be chunked or not be used.")
     body: bytes | None = request.environ[BODY]
     if body is None:
-        raise BadRequest("body: did not come completely.")
+        raise IncompleteBody("body: did not come completely.")
     if len(body) > LARGEST_BODY:
         raise ContentTooLarge(f"body: must not be longer than {LARGEST_BODY} bytes.")
     return body
@@ -125,18 +132,18 @@ def preferred_wait(prefer: str) -> int | None:
 # Sentences
 
 
-def mistake(error: msgspec.ValidationError, kind: Any, place: str) -> Unprocessable:
+def mistake(error: msgspec.ValidationError, kind: Any, place: str) -> InvalidValue:
     """What msgspec found in a value of this type, after the name of the field in which it found it."""
     reason, _, path = str(error).partition(" - at `$")
     path = re.sub(r"\[\d+\]$", "", path.rstrip("`"))  # an item of a list
     found = at(inspect.type_info(kind), list(filter(None, path.split("."))))
     if unknown := re.match(r"Object contains unknown field `(.*)`", reason, re.DOTALL):
         known = ", ".join(names(found))
-        return Unprocessable(f"{place}{path}.{{}}: is not one of {known}", f"{unknown[1]:.40}")
+        return InvalidValue(f"{place}{path}.{{}}: is not one of {known}", f"{unknown[1]:.40}")
     if missing := re.match(r"Object missing required field `(.*)`", reason):
-        return Unprocessable(f"{place}{path}.{missing[1]}: is missing")
+        return InvalidValue(f"{place}{path}.{missing[1]}: is missing")
     value = re.match("Invalid enum value (.*)", reason, re.DOTALL)
-    return Unprocessable(f"{place}{path}: {better(reason, found)}", f"{value[1]:.40}" if value else None)
+    return InvalidValue(f"{place}{path}: {better(reason, found)}", f"{value[1]:.40}" if value else None)
 
 
 def better(reason: str, kind: inspect.Type | None) -> str:

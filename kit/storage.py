@@ -18,7 +18,7 @@ from playhouse.pool import MaxConnectionsExceeded
 from playhouse.schema_diff import diff_models
 
 from kit import files
-from kit.errors import NotStored
+from kit.errors import Locked
 from kit.files import DAMAGED, NONE, Unusable, identity
 from kit.sql import PATIENCE, begin, connect, drop, execute, is_postgresql, limited, path
 
@@ -122,9 +122,7 @@ class Store:
             self._check_files(2)  # in these two is what is stored
         except FAULTS as error:
             if locked and getattr(cause(error), "sqlstate", None) == LOCK_NOT_AVAILABLE:
-                raise NotStored(
-                    "A row is locked by another database session; nothing was stored."
-                ) from error
+                raise Locked("A row is locked by another database session; nothing was stored.") from error
             if not committing and self._is_mistake(error):
                 raise
             self._in_doubt |= committing

@@ -161,12 +161,17 @@ def walk(api, url: str) -> list[list]:
     return pages
 
 
-def assert_problem(answer, status: int, title: str, *words: str) -> None:
+def assert_problem(answer, status: int, cause: str, *words: str) -> None:
     """Check that this is a problem (RFC 9457) with this status and title, and these words in its detail."""
     assert (answer.status_int, answer.headers["Content-Type"]) == (status, "application/problem+json"), (
         answer.body
     )
-    assert {"type": "about:blank", "title": title, "status": status}.items() <= answer.json.items()
+    kind = (
+        "about:blank"
+        if cause == title(status) != "Unauthorized"
+        else f"/problems/{cause.lower().replace(' ', '-')}"
+    )
+    assert {"type": kind, "title": cause, "status": status}.items() <= answer.json.items()
     for word in words:
         assert word in answer.json["detail"]
 

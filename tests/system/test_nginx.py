@@ -182,7 +182,11 @@ def test_only_what_may_be_done_twice_is_sent_twice(nginx, method, path, headers,
         assert answer.status == 502
         assert answer.headers["Retry-After"]
         assert advice in answer.json["detail"]
-        assert ("outcome is unknown" in answer.json["detail"]) == (method != "GET")
+        cause = "about:blank" if method == "GET" else "/problems/outcome-unknown"
+        assert ("outcome is unknown" in answer.json["detail"], answer.json["type"]) == (
+            method != "GET",
+            cause,
+        )
         assert sum(len(replica.requests) for replica in replicas) == times
 
 

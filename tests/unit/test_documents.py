@@ -3,9 +3,10 @@
 import re
 
 from app import app
+from kit.errors import Refusal
 from programs import ROOT
 
-README = (ROOT / "README.md").read_text()
+README, HTTP = (ROOT / "README.md").read_text(), (ROOT / "docs/http.md").read_text()
 
 
 def test_every_route_and_every_variable_is_in_the_readme():
@@ -27,6 +28,21 @@ def test_the_proxy_gives_the_same_advice_as_the_service():
     proxy = (ROOT / "deploy/nginx.conf").read_text()
     for route, declared in app.declarations.items():
         assert route.method == "GET" or f"$unknown {declared.unknown}" in proxy
+
+
+def kinds(kind=Refusal):
+    """All kinds of refusals, with their bases."""
+    return [found for one in kind.__subclasses__() for found in (one, *kinds(one))]
+
+
+def test_each_cause_has_a_type_of_its_own():
+    bases = [kind.__name__ for kind in kinds() if (kind.__doc__ or "").startswith("Base of")]
+    code = "".join(file.read_text() for file in (*ROOT.glob("*.py"), *ROOT.glob("kit/*.py")))
+    assert not re.findall(rf"\b({'|'.join(bases)})\(f?\"", code)
+    own = [kind for kind in kinds() if kind.cause != "about:blank" and kind.__name__ not in bases]
+    assert len({kind.cause for kind in own}) == len({kind.title for kind in own}) == len(own)
+    listed = re.findall(r"^\| (\d+) \| `(/problems/[a-z-]+)` \|", HTTP, re.MULTILINE)
+    assert sorted(listed) == sorted((str(kind.status), kind.cause) for kind in own)
 
 
 def test_every_package_is_in_the_table_of_parts():

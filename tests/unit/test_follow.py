@@ -130,7 +130,7 @@ def test_many_changes_of_one_commit_are_told_page_by_page(api):
 
 @pytest.mark.parametrize("cursor", [text for text in BAD if text.strip() and text.isprintable()])
 def test_what_is_not_a_cursor_is_refused_by_its_name(api, cursor):
-    title = "Unprocessable Content"
+    title = "Invalid value"
     for name in ("after", "lastEventId"):
         quoted = TestRequest.blank("/events")
         quoted.GET[name] = cursor
@@ -156,7 +156,7 @@ def test_what_is_not_a_cursor_is_refused_by_its_name(api, cursor):
     ],
 )
 def test_other_mistakes_are_refused_too(api, query, words):
-    assert_problem(send(api, "GET", f"/events?{query}"), 422, "Unprocessable Content", words)
+    assert_problem(send(api, "GET", f"/events?{query}"), 422, "Invalid value", words)
 
 
 def test_a_station_that_does_not_exist_has_no_events(api):
@@ -214,7 +214,7 @@ def test_waits_and_streams_share_their_places(tmp_path, database_url):
         new_station(api)
         with following(api), following(api):
             answer = send(api, "GET", "/events")
-            assert_problem(answer, 503, "Service Unavailable", "Too many clients are waiting or following")
+            assert_problem(answer, 503, "Too many clients", "Too many clients are waiting or following")
             assert answer.headers["Retry-After"] == "5"
             assert send(api, "HEAD", "/events").status_int == 503
             answer = send(api, "POST", "/transactions", {"station_id": 1}, Prefer="wait=30")

@@ -10,7 +10,7 @@ def test_alive_is_not_ready(api):
     answer = api.get("/healthz", status=200)
     assert answer.json == {"status": "ok", "version": VERSION}
     answer = send(api, "GET", "/readyz")
-    assert_problem(answer, 503, "Service Unavailable", "broker", "127.0.0.1")
+    assert_problem(answer, 503, "Not ready", "broker", "127.0.0.1")
     assert answer.json.keys() == {"type", "title", "status", "detail", "database", "broker", "equipment"}
     assert answer.json["database"] == "ok"
     assert "127.0.0.1" in answer.json["broker"]
@@ -21,12 +21,12 @@ def test_alive_is_not_ready(api):
 def test_without_its_ledger_the_service_is_not_alive(api):
     new_station(api)
     service().ledger.__exit__()
-    assert_problem(send(api, "GET", "/healthz"), 503, "Service Unavailable", "ledger")
+    assert_problem(send(api, "GET", "/healthz"), 503, "Not running", "ledger")
     answer = send(api, "GET", "/readyz")
-    assert_problem(answer, 503, "Service Unavailable", "database", "broker")
+    assert_problem(answer, 503, "Not ready", "database", "broker")
     assert "ledger" in answer.json["database"]
-    assert_problem(send(api, "POST", "/stations", {"description": "x"}), 503, "Service Unavailable")
-    assert_problem(send(api, "DELETE", "/stations/1"), 503, "Service Unavailable")
+    assert_problem(send(api, "POST", "/stations", {"description": "x"}), 503, "Not stored")
+    assert_problem(send(api, "DELETE", "/stations/1"), 503, "Not stored")
     assert api.get("/stations").json["items"] == [{"id": 1, "description": "Teste"}]
 
 
@@ -39,9 +39,9 @@ def test_without_its_database_the_service_says_so(tmp_path, kind):
     ) as api:
         for path in ("/healthz", "/stations", "/stations/1", "/transactions", f"/transactions/{UNKNOWN}"):
             answer = send(api, "GET", path)
-            assert_problem(answer, 503, "Service Unavailable", "database")
+            assert_problem(answer, 503, "Not read", "database")
             assert answer.headers["Retry-After"] == "5"
         answer = send(api, "GET", "/readyz")
-        assert_problem(answer, 503, "Service Unavailable", "database", "broker")
+        assert_problem(answer, 503, "Not ready", "database", "broker")
         assert answer.json["database"] != "ok"
         assert send(api, "GET", "/swagger/").status_int == 200

@@ -161,6 +161,8 @@ def test_every_example_is_one(document):
                     node["example"],
                     node.get("schema", {name: node[name] for name in node if name != "example"}),
                 )
+            for one in node.get("examples", {}).values():
+                yield one["value"], node["schema"]
             for child in node.values():
                 yield from examples(child)
         elif isinstance(node, list):

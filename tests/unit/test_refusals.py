@@ -5,15 +5,18 @@ import pytest
 import app
 from calls import JSON, KIB, assert_problem, new_station, send
 from refused import REFUSED
+from schemas import LARGEST_ID
 
-TITLES = {400: "Bad Request", 413: "Content Too Large", 422: "Unprocessable Content"}
+TITLES = {400: "Malformed body", 413: "Content Too Large", 422: "Invalid value"}
 
 
 @pytest.mark.parametrize(("method", "path", "body", "status", "name"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_accepted_is_refused_by_name(api, method, path, body, status, name):
     new_station(api)
     answer = send(api, method, path, body)
-    assert_problem(answer, status, TITLES[status], name)
+    assert_problem(
+        answer, status, "No station" if body == {"station_id": LARGEST_ID} else TITLES[status], name
+    )
     assert answer.json.keys() == {"type", "title", "status", "detail"}
     assert api.get("/stations").json == {"items": [{"id": 1, "description": "Teste"}], "next": None}
     assert api.get("/transactions").json["items"] == []

@@ -118,7 +118,7 @@ def test_a_retry_answers_with_the_transaction_and_waits_if_asked_to(api):
     new_station(api)
     key = new_transaction(api)["id"]
     path = f"/transactions/{key}/retry"
-    assert_problem(send(api, "POST", path), 409, "Conflict", key, "PENDING", "EXPIRED")
+    assert_problem(send(api, "POST", path), 409, "Not expired", key, "PENDING", "EXPIRED")
     expire(key)
     answer = send(api, "POST", path)
     assert (answer.status_int, answer.json["status"]) == (200, "PENDING")
@@ -130,10 +130,10 @@ def test_a_retry_answers_with_the_transaction_and_waits_if_asked_to(api):
         settle(key, "ERROR")
         answer = held.result(20)
     assert (answer.json["status"], answer.headers["Preference-Applied"]) == ("ERROR", "wait=30")
-    assert_problem(send(api, "POST", path), 409, "Conflict", "ERROR")
+    assert_problem(send(api, "POST", path), 409, "Not expired", "ERROR")
 
 
 def test_what_does_not_exist_cannot_be_retried(api):
-    assert_problem(send(api, "POST", f"/transactions/{UNKNOWN}/retry"), 404, "Not Found", UNKNOWN)
+    assert_problem(send(api, "POST", f"/transactions/{UNKNOWN}/retry"), 404, "Not found", UNKNOWN)
     assert send(api, "POST", "/transactions/x/retry").status_int == 422
     assert send(api, "GET", f"/transactions/{UNKNOWN}/retry").status_int == 405

@@ -62,7 +62,7 @@ def test_a_folder_that_does_not_exist_is_named_and_not_made(tmp_path):
     with serving(tmp_path, ready=False, database_url=url) as api:
         wait_until(lambda: "does not exist" in send(api, "GET", "/readyz").json["database"], "it says so", 5)
         answer = send(api, "POST", "/stations", {"description": "Teste"})
-        assert_problem(answer, 503, "Service Unavailable", f"the folder {tmp_path}/typo does not exist")
+        assert_problem(answer, 503, "Not stored", f"the folder {tmp_path}/typo does not exist")
     assert not (tmp_path / "typo").exists()
 
 
@@ -73,7 +73,7 @@ def test_without_a_service_each_route_that_needs_one_says_how_to_start_it():
         for method in set(methods) if path not in PAGES else ():
             body = {"description": "x"} if method in ("POST", "PUT", "PATCH") else None
             answer = send(api, method, path, body)
-            assert_problem(answer, 503, "Service Unavailable", "`gunicorn app:app`")
+            assert_problem(answer, 503, "Not running", "`gunicorn app:app`")
             asked += 1
     assert asked >= 12
     assert {"/healthz", "/readyz", "/metrics"} < every_path().keys() - PAGES

@@ -49,7 +49,7 @@ def test_a_deleted_station_is_gone(api):
     assert api.get("/stations").json["items"] == []
     new = {"description": "x"}
     for method, body in [("GET", None), ("DELETE", None), ("PATCH", {}), ("PATCH", new), ("PUT", new)]:
-        assert_problem(send(api, method, "/stations/1", body), 404, "Not Found", "There is no station 1.")
+        assert_problem(send(api, method, "/stations/1", body), 404, "Not found", "There is no station 1.")
 
 
 def test_a_deleted_id_is_never_given_again(api):
@@ -74,7 +74,7 @@ def test_after_the_last_id_no_station_is_stored(api):
         if last < 2**31 - 1:
             assert (answer.status_int, answer.json["id"]) == (201, last + 1)
             assert api.delete(f"/stations/{last + 1}").status_int == 204
-    assert_problem(answer, 503, "Service Unavailable", "2147483647", "nothing was stored")
+    assert_problem(answer, 503, "No more ids", "2147483647", "nothing was stored")
     assert api.get("/stations").json["items"] == [{"id": 1, "description": "Teste"}]
     assert new_transaction(api)["status"] == "PENDING"
 
@@ -84,7 +84,9 @@ def test_a_station_that_has_transactions_stays(api):
     key = new_transaction(api)["id"]
     for status in ("PENDING", "COMPLETED"):
         assert api.get(f"/transactions/{key}").json["status"] == status
-        assert_problem(send(api, "DELETE", "/stations/1"), 409, "Conflict", "Station 1 has transactions")
+        assert_problem(
+            send(api, "DELETE", "/stations/1"), 409, "Has transactions", "Station 1 has transactions"
+        )
         assert api.get("/stations/1").json["description"] == "Teste"
         settle(key)
 

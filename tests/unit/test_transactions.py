@@ -48,13 +48,13 @@ def test_a_transaction_shows_its_station_as_it_is_now(api):
 
 def test_a_transaction_wants_a_station_that_exists(api):
     answer = send(api, "POST", "/transactions", {"station_id": 7})
-    assert_problem(answer, 422, "Unprocessable Content", "body.station_id", "no station 7")
+    assert_problem(answer, 422, "No station", "body.station_id", "no station 7")
     assert api.get("/transactions").json["items"] == []
 
 
 def test_a_transaction_that_does_not_exist_is_not_found(api):
-    assert_problem(send(api, "GET", f"/transactions/{UNKNOWN}"), 404, "Not Found", UNKNOWN)
-    assert_problem(send(api, "GET", f"/transactions/{uuid4()}", Prefer="wait=30"), 404, "Not Found")
+    assert_problem(send(api, "GET", f"/transactions/{UNKNOWN}"), 404, "Not found", UNKNOWN)
+    assert_problem(send(api, "GET", f"/transactions/{uuid4()}", Prefer="wait=30"), 404, "Not found")
 
 
 def test_an_id_may_be_written_in_capitals(api):
