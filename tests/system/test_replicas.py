@@ -177,21 +177,24 @@ def refused(service: Service) -> None:
         assert answer.headers["Content-Type"] == "application/problem+json"
 
 
-def test_gunicorn_may_have_two_workers(replicas):
+def test_gunicorn_may_have_three_workers(replicas):
     run = replicas(1)
     (service,) = run.services
-    service.command += ["--workers", "2"]
+    service.command += ["--workers", "3"]
     run.start()
-    assert len(service.children) == 2
+    assert len(service.children) == 3
     run.load(clients=6, keep_alive=False)
     run.more(100)
     answer = service.post("/transactions", {"station_id": 1}, Prefer="wait=20")
     assert answer.json["status"] in ("COMPLETED", "ERROR")
-    one, other = service.children
+    one, *others = service.children
     os.kill(one, signal.SIGKILL)
     run.more(100)
-    assert other in service.children
-    assert len(service.children) == 2
+    assert {*others} < {*service.children}
+    service.send(signal.SIGHUP)
+    wait_until(lambda: not {*others} & {*service.children}, "the old workers have gone")
+    run.more(100)
+    assert len(service.children) == 3
     assert set(run.finish()) == {201}
 
 
