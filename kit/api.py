@@ -58,7 +58,6 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         self.use(None)
         self.declarations: dict[Route, Declaration] = {}
         self.requests = metrics.Requests()
-        self.default_error_handler = explain
         self.add_hook("before_request", begin)
 
     def use(self, service: Any, token: str = "") -> None:
@@ -112,7 +111,9 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         began = time.perf_counter()
         self.requests.in_progress += 1
         try:
-            self.wsgi(environ, lambda *_: None)
+            refused = self._handle(environ)  # not `wsgi`, which goes on to make a WSGI answer
+            if isinstance(refused, HTTPError):
+                explain(refused)
             found = environ.pop(ANSWER)
             answer: Answer = found if isinstance(found, Answer) else await found
         except asyncio.CancelledError:
