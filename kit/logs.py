@@ -178,9 +178,10 @@ class Background(logging.Handler):
                 line = rest = cut + f"{self.format(record)}\n".encode(errors="backslashreplace")
                 while rest:
                     # Not sys.stderr: its lock, held by a thread that cannot write, would keep the process.
-                    select.select([], [STDERR], [])  # another program may have set O_NONBLOCK
-                    with suppress(BlockingIOError):
+                    try:
                         rest = rest[os.write(STDERR, rest) :]
+                    except BlockingIOError:  # another program has set O_NONBLOCK
+                        select.select([], [STDERR], [])
                 cut = b""
             except Exception:  # the reader has gone, the disk is full, or the line has no form
                 cut = b"\n" if rest and rest != line else cut
