@@ -380,15 +380,13 @@ async def page(
     service: Service, answer: Answer, path: str, find: Callable[..., list[T]], query: Any
 ) -> tuple[list[T], str | None]:
     """The items of a page of what a query finds, and the URL of the next page, which `Link` tells too."""
-    filters = {
-        name: value for name, value in msgspec.structs.asdict(query).items() if value is not msgspec.UNSET
-    }
-    found: list[Any] = await service.read(find, **filters | {"limit": query.limit + 1})
+    texts = msgspec.to_builtins(query)  # without what is not set
+    filters = {name: getattr(query, name) for name in texts} | {"limit": query.limit + 1}
+    found: list[Any] = await service.read(find, **filters)
     items = found[: query.limit]
     if len(found) == len(items):
         return items, None
-    texts = msgspec.to_builtins(query) | {"after": str(items[-1].id)}
     texts |= {name: ",".join(value) for name, value in texts.items() if isinstance(value, list)}
-    following = f"{path}?{urlencode(texts, safe=',:')}"
+    following = f"{path}?{urlencode(texts | {'after': str(items[-1].id)}, safe=',:')}"
     answer.headers["Link"] = f'<{following}>; rel="next"'
     return items, following

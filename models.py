@@ -17,8 +17,7 @@ from peewee import Database, Model
 
 from kit.clock import EPOCH, SECOND, below, moment, stored, uuid7
 from kit.errors import Locked, NotFound, Refusal
-from kit.pages import newest
-from kit.sql import execute, is_postgresql, placeholders, uuid
+from kit.sql import execute, is_postgresql, newest, placeholders, uuid
 from schemas import (
     LARGEST_ID,
     HasTransactions,

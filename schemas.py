@@ -10,15 +10,7 @@ from uuid import UUID
 from msgspec import UNSET, Meta, Struct, UnsetType, field, json
 from msgspec.structs import asdict
 
-from kit.errors import (
-    BadRequest,
-    Conflict,
-    NotStored,
-    PreconditionFailed,
-    Problem,
-    Unavailable,
-    Unprocessable,
-)
+from kit.errors import NotStored, PreconditionFailed, Problem, Refusal, Unavailable
 
 
 class Status(StrEnum):
@@ -48,36 +40,19 @@ Description = Annotated[
         extra={"allowed": "1 to 255 characters, not only blanks, and no NUL"},
     ),
 ]
-Search = Annotated[
+Text = Annotated[
     str,
-    Meta(
-        min_length=1,
-        max_length=255,
-        pattern=NO_NUL,
-        extra={"allowed": "1 to 255 characters, and no NUL"},
-        description="list those with this text in their description, in any letter case and however typed",
-    ),
+    Meta(min_length=1, max_length=255, pattern=NO_NUL, extra={"allowed": "1 to 255 characters, and no NUL"}),
 ]
+FOUND = "list those with this text in their description, in any letter case and however typed"
+Search = Annotated[Text, Meta(description=FOUND)]
+SAME = "the same key and body get the same transaction again; it has no comma"
+IdempotencyKey = Annotated[Text, Meta(description=SAME)]
 TAG = r'(?:W/)?("[!#-~]*")'  # an entity tag (RFC 9110, section 8.8.3)
 TAGS = rf"^(\s*\*\s*|[\s,]*{TAG}(\s*,[\s,]*{TAG})*[\s,]*)$"  # empty items are allowed
 Limit = Annotated[int, Meta(ge=1, le=200, description="items on a page", examples=[20])]
-Prefer = Annotated[
-    str,
-    Meta(
-        description="`wait=N` holds the answer until the verdict, N seconds at most (RFC 7240)",
-        examples=["wait=5"],
-    ),
-]
-IdempotencyKey = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=255,
-        pattern=NO_NUL,
-        extra={"allowed": "1 to 255 characters, and no NUL"},
-        description="the same key and body get the same transaction again; it has no comma",
-    ),
-]
+WAIT = "`wait=N` holds the answer until the verdict, N seconds at most, and never more than 30 (RFC 7240)"
+Prefer = Annotated[str, Meta(description=WAIT, examples=["wait=5"])]
 IfMatch = Annotated[
     str,
     Meta(
@@ -210,23 +185,23 @@ class Unready(Problem, kw_only=True):
     equipment: Equipment
 
 
-class KeyMalformed(BadRequest):
+class KeyMalformed(Refusal, status=400):
     """The Idempotency-Key was sent twice, or has a comma."""
 
 
-class HasTransactions(Conflict):
+class HasTransactions(Refusal, status=409):
     """The station has transactions."""
 
 
-class NotExpired(Conflict):
+class NotExpired(Refusal, status=409):
     """The transaction is not EXPIRED."""
 
 
-class NoStation(Unprocessable):
+class NoStation(Refusal, status=422):
     """There is no such station."""
 
 
-class KeyUsed(Unprocessable):
+class KeyUsed(Refusal, status=422):
     """The Idempotency-Key was used before, with another body."""
 
 
@@ -259,8 +234,7 @@ class NotReady(Unavailable):
         self.readiness = readiness
 
     def problem(self) -> Problem:
-        fields = asdict(super().problem()) | asdict(self.readiness)
-        return Unready(**fields)
+        return Unready(**asdict(super().problem()), **asdict(self.readiness))
 
 
 class Question(Struct, frozen=True):

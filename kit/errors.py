@@ -58,19 +58,15 @@ class Refusal(Exception):
         return Problem(self.title, self.status, str(self), self.cause)
 
 
-class BadRequest(Refusal, status=400):
-    """Base of what is wrong with a request before we look at its values."""
-
-
-class MalformedBody(BadRequest):
+class MalformedBody(Refusal, status=400):
     """The body is not JSON."""
 
 
-class IncompleteBody(BadRequest):
+class IncompleteBody(Refusal, status=400):
     """The body did not come completely."""
 
 
-class KeyNotTaken(BadRequest):
+class KeyNotTaken(Refusal, status=400):
     """This route takes no Idempotency-Key."""
 
 
@@ -90,10 +86,6 @@ class MethodNotAllowed(Refusal, status=405, sends=("Allow",), plain=True):
     """The path does not have this method."""
 
 
-class Conflict(Refusal, status=409):
-    """Base of what the state of a thing does not permit."""
-
-
 class PreconditionFailed(Refusal, status=412):
     """It has changed: it no longer has a tag that If-Match names. Read it again first."""
 
@@ -106,11 +98,7 @@ class UnsupportedMediaType(Refusal, status=415, plain=True):
     """The body is not declared as application/json, or it is encoded."""
 
 
-class Unprocessable(Refusal, status=422):
-    """Base of what is wrong with a request's values."""
-
-
-class InvalidValue(Unprocessable):
+class InvalidValue(Refusal, status=422):
     """A field is missing, unknown, of the wrong type or out of its range."""
 
 

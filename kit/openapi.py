@@ -9,23 +9,8 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from kit.errors import (
-    ContentTooLarge,
-    IncompleteBody,
-    InvalidValue,
-    KeyNotTaken,
-    Locked,
-    MalformedBody,
-    MethodNotAllowed,
-    NotRead,
-    NotRunning,
-    NotStored,
-    OutcomeUnknown,
-    Problem,
-    Refusal,
-    Unauthorized,
-    UnsupportedMediaType,
-)
+from kit import errors as kinds
+from kit.errors import Problem, Refusal
 from kit.requests import JSON, header_names
 
 AGAIN = "Send the request again; 404 or 412 may then mean that it was carried out."  # an idempotent one
@@ -33,8 +18,6 @@ REFERENCE = "#/components/schemas/{name}"
 HEADER = "#/components/headers/"
 PLACES = "path", "query", "headers", "body"
 Json = dict[str, Any]
-# What a request may get that is not a GET.
-CHANGING = IncompleteBody, ContentTooLarge, UnsupportedMediaType, NotStored, Locked, OutcomeUnknown
 HEADERS: dict[str, tuple[str, str]] = {  # by name: its type and its meaning
     "Allow": ("string", "The methods that this path has."),
     "Cache-Control": ("string", "`no-store`: each client must ask itself."),
@@ -110,21 +93,22 @@ class Declaration:
 
     def _implied(self, method: str) -> Iterable[type[Refusal]]:
         """The errors that follow from the inputs."""
-        yield MethodNotAllowed
+        yield kinds.MethodNotAllowed
         if self.path or self.query or self.headers or self.body:
-            yield InvalidValue
+            yield kinds.InvalidValue
         if self.token:
-            yield Unauthorized
+            yield kinds.Unauthorized
         if self.body:
-            yield MalformedBody
+            yield kinds.MalformedBody
         if self.keyless:
-            yield KeyNotTaken
+            yield kinds.KeyNotTaken
         if self.service:
-            yield NotRunning
+            yield kinds.NotRunning
         if method != "GET":
-            yield from CHANGING
+            yield from (kinds.IncompleteBody, kinds.ContentTooLarge, kinds.UnsupportedMediaType)
+            yield from (kinds.NotStored, kinds.Locked, kinds.OutcomeUnknown)
         elif self.service:
-            yield NotRead
+            yield kinds.NotRead
 
 
 def document(routes: Mapping[Any, Declaration], info: Json, tags: dict[str, str], token: bool) -> Json:
@@ -199,7 +183,7 @@ def success(declared: Declaration, status: int, sends: Sequence[str], structs: s
 def failure(declared: Declaration, refusals: list[type[Refusal]], structs: set[type]) -> Json:
     """The answer of a route that refuses with one status: a Problem, or what extends one."""
     meanings = {
-        one: values(declared) if one is InvalidValue else (one.__doc__ or "").partition("\n")[0]
+        one: values(declared) if one is kinds.InvalidValue else (one.__doc__ or "").partition("\n")[0]
         for one in refusals
     }
     shapes = [schema(shape, structs) for shape in dict.fromkeys(refusal.shape for refusal in refusals)]

@@ -13,14 +13,8 @@ import msgspec
 from bottle import request
 from msgspec import inspect
 
-from kit.errors import (
-    ContentTooLarge,
-    IncompleteBody,
-    InvalidValue,
-    MalformedBody,
-    Unauthorized,
-    UnsupportedMediaType,
-)
+from kit import errors
+from kit.errors import InvalidValue
 
 JSON = "application/json"
 LARGEST_BODY = 64 * 1024  # bytes
@@ -92,26 +86,26 @@ def convert(data: Any, kind: Any, place: str) -> Any:
 def read_body(struct: type[msgspec.Struct]) -> Any:
     """The request's JSON body; raises what `receive` raises, or InvalidValue."""
     if (header("Content-Type") or "").partition(";")[0].strip().lower() != JSON:
-        raise UnsupportedMediaType(f"Content-Type: must be {JSON}.")
+        raise errors.UnsupportedMediaType(f"Content-Type: must be {JSON}.")
     try:
         return msgspec.json.decode(receive(), type=struct)
     except msgspec.ValidationError as error:
         raise mistake(error, struct, "body") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedBody(f"body: is not JSON: {error}") from None
+        raise errors.MalformedBody(f"body: is not JSON: {error}") from None
 
 
 def receive() -> bytes:
     """The request's body, complete; raises IncompleteBody, ContentTooLarge or UnsupportedMediaType."""
     if header("Content-Encoding") is not None:
-        raise UnsupportedMediaType("Content-Encoding: must not be used.")
+        raise errors.UnsupportedMediaType("Content-Encoding: must not be used.")
     if (header("Transfer-Encoding") or "chunked").lower() != "chunked":
-        raise UnsupportedMediaType("Transfer-Encoding: must be chunked or not be used.")
+        raise errors.UnsupportedMediaType("Transfer-Encoding: must be chunked or not be used.")
     body: bytes | None = request.environ[BODY]
     if body is None:
-        raise IncompleteBody("body: did not come completely.")
+        raise errors.IncompleteBody("body: did not come completely.")
     if len(body) > LARGEST_BODY:
-        raise ContentTooLarge(f"body: must not be longer than {LARGEST_BODY} bytes.")
+        raise errors.ContentTooLarge(f"body: must not be longer than {LARGEST_BODY} bytes.")
     return body
 
 
@@ -120,7 +114,7 @@ def authorize(token: str) -> None:
     scheme, _, given = (header("Authorization") or "").partition(" ")
     matches = hmac.compare_digest(given.strip(" ").encode("latin1"), token.encode())
     if not (scheme.lower() == "bearer" and matches):
-        raise Unauthorized("Authorization: must bear the API token.")
+        raise errors.Unauthorized("Authorization: must bear the API token.")
 
 
 def preferred_wait(prefer: str) -> int | None:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, unquote
@@ -108,3 +108,18 @@ def placeholders(values: Sized) -> str:
 def uuid(found: str | UUID) -> UUID:
     """An id as the database returns it. SQLite knows no such type and stores 32 hexadecimal digits."""
     return found if isinstance(found, UUID) else UUID(found)
+
+
+def newest(table: str, equal: Sequence[tuple[str, Any]], lowest: UUID, bound: UUID) -> tuple[str, list[Any]]:
+    """The SELECT of the newest rows of a table with these values in these columns, and an id in this range.
+
+    The last of these columns and the id are compared as a pair. For `status = ? AND id < ?` PostgreSQL may
+    read the primary key, and skip all other rows on the way to that status. The pair is in one index only.
+    """
+    *others, (column, value) = equal or [("", None)]
+    row, place, key = (f"({column}, id)", "(?, ?)", [value]) if column else ("id", "?", [])
+    same = "".join(f"{name} = ? AND " for name, _ in others)
+    order = f"{column} DESC, id DESC" if column else "id DESC"
+    statement = f"""SELECT * FROM {table} WHERE {same} {row} >= {place} AND {row} < {place}
+        AND created BETWEEN ? AND ? ORDER BY {order} LIMIT ?"""
+    return statement, [*(value for _, value in others), *key, lowest.hex, *key, bound.hex]

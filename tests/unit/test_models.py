@@ -8,10 +8,10 @@ from peewee import IntegrityError, OperationalError
 import models
 from kit import storage
 from kit.clock import SECOND, moment
-from kit.errors import Conflict, NotFound, Unprocessable
+from kit.errors import NotFound
 from models import Draft
 from queries import MANY, NOW, TIMEOUTS
-from schemas import Status, Verdict
+from schemas import HasTransactions, KeyUsed, NoStation, Status, Verdict
 
 only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -190,7 +190,7 @@ def test_a_batch_answers_each_draft_for_itself(queries):
     drafts = [Draft(1), Draft(77), Draft(1, "key"), Draft(1, "key")]
     (good, unknown, first, again), questions = queries.store(drafts)
     assert good.id == drafts[0].id
-    assert isinstance(unknown, Unprocessable)
+    assert isinstance(unknown, NoStation)
     assert "77" in str(unknown)
     assert first == again
     assert first.id == drafts[2].id
@@ -213,7 +213,7 @@ def test_a_key_of_an_earlier_batch_gets_the_transaction_as_it_is_now(queries):
     (again, other), questions = queries.store([Draft(1, "key"), Draft(2, "key")], NOW + 2)
     assert again == queries.get_transaction(first.id)
     assert again.status is Status.COMPLETED
-    assert isinstance(other, Unprocessable)
+    assert isinstance(other, KeyUsed)
     assert questions == []
 
 
@@ -228,7 +228,7 @@ def test_the_database_itself_refuses_to_delete_a_station_with_transactions(datab
     queries.create()
     with pytest.raises(IntegrityError, match=r"(?i)foreign key"):
         database.execute_sql("DELETE FROM station")
-    with pytest.raises(Conflict):
+    with pytest.raises(HasTransactions):
         queries.delete_station(1)
 
 

@@ -11,7 +11,7 @@ import batch
 import models
 import stepped
 from kit.clock import SECOND
-from kit.errors import Refusal, Unprocessable
+from kit.errors import Refusal
 from kit.settings import Settings
 from kit.storage import execute
 from ledger import Job
@@ -180,7 +180,7 @@ class Life(RuleBasedStateMachine):
         draft = job.item
         first, of = self.keys.get(draft.idempotency_key, (draft.id, draft.station_id))
         if draft.station_id == 7 or of != draft.station_id:
-            assert isinstance(job.result, Unprocessable)
+            assert job.result.status == 422
             return
         assert job.result.id == first
         assert job.result.station.id == draft.station_id
