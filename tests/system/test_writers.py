@@ -5,18 +5,17 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
-import psycopg
 import pytest
 from peewee import Database
 
 import models
-from batch import change, create, settle
+from batch import create, settle
+from calls import looping
 from kit import storage
 from kit.clock import SECOND, moment
 from kit.settings import Settings
 from ledger import Job, Ledger
 from models import Draft
-from postgres import Postgres
 from programs import MIGRATIONS, free_port, wait_until
 from replicas import NOW, TIMEOUTS, store, writing
 from schemas import Status, Verdict
@@ -39,16 +38,17 @@ def database(postgres):
 def ledgers(database):
     """A function that makes so many ledgers on this test's database, without their threads."""
     made = []
+    with looping() as loop:
 
-    def make(count: int) -> list[Ledger]:
-        settings = Settings(database_url=database.database, validation_retry=30)
-        made.extend(ledger(settings) for _ in range(count))
-        for one in made:
-            one.store.recover()
-            assert one.store.problem == ""
-        return made
+        def make(count: int) -> list[Ledger]:
+            settings = Settings(database_url=database.database, validation_retry=30)
+            made.extend(ledger(settings, loop) for _ in range(count))
+            for one in made:
+                one.store.recover()
+                assert one.store.problem == ""
+            return made
 
-    yield make
+        yield make
     for one in made:
         one.store.close()
 
@@ -167,67 +167,6 @@ def test_updated_rises_in_the_order_of_commits(database, ledgers):
     updated = [moment for (moment,) in found]
     assert updated == sorted(set(updated))
     assert len(updated) == len(keys)
-
-
-# Other programs lock rows without that lock
-
-
-def deadlock(postgres: Postgres, database: Database, writer: Ledger, rows: list[UUID], sql: str) -> None:
-    """Make the ledger lock two rows while another connection locks them in the opposite order."""
-    name, (first, second) = name_of(database), rows
-    # The side that waits this long looks for a deadlock and gives up: so the ledger does, not the other.
-    postgres.execute(f"ALTER DATABASE {name} SET deadlock_timeout = '2s'")
-    storage.drop(writer.store.database)
-    with psycopg.connect(postgres.url(name)) as other:
-        other.execute("SET deadlock_timeout = '1min'")
-        other.execute(sql, (second,))
-        step = threading.Thread(target=writer.step, args=(0,))
-        step.start()
-        wait_until(lambda: postgres.execute(WAITS), "the ledger has the first and waits for the second")
-        other.execute(sql, (first,))  # returns when the ledger gives up
-        other.commit()
-        step.join(30)
-    counted = f"SELECT deadlocks FROM pg_stat_database WHERE datname = '{name}' AND deadlocks > 0"
-    wait_until(lambda: postgres.execute(counted), "PostgreSQL has counted a deadlock")
-
-
-def test_a_batch_that_deadlocks_is_written_again(postgres, database, ledgers):
-    (writer,) = ledgers(1)
-    first, second, third = store(database, 3)
-    acknowledged = []
-    verdicts = [Verdict(first, "COMPLETED"), Verdict(second, "ERROR"), Verdict(third, "ERROR")]
-    station = Job(change, (models.create_station, ("new",)))
-    transaction = Job(create, Draft(1))
-    jobs = [Job(settle, one, lambda _, one=one: acknowledged.append(one)) for one in verdicts]
-    for job in (station, transaction, *jobs):
-        writer.queue.put(job)
-    sql = "UPDATE \"transaction\" SET status = 'ERROR', retry_at = NULL WHERE id = %s"
-    deadlock(postgres, database, writer, [first, second], sql)
-    descriptions = [one.description for one in models.list_stations(database, 9, 0)]
-    assert descriptions == ["Teste", station.result.description]
-    assert models.get_transaction(database, transaction.result.id).status is Status.PENDING
-    assert acknowledged == verdicts
-    assert set(models.statuses(database, [first, second, third]).values()) == {Status.ERROR}
-    kinds = {kind: writer.counts[kind] for kind in ("settled", "contradiction", "duplicate")}
-    assert kinds == {"settled": 1, "contradiction": 1, "duplicate": 1}
-
-
-def test_a_round_that_deadlocks_is_run_again_and_starts_no_clock_anew(postgres, database, ledgers):
-    (writer,) = ledgers(1)
-    writer.publisher.subscribed = True
-    first, second, other = store(database, 3)
-    writer.step(0)  # asks them
-    deadline = f"SELECT expires_at FROM \"transaction\" WHERE id = '{other}'"
-    (before,) = storage.execute(database, deadline)
-    for long_ago, key in enumerate((first, second), 1):
-        sql = 'UPDATE "transaction" SET expires_at = ? WHERE id = ?'
-        storage.execute(database, sql, long_ago, key.hex)
-    writer._next_round = 0
-    sql = 'UPDATE "transaction" SET updated = updated WHERE id = %s'
-    deadlock(postgres, database, writer, [first, second], sql)
-    assert writer.counts[Status.EXPIRED] == 2
-    assert set(models.statuses(database, [first, second]).values()) == {Status.EXPIRED}
-    assert storage.execute(database, deadline) == [before]
 
 
 def test_ledgers_that_settle_the_same_in_opposite_orders_lose_nothing(database, ledgers):
