@@ -3,7 +3,6 @@
 tests/system/test_gunicorn_worker.py shows for each addition what gunicorn does without it.
 """
 
-import asyncio
 import re
 import socket
 from contextlib import suppress
@@ -27,7 +26,7 @@ CONTINUE = b"100-continue"
 FIRST_BYTE = b"H"  # of every answer
 LOOK = 0.2  # seconds between two looks whether a client that sends nothing more is still there
 TCP_CLOSE = 7  # the state of a socket whose peer has reset the connection (linux/tcp_states.h)
-STUCK = 10.0  # seconds in which a client must have read something of what we sent
+STUCK = 10_000  # milliseconds in which a client must have read something of what we sent
 REST = 2.0  # seconds in which a client may send the rest of a request that we refused
 
 Protocol: Any = protocol.ASGIProtocol  # types-gunicorn does not know much of it
@@ -43,11 +42,13 @@ class Connection(Protocol):  # type: ignore[misc]
     _half_closed = False
     _refused = False  # the rest of a request may still come, and we do not want it
     _sent = 0  # how many bytes of the head of this answer are sent
-    _stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
+        self._socket: socket.socket = transport.get_extra_info("socket")
         self._fed = bytearray()  # what the parser has got of a head or of a chunked request
         super().connection_made(transport)
+        with suppress(OSError):  # a Unix socket has no limit of its own for a peer that does not read
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STUCK)
         self._arm_keepalive_timer()  # gunicorn waits for the first request without a limit
         if self.worker.nr_conns > self.worker.worker_connections:
             oldest = next(iter(self.worker.idle))  # the one that has been idle for longest
@@ -135,8 +136,7 @@ class Connection(Protocol):  # type: ignore[misc]
         if self.transport.is_closing():
             return
         with suppress(OSError):  # a Unix socket has no such state, and tells us when we write
-            connection = self.transport.get_extra_info("socket")
-            if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE:
+            if self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE:
                 self.transport.abort()
                 return
         if not self._sent:
@@ -150,23 +150,6 @@ class Connection(Protocol):  # type: ignore[misc]
         super()._send_response_start(*given, **named)
         self._response_buffer = self._response_buffer[self._sent :]
         self._sent += len(self._response_buffer)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._break_off_if_stuck()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self._stuck:
-            self._stuck.cancel()
-
-    def _break_off_if_stuck(self, before: int = 0) -> None:
-        """See to it that a client that reads nothing for STUCK is cut off."""
-        left = self.transport.get_write_buffer_size()
-        if left and left == before:
-            self.transport.abort()
-        elif left:
-            self._stuck = self.worker.loop.call_later(STUCK, self._break_off_if_stuck, left)
 
     def _close_transport(self) -> None:
         """Close, but first read the rest of a request that we refused: otherwise our answer may get lost.
@@ -183,7 +166,6 @@ class Connection(Protocol):  # type: ignore[misc]
             self.worker.loop.call_later(REST, self.transport.close)
         else:
             super()._close_transport()
-            self._break_off_if_stuck()  # closing sends the rest first, without a limit
 
     def _will_close(self, request: Any, response_requires_close: bool) -> bool:
         """gunicorn does not say beforehand that it closes if the body was not read."""
