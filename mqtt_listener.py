@@ -162,11 +162,10 @@ class Listener:
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
-        gauge = metrics.gauge
-        yield gauge("energy2go_broker_connected", "1 while questions can be asked", int(not self.problem))
+        connected = int(not self.problem)
+        yield metrics.gauge("energy2go_broker_connected", "1 while questions can be asked", connected)
         online = {name: int(status == "online") for name, status in self.equipment.items()}
-        yield gauge("energy2go_equipment_online", "1 while it is online", online, "equipment")
-        yield gauge("energy2go_unstored_verdicts", "Verdicts that wait for their commit", self.unstored)
+        yield metrics.gauge("energy2go_equipment_online", "1 while it is online", online, "equipment")
 
     # Called by the ledger
 

@@ -9,7 +9,7 @@ from prometheus import RULES, Prometheus, promtool
 
 CASES = "tests/system/alerts_test.yml"
 NAMES = re.findall(r"- alert: (\w+)", RULES.read_text())
-SELECTOR = re.compile(r"\b(?:up|energy2go_\w+|http_\w+)\b(?:\{[^}]*\})?")
+SELECTOR = re.compile(r"\b(?:up|(?:energy2go|http|process)_\w+)\b(?:\{[^}]*\})?")
 
 
 @pytest.fixture
