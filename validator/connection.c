@@ -70,9 +70,8 @@ static void on_connect(struct mosquitto *client, void *self, int reason, int fla
 {
     struct connection *connection = self;
     uint16_t receive_maximum = UINT16_MAX;
-    uint8_t maximum_qos = QOS_MAX, retain_available = 1;
+    uint8_t maximum_qos = QOS_MAX, retain_available = 1, shared_available = 1;
 
-    (void)flags;
     if (reason != MQTT_RC_SUCCESS) {
         refused(connection, reason);
         return;
@@ -82,16 +81,19 @@ static void on_connect(struct mosquitto *client, void *self, int reason, int fla
     mosquitto_property_read_int32(properties, MQTT_PROP_MAXIMUM_PACKET_SIZE, &connection->packet_max, false);
     mosquitto_property_read_byte(properties, MQTT_PROP_MAXIMUM_QOS, &maximum_qos, false);
     mosquitto_property_read_byte(properties, MQTT_PROP_RETAIN_AVAILABLE, &retain_available, false);
+    mosquitto_property_read_byte(properties, MQTT_PROP_SHARED_SUB_AVAILABLE, &shared_available, false);
     connection->window = receive_maximum < WINDOW_MAX ? receive_maximum : WINDOW_MAX;
     connection->qos = maximum_qos < QOS_MAX ? maximum_qos : QOS_MAX;
     if (!retain_available)
         connection->will = NO_WILL;
     connection->state = CONNECTED;
     expect_acknowledgement(connection);
-    /* A subscription ends with its connection (clean start), so each connection makes its own. */
-    int rc = mosquitto_subscribe(client, NULL, QUESTIONS, QOS_MAX);
-    if (rc != MOSQ_ERR_SUCCESS)
-        connection_end(connection, "cannot subscribe: %s", mosquitto_strerror(rc));
+    /* A subscription ends with its connection (clean start), so each connection makes its own. If it were not shared,
+     * each equipment would answer each question. */
+    if (!shared_available)
+        connection_end(connection, "the broker does not offer shared subscriptions, which we need");
+    else
+        mosquitto_subscribe(client, NULL, QUESTIONS, QOS_MAX);
 }
 
 /* A broker may send any number of codes for our one topic. Without a code it has not granted anything. */
@@ -99,7 +101,6 @@ static void on_subscribe(struct mosquitto *client, void *self, int mid, int coun
 {
     struct connection *connection = self;
 
-    (void)client, (void)mid;
     if (count == 0)
         connection_end(connection, "the broker refuses the subscription: no reason code");
     for (int i = 0; i < count; i++)
@@ -121,7 +122,6 @@ static void on_publish(struct mosquitto *client, void *self, int mid, int reason
 {
     struct connection *connection = self;
 
-    (void)client, (void)mid, (void)properties;
     if (connection->in_flight > 0)
         connection->in_flight--;
     expect_acknowledgement(connection);
@@ -134,7 +134,6 @@ static void on_disconnect(struct mosquitto *client, void *self, int reason)
 {
     struct connection *connection = self;
 
-    (void)client;
     if (reason == MQTT_RC_SESSION_TAKEN_OVER)
         connection_end(connection,
                        "another client has connected with the same id, VALIDATOR_ID=%s; each one needs "
@@ -149,18 +148,15 @@ static void on_log(struct mosquitto *client, void *self, int level, const char *
 {
     struct connection *connection = self;
 
-    (void)client;
     if (level == MOSQ_LOG_ERR && connection->settings->ca_file != NULL && connection->tls_error[0] == '\0')
         snprintf(connection->tls_error, sizeof connection->tls_error, "%s", line);
 }
 
-const char *connection_new(struct connection *connection, const struct settings *settings)
+bool connection_new(struct connection *connection, const struct settings *settings)
 {
     mosquitto_destroy(connection->client);
-    struct mosquitto *client = mosquitto_new(settings->id, true, connection);
+    struct mosquitto *client = mosquitto_new(settings->id, true, connection); /* pretend there is memory */
     *connection = (struct connection){.settings = settings, .client = client, .will = connection->next_will};
-    if (client == NULL)
-        return "out of memory";
     snprintf(connection->status_topic, sizeof connection->status_topic, "EQUIPMENT/STATUS/%s", settings->id);
     mosquitto_int_option(client, MOSQ_OPT_PROTOCOL_VERSION, MQTT_PROTOCOL_V5);
     mosquitto_int_option(client, MOSQ_OPT_TCP_NODELAY, 1);
@@ -172,14 +168,12 @@ const char *connection_new(struct connection *connection, const struct settings 
     mosquitto_publish_v5_callback_set(client, on_publish);
     mosquitto_disconnect_callback_set(client, on_disconnect);
     mosquitto_log_callback_set(client, on_log);
-    if (settings->username != NULL
-        && mosquitto_username_pw_set(client, settings->username, settings->password) != MOSQ_ERR_SUCCESS)
-        return "VALIDATOR_USERNAME must be UTF-8 of at most 65535 bytes";
+    mosquitto_username_pw_set(client, settings->username, settings->password);
     /* With a CA, libmosquitto verifies the certificate and the host name in it. */
     if (settings->ca_file != NULL
         && mosquitto_tls_set(client, settings->ca_file, NULL, NULL, NULL, NULL) != MOSQ_ERR_SUCCESS)
-        return "MQTT_CA_FILE must name a readable file of PEM certificates";
-    return NULL;
+        connection_end(connection, "MQTT_CA_FILE must name a readable file of PEM certificates");
+    return connection->end[0] == '\0';
 }
 
 static void lost(struct connection *connection, int rc, int error)
@@ -217,36 +211,31 @@ void connection_open(struct connection *connection)
         lost(connection, rc, error);
 }
 
-/* Looks at the first byte. For libmosquitto, "HTTP/1.1 400" would be the head of a packet: it waits for the rest. */
-static bool is_connack(struct connection *connection, int socket)
+/* Stands in where libmosquitto 2.0.11 takes "HTTP/1.1 400" for the head of a packet, and a reset for more TLS. */
+static int check_connack(struct connection *connection, int timeout_ms)
 {
+    struct pollfd wire = {.fd = mosquitto_socket(connection->client), .events = POLLIN};
     uint8_t first = CMD_CONNACK;
 
-    if (!connection->heard && connection->settings->ca_file == NULL)
-        recv(socket, &first, 1, MSG_PEEK);
-    connection->heard = true;
-    return first == CMD_CONNACK;
+    poll(&wire, 1, timeout_ms);
+    if ((wire.revents & (POLLERR | POLLHUP)) != 0)
+        return MOSQ_ERR_CONN_LOST;
+    if (wire.revents != 0 && connection->settings->ca_file == NULL && !connection->heard)
+        connection->heard = recv(wire.fd, &first, 1, MSG_PEEK) == 1;
+    return first == CMD_CONNACK ? MOSQ_ERR_SUCCESS : MOSQ_ERR_PROTOCOL;
 }
 
-/* mosquitto_loop() would do all this, but it does not wait longer for CONNACK than one keepalive. */
 void connection_turn(struct connection *connection, int timeout_ms)
 {
-    struct mosquitto *client = connection->client;
-    struct pollfd wire = {.fd = mosquitto_socket(client), .events = POLLIN};
     int rc = MOSQ_ERR_SUCCESS;
 
-    /* During a TLS handshake, libmosquitto 2.0.21 always wants to write. */
-    if (connection->state != CONNECTING && mosquitto_want_write(client))
-        wire.events |= POLLOUT;
-    poll(&wire, 1, timeout_ms);
-    if ((wire.revents & (POLLIN | POLLERR | POLLHUP)) != 0)
-        rc = is_connack(connection, wire.fd) ? mosquitto_loop_read(client, 1) : MOSQ_ERR_PROTOCOL;
-    if (rc == MOSQ_ERR_SUCCESS && mosquitto_want_write(client))
-        rc = mosquitto_loop_write(client, 1);
-    if (rc == MOSQ_ERR_SUCCESS && connection->state != CONNECTING)
-        rc = mosquitto_loop_misc(client);
-    else if (rc == MOSQ_ERR_SUCCESS && (wire.revents & (POLLERR | POLLHUP)) != 0)
-        rc = MOSQ_ERR_CONN_LOST; /* for 2.0.11, a TLS handshake goes on after a reset */
+    if (connection->state == CONNECTING) {
+        bool tls = connection->settings->ca_file != NULL;
+        rc = check_connack(connection, tls ? 0 : timeout_ms);
+        timeout_ms = tls ? timeout_ms : 0;
+    }
+    if (rc == MOSQ_ERR_SUCCESS)
+        rc = mosquitto_loop(connection->client, timeout_ms, 1);
     if (rc != MOSQ_ERR_SUCCESS)
         lost(connection, rc, errno);
     else if (now_ms() > connection->patience_end

@@ -9,7 +9,7 @@
 /* A broker without QoS 1, or without retained messages, may refuse a connection because of its Will. */
 enum will { WILL, WILL_WITH_QOS_0, NO_WILL };
 
-/* Starts as all zero. Nothing in it outlives the connection, except which Will the next one should try. */
+/* Zero-initialise. Nothing in it outlives the connection, except which Will the next one should try. */
 struct connection {
     const struct settings *settings;
     struct mosquitto *client;
@@ -26,9 +26,8 @@ struct connection {
     char tls_error[200];
 };
 
-/* Replaces the last connection by a new one, which is not open yet. Returns NULL, or the sentence about a setting
- * that only libmosquitto can check. */
-const char *connection_new(struct connection *connection, const struct settings *settings);
+/* Replaces the last connection by a new one, which is not open yet. False if MQTT_CA_FILE cannot be read now. */
+bool connection_new(struct connection *connection, const struct settings *settings);
 
 /* Connects to the broker. Blocks until TCP is connected, but any signal ends that. */
 void connection_open(struct connection *connection);

@@ -23,7 +23,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             abort();
         if (rules_read(payload, size, &again) != NULL || rules_confirm(again.id, 1, 0.5) != confirmed)
             abort();
-        if (rules_write(question.id, confirmed, answer) != (int)strlen(answer))
+        const char *reason = rules_reason(question.id, 1, confirmed);
+        if (rules_write(question.id, confirmed, reason, "one", answer) != (int)strlen(answer))
             abort();
     }
     free(payload);

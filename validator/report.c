@@ -7,8 +7,9 @@
 #include <string.h>
 #include <time.h>
 
-#define TROUBLES_PER_MINUTE 10
-#define REFUSALS_PER_SECOND 20
+#define REPEAT_MS 60000 /* the same line comes once a minute */
+#define LINE_MS 3000    /* 20 lines may come at once, and then one every 3 s */
+#define BURST_MS (20 * LINE_MS)
 #define EXCERPT_MAX 64 /* bytes of a payload */
 
 int64_t now_ms(void)
@@ -39,45 +40,35 @@ void say(FILE *to, const char *format, ...)
     va_end(arguments);
 }
 
-void report_state(struct report *report, bool trouble, const char *format, ...)
+void report(struct report *report, const char *format, ...)
 {
-    char line[sizeof report->last];
+    char line[sizeof report->last], more[60] = "";
+    int64_t now = now_ms();
     va_list arguments;
 
     va_start(arguments, format);
     vsnprintf(line, sizeof line, format, arguments); /* cut if it is too long */
     va_end(arguments);
-    if (now_ms() >= report->minute_end) {
-        report->minute_end = now_ms() + 60000;
-        report->troubles = 0;
-        report->last[0] = '\0';
-    }
-    if (strcmp(line, report->last) == 0 || (trouble && report->troubles++ >= TROUBLES_PER_MINUTE))
+    if (report->paid_ms >= now + BURST_MS || (now < report->repeat_ms && strcmp(line, report->last) == 0)) {
+        report->left_out++;
         return;
+    }
+    if (report->left_out > 0)
+        snprintf(more, sizeof more, " (%u lines before this one were left out)", report->left_out);
+    say(stderr, "validator: %s%s\n", line, more);
     memcpy(report->last, line, sizeof line);
-    say(stderr, "validator: %s\n", line);
+    report->repeat_ms = now + REPEAT_MS;
+    report->paid_ms = (report->paid_ms > now ? report->paid_ms : now) + LINE_MS;
+    report->left_out = 0;
 }
 
-void report_refusal(struct report *report, const char *why, const unsigned char *payload, size_t length)
+void report_refusal(struct report *log, const char *why, const unsigned char *payload, size_t length)
 {
     char excerpt[4 * EXCERPT_MAX + 1] = "", *end = excerpt;
 
-    if (report->refusals == 0)
-        report->second_end = now_ms() + 1000;
-    if (report->refusals++ >= REFUSALS_PER_SECOND)
-        return;
     for (size_t i = 0; i < length && i < EXCERPT_MAX; i++) {
         bool printable = payload[i] >= 0x20 && payload[i] < 0x7F;
         end += snprintf(end, 5, printable ? "%c" : "\\x%02X", payload[i]); /* at most "\xNN" and a NUL */
     }
-    say(stderr, "validator: ignored, %s: %s%s\n", why, excerpt, length > EXCERPT_MAX ? " ..." : "");
-}
-
-void report_refused(struct report *report)
-{
-    if (report->refusals == 0 || now_ms() < report->second_end)
-        return;
-    if (report->refusals > REFUSALS_PER_SECOND)
-        say(stderr, "validator: ignored %u more\n", report->refusals - REFUSALS_PER_SECOND);
-    report->refusals = 0;
+    report(log, "ignored, %s: %s%s", why, excerpt, length > EXCERPT_MAX ? " ..." : "");
 }

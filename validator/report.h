@@ -7,13 +7,12 @@
 #include <stdint.h>
 #include <stdio.h>
 
-/* Starts as all zero. */
+/* Zero-initialise. */
 struct report {
-    char last[400]; /* the last line of report_state() */
-    int64_t minute_end;
-    int troubles; /* within the minute */
-    int64_t second_end;
-    unsigned refusals; /* within the second that began with the first of them */
+    char last[400];    /* the last line */
+    int64_t repeat_ms; /* when it may come again */
+    int64_t paid_ms;   /* each line moves this on; how far it may be ahead of now is limited */
+    unsigned left_out; /* lines since the last one */
 };
 
 /* Milliseconds of the monotonic clock. */
@@ -22,14 +21,10 @@ int64_t now_ms(void);
 /* Writes to a stream, unless that would block: a log that is not read must not stop the equipment. */
 __attribute__((format(printf, 2, 3))) void say(FILE *to, const char *format, ...);
 
-/* Logs the state of the connection: each line once a minute, and at most ten troubles a minute. */
-__attribute__((format(printf, 3, 4))) void report_state(struct report *report, bool trouble,
-                                                        const char *format, ...);
+/* Logs a line, unless there are too many of them. The next one says how many were left out. */
+__attribute__((format(printf, 2, 3))) void report(struct report *report, const char *format, ...);
 
-/* Logs why a question is refused, and how it begins. In a flood, only the first of each second are logged. */
-void report_refusal(struct report *report, const char *why, const unsigned char *payload, size_t length);
-
-/* Logs how many were left out, once the second is over. Call it at least once a second. */
-void report_refused(struct report *report);
+/* Logs why a question is refused, and how it begins. */
+void report_refusal(struct report *log, const char *why, const unsigned char *payload, size_t length);
 
 #endif

@@ -79,14 +79,26 @@ static uint64_t mix(uint64_t x)
     return x ^ (x >> 31);
 }
 
-bool rules_confirm(const char *id, uint64_t seed, double rate)
+static uint64_t draw(const char *id, uint64_t seed)
 {
     /* FNV-1a over the id, starting from the seed. FNV alone hardly changes its high bits, so mix() follows. */
     uint64_t hash = UINT64_C(0xCBF29CE484222325) ^ mix(seed + UINT64_C(0x9E3779B97F4A7C15));
     for (; *id != '\0'; id++)
         hash = (hash ^ (unsigned char)*id) * UINT64_C(0x100000001B3);
+    return mix(hash);
+}
+
+bool rules_confirm(const char *id, uint64_t seed, double rate)
+{
     /* A double holds 53 bits. The upper 53 bits of the hash make a number in [0, 1): 0 confirms none, 1 all. */
-    return (double)(mix(hash) >> 11) * 0x1p-53 < rate;
+    return (double)(draw(id, seed) >> 11) * 0x1p-53 < rate;
+}
+
+const char *rules_reason(const char *id, uint64_t seed, bool confirmed)
+{
+    static const char *const refusals[] = {"the battery is unknown", "the battery is too warm",
+                                           "the slot is blocked", "the connector does not lock"};
+    return confirmed ? "the battery is locked in" : refusals[draw(id, seed) % 4];
 }
 
 const char *rules_status(bool confirmed)
@@ -94,8 +106,10 @@ const char *rules_status(bool confirmed)
     return confirmed ? "COMPLETED" : "ERROR";
 }
 
-int rules_write(const char id[RULES_ID_SIZE], bool confirmed, char answer[RULES_ANSWER_SIZE])
+int rules_write(const char id[RULES_ID_SIZE], bool confirmed, const char *reason, const char *equipment,
+                char answer[RULES_ANSWER_SIZE])
 {
-    return snprintf(answer, RULES_ANSWER_SIZE, "{\"transaction_id\":\"%s\",\"status\":\"%s\"}", id,
-                    rules_status(confirmed));
+    return snprintf(answer, RULES_ANSWER_SIZE,
+                    "{\"transaction_id\":\"%s\",\"status\":\"%s\",\"reason\":\"%s\",\"equipment\":\"%s\"}",
+                    id, rules_status(confirmed), reason, equipment);
 }

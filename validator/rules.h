@@ -7,10 +7,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define RULES_QUESTION_MAX                                                                                  \
-    1024                     /* bytes; a good question has about 75. It also limits how deep JSON nests. */
-#define RULES_ID_SIZE 37     /* a UUID and its NUL */
-#define RULES_ANSWER_SIZE 96 /* the longest answer has 78 bytes and its NUL */
+#define RULES_QUESTION_MAX 1024 /* bytes; a good one has about 75. It also limits how deep JSON nests. */
+#define RULES_ID_SIZE 37        /* a UUID and its NUL */
+#define RULES_ANSWER_SIZE 256   /* the longest answer has 199 bytes and its NUL */
 
 struct question {
     char id[RULES_ID_SIZE]; /* always in lower case */
@@ -26,7 +25,11 @@ bool rules_confirm(const char *id, uint64_t seed, double rate);
 /* The verdict as the answer spells it: "COMPLETED" or "ERROR". */
 const char *rules_status(bool confirmed);
 
-/* Writes the answer to the question with this id and returns its length. */
-int rules_write(const char id[RULES_ID_SIZE], bool confirmed, char answer[RULES_ANSWER_SIZE]);
+/* Why this is the verdict. The same seed, id and verdict always give the same reason. */
+const char *rules_reason(const char *id, uint64_t seed, bool confirmed);
+
+/* Writes the answer to the question with this id and returns its length. Nothing in it needs an escape. */
+int rules_write(const char id[RULES_ID_SIZE], bool confirmed, const char *reason, const char *equipment,
+                char answer[RULES_ANSWER_SIZE]);
 
 #endif

@@ -4,6 +4,7 @@
 #include "settings.h"
 
 #include <errno.h>
+#include <mosquitto.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,6 +56,12 @@ static bool is_id(const char *value)
     return *value != '\0' && strlen(value) < SETTINGS_ID_SIZE && consists_of(value, LETTERS DIGITS "_-");
 }
 
+static bool is_mqtt_string(const char *value)
+{
+    size_t length = strlen(value);
+    return length <= MQTT_STRING_MAX && mosquitto_validate_utf8(value, (int)length) == MOSQ_ERR_SUCCESS;
+}
+
 static const char *read_id(char id[SETTINGS_ID_SIZE])
 {
     const char *value = getenv("VALIDATOR_ID");
@@ -88,6 +95,8 @@ const char *settings_read(struct settings *settings)
                "port";
     if (!whole("MQTT_PORT", "18830", 1, 65535, &port))
         return "MQTT_PORT must be a whole number from 1 to 65535";
+    if (settings->username != NULL && !is_mqtt_string(settings->username))
+        return "VALIDATOR_USERNAME must be UTF-8 of at most 65535 bytes";
     if (settings->password != NULL && strlen(settings->password) > MQTT_STRING_MAX)
         return "VALIDATOR_PASSWORD must be at most 65535 bytes long";
     if (!share("VALIDATOR_CONFIRM_RATE", "0.6", &settings->confirm_rate))

@@ -202,12 +202,23 @@ static void test_bounds(void)
 static void test_answers(void)
 {
     char buffer[RULES_ANSWER_SIZE];
-    const char *completed = "{\"transaction_id\":\"" ID "\",\"status\":\"COMPLETED\"}";
-    const char *error = "{\"transaction_id\":\"" ID "\",\"status\":\"ERROR\"}";
+    const char *completed =
+        "{\"transaction_id\":\"" ID "\",\"status\":\"COMPLETED\",\"reason\":\"fine\",\"equipment\":\"one\"}";
+    char longest[65];
+    int reasons = 0;
 
-    check(rules_write(ID, true, buffer) == (int)strlen(completed) && strcmp(buffer, completed) == 0,
+    check(rules_write(ID, true, "fine", "one", buffer) == (int)strlen(completed)
+              && strcmp(buffer, completed) == 0,
           completed);
-    check(rules_write(ID, false, buffer) == (int)strlen(error) && strcmp(buffer, error) == 0, error);
+    memset(longest, 'x', 64);
+    longest[64] = '\0';
+    for (uint64_t seed = 0; seed < 100; seed++) {
+        const char *reason = rules_reason(ID, seed, seed % 2 == 0);
+        check(rules_write(ID, true, reason, longest, buffer) == (int)strlen(buffer), "an answer fits");
+        check(strcmp(reason, rules_reason(ID, seed, seed % 2 == 0)) == 0, "the reason is always the same");
+        reasons += strcmp(reason, rules_reason(ID, 1, false)) != 0;
+    }
+    check(reasons > 60 && reasons < 99, "there are several reasons");
 }
 
 /* Ids as the service makes them: they begin with the time, so neighbours have most digits in common. */

@@ -17,14 +17,14 @@
 #define ANSWERS "EQUIPMENT/VALIDATION/RESPONSE"
 #define CONTENT_TYPE "application/json"
 #define CORRELATION_MAX 1024
-#define PUBLISH_OVERHEAD                                                                                    \
-    15 /* bytes of a PUBLISH packet besides topic, properties' values and payload, at most */
+#define PUBLISH_OVERHEAD 15 /* bytes of a PUBLISH besides topic, properties' values and payload */
 
 #define WAITING_MAX 16384 /* answers: a delay of 16 s at 1,000 questions a second */
 #define TICK_MS 1000      /* libmosquitto's keepalive counts in seconds */
 #define CONNECT_S 10
 #define FIRST_RETRY_MS 50
 #define RETRY_MS 1000
+#define START_MS 3000
 
 struct answer {
     int64_t due;
@@ -38,8 +38,7 @@ static struct {
     struct settings settings;
     struct report report;
     struct connection connection;
-    struct answer
-        waiting[WAITING_MAX]; /* a ring: the delay is the same for all, so the first is due first */
+    struct answer waiting[WAITING_MAX]; /* a ring; all have the same delay, so the first is due first */
     size_t first, count;
 } self;
 
@@ -60,7 +59,6 @@ static void on_message(struct mosquitto *client, void *unused, const struct mosq
     struct answer answer = {.due = now_ms() + self.settings.delay_ms};
     const char *wrong = rules_read(message->payload, (size_t)message->payloadlen, &question);
 
-    (void)client, (void)unused;
     mosquitto_property_read_binary(properties, MQTT_PROP_CORRELATION_DATA, &answer.correlation,
                                    &answer.correlation_length, false);
     if (wrong == NULL && answer.correlation_length > CORRELATION_MAX)
@@ -85,7 +83,8 @@ static int send_answer(const struct answer *answer)
 {
     char payload[RULES_ANSWER_SIZE];
     mosquitto_property *properties = NULL;
-    int length = rules_write(answer->id, answer->confirmed, payload);
+    const char *reason = rules_reason(answer->id, self.settings.seed, answer->confirmed);
+    int length = rules_write(answer->id, answer->confirmed, reason, self.settings.id, payload);
 
     /* libmosquitto 2.0.11 has this check, but lets packets pass that are one byte too large. */
     if (strlen(ANSWERS CONTENT_TYPE) + answer->correlation_length + (size_t)length + PUBLISH_OVERHEAD
@@ -112,7 +111,7 @@ static void send_due(void)
         struct answer *answer = &self.waiting[self.first];
         int rc = send_answer(answer);
         if (rc == MOSQ_ERR_OVERSIZE_PACKET) { /* to keep it would block the answers behind it */
-            report_state(&self.report, true, "an answer is larger than the broker's Maximum Packet Size");
+            report(&self.report, "an answer is larger than the broker's Maximum Packet Size");
         } else if (rc != MOSQ_ERR_SUCCESS) { /* it stays, and is sent on the next connection */
             connection_end(&self.connection, "cannot send an answer: %s", mosquitto_strerror(rc));
             return;
@@ -136,22 +135,21 @@ static void report_news(bool was_online)
     struct connection *connection = &self.connection;
 
     if (!was_online && connection->state == ONLINE)
-        report_state(&self.report, false, "%s is online at %s:%d%s", self.settings.id, self.settings.host,
-                     self.settings.port,
-                     connection->will == NO_WILL ? ", without the status topic: the broker does not retain"
-                                                 : "");
+        report(&self.report, "%s is online at %s:%d%s", self.settings.id, self.settings.host,
+               self.settings.port,
+               connection->will == NO_WILL ? ", without the status topic: the broker does not retain" : "");
     /* Mostly a wrong rule in the broker's access list. We stay connected; the service asks again. */
     if (connection->refusal != 0)
-        report_state(&self.report, true, "the broker refuses what is published: %s",
-                     mosquitto_reason_string(connection->refusal));
+        report(&self.report, "the broker refuses what is published: %s",
+               mosquitto_reason_string(connection->refusal));
     connection->refusal = 0;
-    report_refused(&self.report);
 }
 
 static void serve(void)
 {
     struct connection *connection = &self.connection;
 
+    mosquitto_message_v5_callback_set(connection->client, on_message);
     alarm(CONNECT_S); /* connect() itself may wait for two minutes */
     connection_open(connection);
     alarm(0);
@@ -166,25 +164,30 @@ static void serve(void)
     mosquitto_disconnect_v5(connection->client, MQTT_RC_DISCONNECT_WITH_WILL_MSG, NULL);
 }
 
-/* The first attempts follow each other quickly, so that starting together with the broker does not cost a second. */
-static void serve_until_stopped(void)
+/* The first attempts follow each other quickly, so that starting together with the broker does not cost a second.
+ * Returns NULL once it is stopped, or the sentence about a CA file that has not appeared for START_MS: it may be
+ * away for a moment, being renewed. Once one was read, we wait for the next without a limit. */
+static const char *serve_until_stopped(void)
 {
+    int64_t start_end = now_ms() + START_MS;
+
     for (int retry_ms = FIRST_RETRY_MS; !stopping;
          retry_ms = 2 * retry_ms < RETRY_MS ? 2 * retry_ms : RETRY_MS) {
-        const char *wrong = connection_new(&self.connection, &self.settings);
-        mosquitto_message_v5_callback_set(self.connection.client, on_message);
-        if (wrong == NULL)
+        if (connection_new(&self.connection, &self.settings)) {
+            start_end = INT64_MAX;
             serve();
-        else /* such as a CA file that was there when we started */
-            connection_end(&self.connection, "%s", wrong);
+        } else if (now_ms() > start_end) {
+            return self.connection.end;
+        }
         if (self.connection.state == ONLINE)
             retry_ms = RETRY_MS;
         if (stopping)
             break;
-        report_state(&self.report, true, "not connected to %s:%d, trying again: %s", self.settings.host,
-                     self.settings.port, self.connection.end);
+        report(&self.report, "not connected to %s:%d, trying again: %s", self.settings.host,
+               self.settings.port, self.connection.end);
         nanosleep(&(struct timespec){retry_ms / 1000, retry_ms % 1000 * 1000000L}, NULL);
     }
+    return NULL;
 }
 
 static void catch_signals(void)
@@ -210,10 +213,8 @@ int main(void)
     mosquitto_lib_init();
     wrong = settings_read(&self.settings);
     if (wrong == NULL)
-        wrong = connection_new(&self.connection, &self.settings);
-    if (wrong == NULL)
-        serve_until_stopped();
-    else
+        wrong = serve_until_stopped();
+    if (wrong != NULL)
         say(stderr, "validator: %s\n", wrong);
     mosquitto_destroy(self.connection.client);
     mosquitto_lib_cleanup();

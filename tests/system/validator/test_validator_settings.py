@@ -26,7 +26,6 @@ from witness import a_newcomer_sees
         *(("VALIDATOR_VERBOSE", value) for value in ("2", "yes", "true", "-1")),
         *(("VALIDATOR_ID", value) for value in ("a" * 65, "a/b", "+", "#", "a b", "é", "a\n", "a.b")),
         *(("MQTT_HOST", value) for value in ("mqtt://127.0.0.1", "[::1]", "127.0.0.1:1883", "a b", "a/b")),
-        *(("MQTT_CA_FILE", value) for value in ("/nowhere/ca.pem", "validator/nothing")),
         ("VALIDATOR_USERNAME", "x" * 65536),
         ("VALIDATOR_PASSWORD", "x" * 65536),
     ],
@@ -36,6 +35,14 @@ def test_a_bad_value_stops_it_with_a_sentence(run, tmp_path, variable, value):
     assert validator.process.wait(5) == 2
     assert f"Z validator: {variable} must " in validator.said()
     assert validator.said().count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["/nowhere/ca.pem", "validator/nothing"])
+def test_a_ca_file_that_does_not_come_stops_it_after_three_seconds(run, tmp_path, value):
+    validator = run(Broker(tmp_path), ends=2, MQTT_CA_FILE=value)
+    wait_until(lambda: "trying again: MQTT_CA_FILE must " in validator.said(), "it says so", 1)
+    assert validator.process.wait(8) == 2
+    assert "Z validator: MQTT_CA_FILE must " in validator.said()
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,14 @@ def test_a_ca_file_that_vanishes_does_not_end_it(run, tls_broker, certificates, 
     wait_until(lambda: validator.said().count("is online") == 2, "it is online again")
 
 
+def test_it_may_start_while_the_ca_file_is_away(run, tls_broker, certificates, tmp_path):
+    ca = tmp_path / "ca.pem"
+    validator = run(tls_broker("here"), MQTT_CA_FILE=str(ca))
+    wait_until(lambda: "trying again: MQTT_CA_FILE must name" in validator.said(), "it misses the file")
+    shutil.copy(certificates / "ours.pem", ca)
+    wait_until(lambda: "is online" in validator.said(), "it is online")
+
+
 @plain_build
 def test_a_reset_during_the_handshake_is_noticed(run, scripted, certificates):
     broker = scripted(accept=Connection.reset)
