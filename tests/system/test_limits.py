@@ -18,13 +18,15 @@ PROMPTLY = 5  # seconds
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory):
     """A function that returns the service with so many descriptors and one station; it starts each once."""
-    started, services = [Broker(tmp_path_factory.mktemp("limits")).start()], {}
+    started, services = [], {}
 
     def start(descriptors: int) -> Service:
         if descriptors not in services:
-            service = Service(tmp_path_factory.mktemp("limits"), started[0])
+            folder = tmp_path_factory.mktemp("limits")
+            broker = Broker(folder).start()
+            service = Service(folder, broker)
             service.command = ["prlimit", f"--nofile={descriptors}:{descriptors}", *service.command]
-            started.append(service.start())
+            started.extend([broker, service.start()])
             wait_until(service.ready, "the service is ready")
             assert service.post("/stations", {"description": "Teste"}).status == 201
             services[descriptors] = service
