@@ -148,13 +148,10 @@ def times_table(found: dict) -> str:
 
 def text(found: dict, goals: list[Goal]) -> str:
     """The whole report; the ratios that other machines should find too come first."""
-    machine, start = found["machine"], median(start[0][0] for start in found["starts"])
+    start, others = median(start[0][0] for start in found["starts"]), found["others"]
     tables = [goal_table(goals), phase_table(found["phases"])]
     tables += [growth_table(found["growth ms"]), times_table(found)]
-    tables.append(
-        f"First answer {start:.0f} ms after the start. {machine['processors']} processors, of which others "
-        f"kept {machine['others']:.1f} busy; the disk syncs 4 KiB in {machine['sync µs']:.0f} µs."
-    )
-    if machine["others"] > CALM:
-        tables.append("Others were busy: rates and times are worse than in calm. Ratios hold better.")
+    tables.append(f"First answer {start:.0f} ms after the start. Others kept {others:.1f} processors busy.")
+    if others > CALM:
+        tables.append("That is much: rates and times are worse than in calm. Ratios hold better.")
     return "\n\n".join(tables)

@@ -3,10 +3,8 @@
 import argparse
 import contextlib
 import json
-import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 
@@ -48,18 +46,6 @@ def under_traffic(stacks: dict[str, Stack], rounds: int, speed: float) -> list[d
     return found[1:]
 
 
-def sync_time(folder: Path) -> float:
-    """The time that the disk needs to store 4 KiB, in microseconds: the median of fdatasync(2)."""
-    took = []
-    with (folder / "sync").open("wb", buffering=0) as file:
-        for _ in range(100):
-            file.write(bytes(4096))
-            began = time.perf_counter_ns()
-            os.fdatasync(file)
-            took.append((time.perf_counter_ns() - began) / 1000)
-    return median(took)
-
-
 def bench(folder: Path, against: str, quick: bool) -> dict:
     """Everything that was measured."""
     rounds, speed, sizes, delay = (1, 10, SMALL, 0.2) if quick else (ROUNDS, 1, Sizes(), DELAY)
@@ -82,8 +68,7 @@ def bench(folder: Path, against: str, quick: bool) -> dict:
     rows = (1_000, 10_000) if quick else ROWS
     found["growth ms"] = grow(folder, rows, 1 if quick else REPEATS)
     found["deleting ms"] = deleting(folder / f"{rows[-1]}", speed)
-    others = median(phase["others"] for one in found["rounds"] for phase in one.values())
-    found["machine"] = {"processors": os.cpu_count(), "others": others, "sync µs": sync_time(folder)}
+    found["others"] = median(phase["others"] for one in found["rounds"] for phase in one.values())
     step("done")
     return found
 
