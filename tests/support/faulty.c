@@ -2,6 +2,7 @@
  *
  * sync-wal, sync-db: fsync and fdatasync of SQLite's log, or of its file, fail with EIO.
  * full:              what is written to a database fails with ENOSPC.
+ * hold:              what is read from a database waits.
  * clock:             the wall clock is off by as many seconds as this file says.
  */
 #define _GNU_SOURCE
@@ -86,6 +87,13 @@ ssize_t pwrite64(int fd, const void *data, size_t size, off64_t offset)
 {
     FAIL(full(fd), ENOSPC)
     return REAL(pwrite64)(fd, data, size, offset);
+}
+
+ssize_t pread64(int fd, void *data, size_t size, off64_t offset)
+{
+    while (ends_with(fd, ".db") && happens("hold"))
+        usleep(10000);
+    return REAL(pread64)(fd, data, size, offset);
 }
 
 int clock_gettime(clockid_t clock, struct timespec *now)

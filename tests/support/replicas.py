@@ -3,16 +3,14 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
 from peewee import Database
 
 import models
-from kit import storage
 from kit.clock import SECOND
+from kit.sql import begin
 from load import Load
 from models import Draft, Timeouts
 from postgres import Postgres
@@ -103,17 +101,9 @@ def metric(service: Service, name: str) -> float:
     return float(found[1])
 
 
-@contextmanager
-def writing(database: Database) -> Iterator[None]:
-    """One database transaction, ordered among the writers as the ledger's are."""
-    with database.atomic():
-        storage.lock(database)
-        yield
-
-
 def store(database: Database, count: int) -> list[UUID]:
     """So many transactions that wait to be asked; their ids."""
     drafts = [Draft(1) for _ in range(count)]
-    with writing(database):
+    with begin(database):
         models.create_transactions(database, drafts, NOW, NOW, TIMEOUTS, 0)
     return [draft.id for draft in drafts]

@@ -1,11 +1,13 @@
 """Files that must not be used: damaged, with another file's log, or with another schema."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from faulty import database_says, recovers, refused_at_once, says
+from faulty import Faults, database_says, recovers, refused_at_once, says
 from files import NAME, backup, digits, query, remove, stored
 from load import Load
 from programs import Service, wait_until
@@ -81,6 +83,78 @@ def test_a_log_that_was_left_from_another_file_is_refused_and_changes_nothing(st
     (folder / f"{NAME}-wal").unlink()
     started.start()
     recovers(started, 15)
+
+
+def test_while_it_is_checked_the_service_is_alive_and_refuses_everything(service, folder, tmp_path):
+    faults = Faults(tmp_path)
+    started = service(DATABASE_URL=f"sqlite:///{folder}/{NAME}", **faults.environment)
+    started.post("/stations", {"description": "Teste"})
+    accepted = fill(started, 20)
+    started.crash()
+    with faults.during("hold"):
+        started.start()
+        says(started, "the database is being checked", seconds=15)
+        refused_at_once(started, "the database is being checked")
+        assert started.get("/healthz").status == 200
+        assert started.get("/stations").status == 503
+    recovers(started, 15)
+    assert f"{NAME}-wal was left" in started.said()
+    assert digits(accepted) == stored(folder)
+
+
+def leave_a_journal(file: Path, table: str) -> None:
+    """Let a process die in a transaction that has written pages: a journal is left."""
+    subprocess.run([sys.executable, "-c", SPILL, str(file), table], check=False)
+    assert Path(f"{file}-journal").stat().st_size > 4096
+
+
+SPILL = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA journal_mode = DELETE")
+database.execute("PRAGMA cache_size = 2")
+database.execute("BEGIN")
+database.execute(f'UPDATE {sys.argv[2]} SET rowid = -rowid')
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_journal_that_was_left_is_used_if_it_belongs_and_refused_if_not(started, folder):
+    accepted = fill(started)
+    started.stop()
+    leave_a_journal(folder / NAME, '"transaction"')
+    foreign = Path(f"{folder / NAME}-journal").read_bytes()
+    started.start()
+    recovers(started, 15)
+    accepted += fill(started)
+    assert digits(accepted) == stored(folder)
+    started.stop()
+    Path(f"{folder / NAME}-journal").write_bytes(foreign)
+    before = (folder / NAME).read_bytes()
+    started.start()
+    says(started, "damaged", seconds=15)
+    refused_at_once(started, "damaged")
+    assert started.stop() == 0
+    assert (folder / NAME).read_bytes() == before
+    Path(f"{folder / NAME}-journal").unlink()
+    started.start()
+    recovers(started, 15)
+    assert digits(accepted) == stored(folder)
+
+
+def test_a_log_whose_file_is_missing_is_not_thrown_away(started, folder):
+    fill(started)
+    started.crash()
+    (folder / NAME).rename(folder / "moved")
+    log = Path(f"{folder / NAME}-wal").read_bytes()
+    started.start()
+    says(started, "is missing, but", seconds=15)
+    refused_at_once(started, f"{NAME}-wal is there")
+    assert not (folder / NAME).exists()
+    assert Path(f"{folder / NAME}-wal").read_bytes() == log
+    (folder / "moved").rename(folder / NAME)
+    recovers(started, 15)
+    assert len(stored(folder)) == 300
 
 
 def test_a_log_that_belongs_to_its_file_is_used(started, folder):

@@ -33,7 +33,12 @@ def remove_the_log(folder: Path) -> None:
     (folder / f"{NAME}-wal").unlink()
 
 
+def put_a_journal_there(folder: Path) -> None:
+    (folder / f"{NAME}-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + bytes(5000))
+
+
 GONE = [remove, move_a_backup_there, remove_and_copy, make_a_folder_there, remove_the_log]
+GONE += [put_a_journal_there]
 
 
 @pytest.mark.parametrize("harm", GONE)
@@ -45,14 +50,16 @@ def test_a_file_that_is_removed_or_replaced_takes_no_transaction(started, folder
         load.stop()
     harm(folder)
     before = len(load.accepted)
-    says(started, "was removed or replaced while the service runs")
-    refused_at_once(started, "was removed or replaced")
-    for _ in range(20):  # readers do not heal it
+    says(started, "was removed or replaced while the service runs", "was put there while the service runs")
+    refused_at_once(started, "while the service runs")
+    for _ in range(0 if harm is put_a_journal_there else 20):  # readers do not heal it
         started.get("/transactions")
-    assert "was removed or replaced" in database_says(started)
+    assert "while the service runs" in database_says(started)
     load.stop()
     assert started.stop() == 0
-    if harm is remove_the_log:
+    if harm is put_a_journal_there:
+        (folder / f"{NAME}-journal").unlink()
+    if harm in (remove_the_log, put_a_journal_there):  # these harm no row
         assert digits(load.accepted) <= stored(folder)
     if (folder / NAME).is_dir():
         (folder / NAME).rmdir()
@@ -63,6 +70,26 @@ def test_a_file_that_is_removed_or_replaced_takes_no_transaction(started, folder
     assert started.post("/stations", {"description": "Teste"}).status == 201
     accepted = started.post("/transactions", {"station_id": 1}).json["id"]
     assert digits([accepted]) <= stored(folder)
+
+
+def test_the_file_that_a_link_names_is_watched_and_loses_nothing(service, folder, tmp_path):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/here.db").symlink_to(folder / NAME)
+    started = service(DATABASE_URL=f"sqlite:///{tmp_path}/links/here.db")
+    started.post("/stations", {"description": "Teste"})
+    load = Load(started, clients=8).start()
+    wait_until(lambda: len(load.accepted) > 50, "some are accepted")
+    assert wal_bytes(started) > 0
+    (tmp_path / "links/here.db").unlink()  # only a name
+    (tmp_path / "links/here.db").symlink_to("elsewhere.db")
+    goal = len(load.accepted) + 50
+    wait_until(lambda: len(load.accepted) > goal, "more are accepted")
+    remove_the_log(folder)
+    says(started, f"{folder / NAME}-wal was removed or replaced")
+    refused_at_once(started, "was removed or replaced")
+    load.stop()
+    started.crash()
+    assert digits(load.accepted) <= stored(folder)
 
 
 def move(folder: Path, names: str = f"{NAME}*"):
@@ -156,6 +183,19 @@ def test_an_open_reader_lets_the_log_grow_and_it_shrinks_afterwards(started, fol
     load.stop()
     assert set(load.statuses) == {201}
     assert (folder / f"{NAME}-wal").stat().st_size <= 8 * 2**20
+
+
+def test_an_index_of_the_log_that_is_removed_takes_nothing_with_it(started, folder):
+    load = Load(started, clients=8).start()
+    wait_until(lambda: len(load.accepted) > 50, "some are accepted")
+    (folder / f"{NAME}-shm").unlink()
+    # Other processes would make a new one and not see our locks. Ours does so too, once it has let go.
+    wait_until(lambda: "-shm was removed or replaced" in started.said(), "it notices")
+    assert digits(load.accepted) <= stored(folder)
+    load.stop()
+    started.crash()
+    assert digits(load.accepted) <= stored(folder)
+    assert query(folder / NAME, "PRAGMA integrity_check") == [("ok",)]
 
 
 def test_a_log_that_is_removed_takes_nothing_with_it(started, folder):

@@ -14,10 +14,11 @@ from calls import looping
 from kit import storage
 from kit.clock import SECOND, moment
 from kit.settings import Settings
+from kit.sql import begin
 from ledger import Job, Ledger
 from models import Draft
 from programs import MIGRATIONS, free_port, wait_until
-from replicas import NOW, TIMEOUTS, store, writing
+from replicas import NOW, TIMEOUTS, store
 from schemas import Status, Verdict
 from stepped import ledger
 
@@ -81,7 +82,7 @@ def test_writers_that_claim_at_once_take_disjoint_shares_of_everything(database,
     def claim(_) -> list[list[UUID]]:
         shares = []
         while not shares or shares[-1]:
-            with writing(database):
+            with begin(database):
                 asked = models.claim(database, now, TIMEOUTS, models.CLAIM, waiting)
             shares.append([question.transaction_id for question, _ in asked])
         return shares
@@ -108,11 +109,11 @@ def test_of_writers_that_settle_and_expire_at_once_one_changes_each(database):
 
     def settle_or_expire(number: int) -> list[UUID]:
         if number % 2:
-            with writing(database):
+            with begin(database):
                 return models.expire(database, late, late)
         settled = []
         for key in keys:
-            with writing(database):
+            with begin(database):
                 ((kind, _),) = models.settle(database, [Verdict(key, "ERROR")], NOW, NOW)
             settled += [key] if kind in ("settled", "late") else []
         return settled
@@ -134,7 +135,7 @@ def test_a_ledger_takes_its_time_after_the_writer_before_it(postgres, database, 
     writer.queue.put(job)
     (first,) = store(database, 1)
     hour = NOW + 3600 * SECOND
-    with writing(database):
+    with begin(database):
         step = threading.Thread(target=writer.step, args=(0,))
         step.start()
         wait_until(lambda: postgres.execute(f"{WAITS} AND locktype = 'advisory'"), "the ledger waits")
@@ -192,7 +193,7 @@ def test_one_key_that_is_used_at_once_makes_one_transaction(database):
     several = [[Draft(1, f"key-{number}") for number in range(50)] for _ in range(WRITERS)]
 
     def start(drafts: list[Draft]) -> list[UUID]:
-        with writing(database):
+        with begin(database):
             answers, _ = models.create_transactions(database, drafts, NOW, NOW, TIMEOUTS, 0)
         return [answer.id for answer in answers]
 
