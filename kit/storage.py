@@ -292,7 +292,7 @@ def mend_indexes(database: Database, runner: Runner) -> None:
         ((unique, name, table, key),) = INDEX.findall(statement)
         same = TWICE.format(table=table, key=key)
         for pair in execute(database, same) if unique else []:
-            raise Unusable("rows {} and {} of {} have the same {}".format(*pair, table, key))
+            raise Unusable("rows {} and {} of {} have the same {}: change one".format(*pair, table, key))
         execute(database, f"DROP INDEX IF EXISTS {name}")
         execute(database, statement)
         log.warning("the index %s was missing and is created again", name, extra={"event": "index_created"})

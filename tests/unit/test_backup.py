@@ -390,7 +390,7 @@ SPOILT = {
     "it is not a database of this service ?": lambda file: file.write_bytes(b""),
     "file is not a database": lambda file: file.write_bytes(b"energy2go " * 1000),
     "the file is damaged: 1 rows of transaction point to no station": orphan,
-    'rows 1 and 2 of "transaction" have the same "idempotency_key"': twins,
+    'rows 1 and 2 of "transaction" have the same "idempotency_key": change one': twins,
     r"Is a directory: .*backup\.db": lambda file: (file.unlink(), file.mkdir()),
     r"No such file or directory: .*backup\.db": lambda file: file.unlink(),
 }

@@ -1,0 +1,178 @@
+"""What counts as a broken database, and what the service needs of one and asks for itself."""
+
+import re
+
+import peewee
+import pytest
+
+import models
+from kit.sql import execute, is_postgresql
+from kit.storage import NotWritten, Store, Unreadable
+from programs import MIGRATIONS
+
+
+@pytest.fixture
+def store(database_url):
+    store = Store(database_url, 3, MIGRATIONS, models.TABLES)
+    store.recover()
+    assert not store.problem
+    yield store
+    store.close()
+
+
+MISTAKES = {
+    "no SQL": ("SELEKT 1",),
+    "an unknown table": ("SELECT * FROM stations",),
+    "an unknown column": ("SELECT town FROM station",),
+    "a value too many": ("SELECT 1 FROM station WHERE id = 1", 2),
+    "a value of no type": ("SELECT 1 FROM station WHERE description = ?", object()),
+    "a text that is not Unicode": ("SELECT 1 FROM station WHERE description = ?", "\ud800"),
+    "a row that may not be": ("INSERT INTO station (id) VALUES (1)",),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_raised_once_and_the_database_is_not_blamed(store, mistake):
+    calls = []
+
+    def call(database) -> None:
+        calls.append(database)
+        execute(database, *MISTAKES[mistake])
+
+    if "INSERT" not in MISTAKES[mistake][0]:
+        with pytest.raises((peewee.DatabaseError, UnicodeError)) as raised:
+            store.read(call)
+        assert not isinstance(raised.value, Unreadable)
+        assert (len(calls), store.read_problem) == (1, "")
+    with pytest.raises((peewee.DatabaseError, UnicodeError)) as raised, store.transaction():
+        call(store.database)
+    assert not isinstance(raised.value, NotWritten)
+    assert not store.problem
+    with store.transaction():
+        assert models.create_station(store.database, "Teste").id
+    assert store.read(models.get_station, 1).description == "Teste"
+
+
+ALTERED = {
+    "a table is renamed": ("station", "ALTER TABLE station RENAME TO hidden"),
+    "a column is renamed": ("station", "ALTER TABLE station RENAME COLUMN description TO hidden"),
+}
+
+
+@pytest.mark.parametrize("change", ALTERED)
+def test_a_schema_that_someone_has_changed_is_the_databases_fault(store, change):
+    _, statement = ALTERED[change]
+    execute(store.database, statement)
+    with pytest.raises(Unreadable):
+        store.read(models.list_stations, 1)
+    with pytest.raises(NotWritten), store.transaction():
+        models.create_station(store.database, "Teste")
+
+
+DEFAULTS = {
+    "default_transaction_isolation": "'serializable'",
+    "default_transaction_read_only": "on",
+    "client_encoding": "'LATIN1'",
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_the_defaults_of_the_server_do_not_matter(postgres, name, monkeypatch):
+    url = postgres.fresh()
+    postgres.execute(f"ALTER DATABASE shared SET {name} = {DEFAULTS[name]}")
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    store = Store(url, 3, MIGRATIONS, models.TABLES)
+    store.recover()
+    assert not store.problem
+    with store.transaction():
+        assert execute(store.database, "SHOW transaction_isolation") == [("read committed",)]
+        assert models.create_station(store.database, "Ωmega 電池").id == 1
+    assert store.read(lambda database: execute(database, "SHOW transaction_isolation")) == [
+        ("read committed",)
+    ]
+    assert store.read(models.get_station, 1).description == "Ωmega 電池"
+    store.close()
+
+
+def test_nothing_is_prepared_or_set_in_a_session_that_others_may_get(postgres):
+    """PgBouncer hands each transaction another session of the server."""
+    store = Store(postgres.fresh(), 1, MIGRATIONS, models.TABLES)
+    store.recover()
+    settings = "SELECT name, setting FROM pg_settings WHERE source = 'session' ORDER BY name"
+    for _ in range(20):
+        with store.transaction():
+            models.create_station(store.database, "Teste")
+        store.read(models.list_stations, 5)
+    assert execute(store.database, "SELECT * FROM pg_prepared_statements") == []
+    changed = execute(store.database, settings)
+    assert not {name for name, _ in changed} - {"application_name", "client_encoding"}, changed
+    store.close()
+
+
+def test_a_database_that_is_not_in_utf8_is_refused_in_one_sentence(postgres):
+    postgres.execute("DROP DATABASE IF EXISTS bytes")
+    postgres.execute(
+        "CREATE DATABASE bytes ENCODING SQL_ASCII LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    )
+    store = Store(postgres.url("bytes"), 1, MIGRATIONS, models.TABLES)
+    store.recover()
+    assert re.fullmatch(r"its encoding is SQL_ASCII, .*UTF8.*docs/operations\.md.*", store.problem)
+    store.close()
+    postgres.execute("DROP DATABASE bytes")
+
+
+INDEXES = """transaction_station_id_id transaction_status_id transaction_station_id_status_id
+    transaction_retry_at transaction_expires_at transaction_idempotency_key
+    transaction_updated_id transaction_station_id_updated_id"""
+ROW = """INSERT INTO "transaction" (id, station_id, status, created, updated, idempotency_key, attempts)
+    VALUES ('{0:032x}', 1, 'ERROR', {0}, {0}, 'key', 1)"""
+
+
+def names(store: Store) -> set[str]:
+    statement = "SELECT name FROM sqlite_schema WHERE type = 'index'"
+    if is_postgresql(store.database):
+        statement = "SELECT indexname FROM pg_indexes WHERE schemaname = 'public'"
+    return {name for (name,) in execute(store.database, statement)}
+
+
+@pytest.mark.parametrize("name", INDEXES.split())
+@pytest.mark.parametrize("instead", ["", "CREATE INDEX {} ON station (description)"])
+def test_an_index_of_ours_that_is_missing_or_other_is_created_again(
+    store, database_url, name, instead, caplog
+):
+    assert set(INDEXES.split()) <= names(store)
+    execute(store.database, "CREATE INDEX theirs ON station (description)")
+    execute(store.database, f"DROP INDEX {name}")
+    if instead:
+        execute(store.database, instead.format(name))
+    store.close()
+    for _ in range(2):  # the second start finds nothing to do
+        again = Store(database_url, 1, MIGRATIONS, models.TABLES)
+        again.recover()
+        assert not again.problem
+        again.close()
+    assert (
+        caplog.text.count("was missing and is created again")
+        == caplog.text.count(f'"{name}" was missing')
+        == 1
+    )
+    assert {name, "theirs"} <= names(store)
+    if name == "transaction_idempotency_key":
+        models.create_station(store.database, "Teste")
+        execute(store.database, ROW.format(1))
+        with pytest.raises(peewee.IntegrityError):
+            execute(store.database, ROW.format(2))
+
+
+def test_two_rows_that_share_a_key_are_named_and_nothing_starts(store, database_url):
+    models.create_station(store.database, "Teste")
+    execute(store.database, "DROP INDEX transaction_idempotency_key")
+    for number in (1, 2, 3):
+        execute(store.database, ROW.format(number))
+    store.close()
+    again = Store(database_url, 1, MIGRATIONS, models.TABLES)
+    again.recover()
+    assert re.search(
+        'rows 0[0-]*1 and 0[0-]*3 of "transaction" have the same "idempotency_key"', again.problem
+    )
+    again.close()
