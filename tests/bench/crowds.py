@@ -48,16 +48,14 @@ def others(port: int, seconds: float) -> list[float]:
     return took
 
 
-def waits(folder: Path, count: int, delay: float, stay: bool = True) -> dict:
+def waits(stack: Stack, count: int, delay: float, stay: bool = True) -> dict:
     """Everyone posts at once with `Prefer: wait=20`; the others come until after the first verdicts.
 
     The equipment takes `delay` seconds. If they do not `stay`, they leave without their verdicts.
     """
     step(f"{count:,} clients wait")
-    with contextlib.ExitStack() as ends:
-        stack = Stack(folder, ends, VALIDATOR_DELAY_MS=f"{delay * 1000:.0f}", WAITS=f"{count}")
-        worker, found = stack.pids["service"], {"count": count}
-        crowd, began = ends.enter_context(Crowd(stack.service)), time.monotonic()
+    worker, found, began = stack.pids["service"], {"count": count}, time.monotonic()
+    with Crowd(stack.service) as crowd:
         clients = crowd.open(count, WAIT)
         took = others(stack.port, delay / 6)
         with contextlib.suppress(AssertionError):
@@ -111,21 +109,21 @@ def reach(stack: Stack, count: int, events: int) -> dict:
     return found | {"ms": median(found["ms"])}
 
 
-def crowds(folder: Path, sizes: Sizes, seconds: float) -> dict:
-    """All of it."""
+def crowds(folder: Path, sizes: Sizes, delay: float) -> dict:
+    """All of it. `delay` is how many seconds the equipment takes while clients wait."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     most = hard - OPEN if hard != resource.RLIM_INFINITY else sizes.many
-    found = {
-        "waits": waits(folder / "waits", sizes.waiting, seconds),
-        "many": waits(folder / "many", min(sizes.many, most), 3 * seconds, stay=False),
-    }
+    many = min(sizes.many, most)
+    with contextlib.ExitStack() as ends:
+        stack = Stack(folder / "wait", ends, VALIDATOR_DELAY_MS=f"{delay * 1000:.0f}", WAITS=f"{many}")
+        found = {"alone": spread(others(stack.port, 1)), "half": half_heads(stack, sizes.half)}
+        found["waits"] = waits(stack, sizes.waiting, delay)
+        found["many"] = waits(stack, many, delay, stay=False)
     with contextlib.ExitStack() as ends:
         # The equipment takes so long that everyone has the event before the verdict by then.
-        delay = str(round(seconds / 6 * 1000))
-        stack = Stack(folder / "follow", ends, VALIDATOR_DELAY_MS=delay, WAITS=str(sum(sizes.following)))
-        found["alone"] = spread(others(stack.port, 1))
-        found["half"] = half_heads(stack, sizes.half)
+        options = {"VALIDATOR_DELAY_MS": f"{delay / 18 * 1000:.0f}", "WAITS": f"{sum(sizes.following)}"}
+        stack = Stack(folder / "follow", ends, **options)
         found["follow"] = {
             count: reach(stack, count, sizes.events) for count in sizes.following if count <= most
         }
