@@ -140,7 +140,7 @@ class Connection(Protocol):  # type: ignore[misc]
                 self.transport.abort()
                 return
         if not self._sent:
-            self._safe_write(FIRST_BYTE)
+            self.transport.write(FIRST_BYTE)
             self._sent = len(FIRST_BYTE)
         self.worker.loop.call_later(LOOK, self._look)
 
@@ -161,7 +161,7 @@ class Connection(Protocol):  # type: ignore[misc]
         self.worker.idle[self] = self.worker.loop.time()
         if (self._unread or self._refused) and not self._half_closed:
             self._closed, self._callback_parser = True, None
-            self._resume_reading()
+            self.transport.resume_reading()
             self.transport.write_eof()
             self.worker.loop.call_later(REST, self.transport.close)
         else:
@@ -198,4 +198,4 @@ class Connection(Protocol):  # type: ignore[misc]
         lines = [f"HTTP/1.1 {status} {title(status)}", "Connection: close", f"Content-Length: {len(body)}"]
         lines += [f"{REQUEST_ID}: {request_id}", "Content-Type: application/problem+json", "", ""]
         data = "\r\n".join(lines).encode() + body
-        self._safe_write(data[1:] if self._sent == len(FIRST_BYTE) else data)
+        self.transport.write(data[1:] if self._sent == len(FIRST_BYTE) else data)

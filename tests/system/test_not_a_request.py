@@ -97,6 +97,7 @@ REFUSED_BY_GUNICORN = {
     "a long path": POST.replace(b"/stations", b"/" + b"a" * 40_000) + FULL,
     "a long header": POST + b"X: %s\r\n" % (b"a" * 40_000) + FULL,
     "many headers": POST + b"X: y\r\n" * 200 + FULL,
+    "headers of 17 kB in all": POST + b"X: %s\r\n" % (b"a" * 4200) * 4 + FULL,
     "a header with a control character": POST + b"X: \x01\r\n" + FULL,
     "half a head": POST,
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
