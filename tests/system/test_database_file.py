@@ -1,7 +1,10 @@
 """The database's file is removed, replaced, moved, damaged or locked under the running service."""
 
 import contextlib
+import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 from faulty import database_says, recovers, refused_at_once, says
 from files import NAME, backup, digits, query, remove, stored
 from load import Load
-from programs import Service, wait_until
+from programs import ROOT, Service, wait_until
 
 
 def move_a_backup_there(folder: Path) -> None:
@@ -183,6 +186,25 @@ def test_an_open_reader_lets_the_log_grow_and_it_shrinks_afterwards(started, fol
     load.stop()
     assert set(load.statuses) == {201}
     assert (folder / f"{NAME}-wal").stat().st_size <= 8 * 2**20
+
+
+MOUNT = """
+mount --bind "$FILE" "$PLACE" && cd "$ROOT" || exit 3
+"$PYTHON" -c 'import os; from kit.files import warn_of_other_names as warn
+warn(place := os.environ["PLACE"]); warn(file := os.environ["FILE"]); os.link(file, file + "2"); warn(file)'
+"""
+
+
+def test_a_file_that_is_mounted_by_itself_or_has_hard_links_gets_a_warning(tmp_path):
+    (file := tmp_path / "outside.db").touch()
+    (place := tmp_path / "a place\\1#ü.db").touch()
+    environment = {"FILE": str(file), "PLACE": str(place), "ROOT": str(ROOT), "PYTHON": sys.executable}
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    command = ["unshare", "--mount", *user, "sh", "-c", MOUNT]
+    ended = subprocess.run(command, env=environment | os.environ, capture_output=True, text=True, timeout=60)
+    first, second = ended.stderr.splitlines()
+    assert first.startswith(f"{place} is a mount point")
+    assert second.startswith(f"{file} has hard links")
 
 
 def test_an_index_of_the_log_that_is_removed_takes_nothing_with_it(started, folder):

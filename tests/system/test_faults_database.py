@@ -145,6 +145,63 @@ def test_the_files_are_moved_away_and_back(trial, table):
     assert set(run.told()) == {201, 503}
 
 
+def put_a_journal(file: Path) -> None:
+    Path(f"{file}-journal").write_bytes(bytes.fromhex("d9d505f920a163d7") + bytes(5000))
+
+
+SIDES = {
+    "-wal removed, the URL names a link": lambda file: Path(f"{file}-wal").unlink(),
+    "-shm removed": lambda file: Path(f"{file}-shm").unlink(),
+    "a foreign -journal put there": put_a_journal,
+}
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_a_file_beside_the_database_is_removed_or_put_there(trial, table, name, tmp_path):
+    (tmp_path / "link.db").symlink_to(tmp_path / NAME)
+    run = trial(DATABASE_URL=f"sqlite:///{tmp_path}/link.db").start()
+    for _ in range(3 if FULL else 1):
+        run.note()
+        SIDES[name](run.folder / NAME)
+        noticed = lambda: "while the service runs" in run.service.said()  # noqa: E731
+        wait_until(noticed, "it notices")
+        run.service.crash()
+        Path(f"{run.folder / NAME}-journal").unlink(missing_ok=True)
+        run.service.start()
+        run.ready()
+        run.more()
+    run.finish(f"{name}, then kill -9", table)
+    assert set(run.told()) <= {201, 503}
+
+
+def test_a_backup_is_copied_over_a_file_whose_log_is_left(trial, table):
+    run = trial().start()
+    run.more(500)
+    for _ in range(3 if FULL else 1):
+        run.note()
+        old = backup(run.folder)
+        with contextlib.closing(sqlite3.connect(old, isolation_level=None)) as copy:
+            copy.execute('DELETE FROM "transaction" WHERE random() % 2')
+            copy.execute("VACUUM")
+        run.query("PRAGMA wal_checkpoint(TRUNCATE)")  # from here on, the log has only some of the pages
+        run.more()
+        run.service.crash()
+        before = {file: file.read_bytes() for file in run.folder.glob(f"{NAME}*")}
+        (run.folder / NAME).write_bytes(old.read_bytes())
+        old.unlink()
+        run.service.start()
+        says(run.service, "damaged", seconds=15)
+        run.service.stop()
+        for file, content in before.items():
+            file.write_bytes(content)
+        run.query("DROP INDEX transaction_idempotency_key")  # it is made again
+        run.service.start()
+        run.ready()
+        run.more()
+    run.finish("a backup copied over a file whose -wal is left, then put right", table)
+    assert "transaction_idempotency_key" in str(run.query("SELECT name FROM sqlite_schema"))
+
+
 @pytest.mark.parametrize("way", ["removed", "replaced by a backup"])
 def test_the_files_are_gone(trial, table, way):
     run = trial().start()
