@@ -39,7 +39,6 @@ class Refusal(Exception):
     cause: ClassVar[str] = "about:blank"  # the type of its problem
     status: ClassVar[int] = 500
     headers: ClassVar[dict[str, str]] = {}
-    sends: ClassVar[tuple[str, ...]] = ()  # names of other headers of the answer
     shape: ClassVar[type[Problem]] = Problem  # what `problem` returns
 
     def __init__(self, detail: str, quoted: str | None = None):
@@ -82,7 +81,7 @@ class NothingHere(Refusal, status=404, plain=True):
     """The path is unknown."""
 
 
-class MethodNotAllowed(Refusal, status=405, sends=("Allow",), plain=True):
+class MethodNotAllowed(Refusal, status=405, headers={"Allow": ""}, plain=True):  # `kit.api` fills it in
     """The path does not have this method."""
 
 

@@ -16,7 +16,6 @@ from kit.requests import JSON, header_names
 AGAIN = "Send the request again; 404 or 412 may then mean that it was carried out."  # an idempotent one
 REFERENCE = "#/components/schemas/{name}"
 HEADER = "#/components/headers/"
-PLACES = "path", "query", "headers", "body"
 Json = dict[str, Any]
 HEADERS: dict[str, tuple[str, str]] = {  # by name: its type and its meaning
     "Allow": ("string", "The methods that this path has."),
@@ -117,14 +116,13 @@ def document(routes: Mapping[Any, Declaration], info: Json, tags: dict[str, str]
     `tags` say what each group of routes is for. A route belongs to the group that its path begins with, or
     else to the last one. Where the app asks for no token, the document says that a request may have none.
     """
-    structs: set[type] = {Problem}
+    found: Json = {}
     paths: Json = {}
     for route, declared in routes.items():
         path, group = re.sub(r"<(\w+)>", r"{\1}", route.rule), route.rule.split("/")[1]
-        described = operation(declared, structs, token)
+        described = operation(declared, found, token)
         described["tags"] = [group if group in tags else list(tags)[-1]]
         paths.setdefault(path, {})[route.method.lower()] = described
-    _, schemas = msgspec.json.schema_components(structs, ref_template=REFERENCE)
     return {
         "openapi": "3.0.3",
         "info": info,
@@ -132,7 +130,7 @@ def document(routes: Mapping[Any, Declaration], info: Json, tags: dict[str, str]
         "tags": [{"name": name, "description": text} for name, text in tags.items()],
         "paths": paths,
         "components": {
-            "schemas": {name: in_3_0(schema) for name, schema in sorted(schemas.items())},
+            "schemas": {name: in_3_0(schema) for name, schema in sorted(found.items())},
             "headers": {
                 name: {"description": text, "schema": {"type": kind}}
                 for name, (kind, text) in HEADERS.items()
@@ -142,12 +140,12 @@ def document(routes: Mapping[Any, Declaration], info: Json, tags: dict[str, str]
     }
 
 
-def operation(declared: Declaration, structs: set[type], token: bool) -> Json:
-    """What the document says of one route; adds the Structs that it refers to to `structs`."""
+def operation(declared: Declaration, found: Json, token: bool) -> Json:
+    """What the document says of one route; adds the components that it refers to to `found`."""
     successes = sorted([*declared.also, (declared.status, declared.sends)])
     failures = groupby(declared.errors, lambda refusal: refusal.status)
-    responses = {str(status): success(declared, status, sends, structs) for status, sends in successes}
-    responses |= {str(status): failure(declared, list(same), structs) for status, same in failures}
+    responses = {str(status): success(declared, status, sends, found) for status, sends in successes}
+    responses |= {str(status): failure(list(same), found) for status, same in failures}
     described = {
         "operationId": declared.name,
         "summary": declared.summary,
@@ -157,55 +155,42 @@ def operation(declared: Declaration, structs: set[type], token: bool) -> Json:
     if declared.description:
         described["description"] = declared.description
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": schema(hint, structs)}
+        {"name": name, "in": "path", "required": True, "schema": schema(hint, found)}
         for name, hint in declared.path.items()
     ]
     parameters += fields(declared.query, "query") + fields(declared.headers, "header")
     if parameters:
         described["parameters"] = parameters
     if declared.body:
-        content = {"application/json": {"schema": schema(declared.body, structs)}}
+        content = {"application/json": {"schema": schema(declared.body, found)}}
         described["requestBody"] = {"required": True, "content": content}
     return described
 
 
-def success(declared: Declaration, status: int, sends: Sequence[str], structs: set[type]) -> Json:
+def success(declared: Declaration, status: int, sends: Sequence[str], found: Json) -> Json:
     """An answer of a route that does what it was asked."""
     described: Json = {"description": HTTPStatus(status).phrase, "headers": headers(sends)}
     if declared.returns is not type(None) and status < 300:
         media_type = declared.media_type
         json = media_type == "application/json"
-        content = {"schema": schema(declared.returns, structs) if json else {"type": "string"}}
+        content = {"schema": schema(declared.returns, found) if json else {"type": "string"}}
         described["content"] = {media_type.partition(";")[0]: content}
     return described
 
 
-def failure(declared: Declaration, refusals: list[type[Refusal]], structs: set[type]) -> Json:
+def failure(refusals: list[type[Refusal]], found: Json) -> Json:
     """The answer of a route that refuses with one status: a Problem, or what extends one."""
-    meanings = {
-        one: values(declared) if one is kinds.InvalidValue else (one.__doc__ or "").partition("\n")[0]
-        for one in refusals
-    }
-    shapes = [schema(shape, structs) for shape in dict.fromkeys(refusal.shape for refusal in refusals)]
+    meanings = {one: (one.__doc__ or "").partition("\n")[0] for one in refusals}
+    shapes = [schema(shape, found) for shape in dict.fromkeys(refusal.shape for refusal in refusals)]
     content: Json = {"schema": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}
     content["examples"] = {
         one.__name__: {"value": msgspec.to_builtins(one(meaning).problem())}
         for one, meaning in meanings.items()
         if one.shape is Problem
     }
-    sends = [name for refusal in refusals for name in (*refusal.headers, *refusal.sends)]
-    return {
-        "description": " ".join(meanings.values()),
-        "headers": headers(sends),
-        "content": {"application/problem+json": content},
-    }
-
-
-def values(declared: Declaration) -> str:
-    """What 422 means for the values that a route takes."""
-    taken = declared.path, declared.query, declared.headers, declared.body
-    places = " or the ".join(place for place, what in zip(PLACES, taken, strict=True) if what)
-    return f"A value in the {places} is missing, unknown, of the wrong type or out of its range."
+    sends = headers(name for refusal in refusals for name in refusal.headers)
+    content = {"application/problem+json": content}
+    return {"description": " ".join(meanings.values()), "headers": sends, "content": content}
 
 
 def headers(names: Iterable[str]) -> Json:
@@ -222,12 +207,7 @@ def fields(struct: type[msgspec.Struct] | None, place: str) -> list[Json]:
     for name, full in components[struct.__name__]["properties"].items():
         full = in_3_0(full)
         full.pop("nullable", None)
-        parameter = {
-            "name": name,
-            "in": place,
-            "description": full.pop("description", ""),
-            "required": False,
-        }
+        parameter = {"name": name, "in": place, "description": full.pop("description", "")}
         if full.get("type") == "array":  # written with commas
             parameter |= {"style": "form", "explode": False}
         if place == "query":
@@ -236,12 +216,11 @@ def fields(struct: type[msgspec.Struct] | None, place: str) -> list[Json]:
     return described
 
 
-def schema(hint: Any, structs: set[type]) -> Json:
-    """The schema of a type; that of a Struct is a reference to a component."""
-    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
-        structs.add(hint)
-        return {"$ref": REFERENCE.format(name=hint.__name__)}
-    return dict(in_3_0(msgspec.json.schema(hint)))
+def schema(hint: Any, found: Json) -> Json:
+    """The schema of a type; adds the components that it refers to to `found`."""
+    (described,), components = msgspec.json.schema_components([hint], ref_template=REFERENCE)
+    found |= components
+    return dict(in_3_0(described))
 
 
 def in_3_0(node: Any) -> Any:

@@ -142,8 +142,6 @@ def test_every_header_and_every_refusal_is_explained(document):
     def meaning(method, path, status):
         return operations(document)[method, path]["responses"][status]["description"]
 
-    assert "path or the headers" in meaning("DELETE", "/stations/{id}", "422")
-    assert "query" in meaning("GET", "/transactions", "422")
     for words in ("no such station", "Idempotency-Key was used before"):
         assert words in meaning("POST", "/transactions", "422")
     for method, path in (("POST", "/stations"), ("PATCH", "/stations/{id}"), ("POST", "/transactions")):
