@@ -4,8 +4,8 @@ A batch function gets all items of its kind in a batch, and returns a result for
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from peewee import Database
@@ -16,28 +16,12 @@ from kit.errors import Refusal
 from models import Asked, Cursor, Draft, Settled, Timeouts
 from schemas import Status, Transaction, Verdict
 
+if TYPE_CHECKING:  # it imports this module
+    from mqtt_listener import Listener
+
 ROUND = SECOND // 4  # how often the ledger looks for questions that are late or due
 DELETION = 300  # transactions that one round deletes at most
 BEHIND = 60 * SECOND  # how far the newest row may be ahead of the wall clock
-
-
-class Publisher(Protocol):
-    """What the ledger needs of the listener."""
-
-    unreadable: int  # messages that were ignored
-    session: int  # how often it was subscribed
-
-    @property
-    def alive(self) -> bool: ...  # False once its thread has died
-
-    @property
-    def subscribed(self) -> bool: ...  # True while questions can be asked and answered
-
-    def publish(self, questions: Iterable[Asked]) -> None: ...
-
-    def held(self, microseconds: int) -> list[UUID]: ...  # not taken by the broker for so long
-
-    def watch(self) -> None: ...  # notice a broker that no longer answers
 
 
 class Batch:
@@ -50,13 +34,13 @@ class Batch:
     def __init__(
         self,
         database: Database,
-        publisher: Publisher,
+        listener: "Listener",
         clock: Clock,
         timeouts: Timeouts,
         session: int,
         deleted: Cursor,
     ):
-        self.database, self.publisher, self.timeouts = database, publisher, timeouts
+        self.database, self.listener, self.timeouts = database, listener, timeouts
         self.session, self.deleted = session, deleted
         # Taken under the lock that orders commits, so `updated` rises with every commit of every process.
         wall = clock.wall()
@@ -71,7 +55,7 @@ class Batch:
 
     def room(self) -> int:
         """How many questions may be opened now. We count in each batch, as other processes open some too."""
-        return models.room(self.database) if self.publisher.subscribed else 0
+        return models.room(self.database) if self.listener.subscribed else 0
 
     def ask(self, questions: list[Asked], time: str) -> None:
         """Publish these after the commit; `time` is "first" or "again"."""
@@ -136,10 +120,10 @@ def retry(batch: Batch, transaction_ids: Sequence[UUID]) -> list[Transaction | R
 def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
     """Expire what is late, ask again what is due, open questions that wait; nothing while disconnected."""
     # Until `ask_again` has started them anew, the deadlines are those of an earlier connection.
-    if not batch.publisher.subscribed or batch.session < batch.publisher.session:
+    if not batch.listener.subscribed or batch.session < batch.listener.session:
         return [None] * len(items)
     database, clock, timeouts = batch.database, batch.clock, batch.timeouts
-    models.hold(database, clock, timeouts, batch.publisher.held(ROUND))
+    models.hold(database, clock, timeouts, batch.listener.held(ROUND))
     expired = models.expire(database, batch.now, clock)
     batch.events += [(Status.EXPIRED.value, transaction_id) for transaction_id in expired]
     batch.counts[Status.EXPIRED] += len(expired)

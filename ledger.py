@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import Empty, Full, SimpleQueue
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 from uuid import UUID
 
 from peewee import Database
@@ -20,7 +20,7 @@ from prometheus_client import Histogram
 from prometheus_client.core import CounterMetricFamily, Metric
 
 import batch
-from batch import BEHIND, ROUND, Batch, Publisher
+from batch import BEHIND, ROUND, Batch
 from kit import metrics
 from kit.clock import SECOND, Clock
 from kit.errors import NotStored, OutcomeUnknown, Refusal
@@ -31,6 +31,9 @@ from kit.storage import OPENING, InDoubt, NotWritten, Store
 from kit.threads import hand_over, resolve
 from models import FIRST, LOCKED, Draft, Timeouts
 from schemas import Status, Transaction
+
+if TYPE_CHECKING:  # it imports this module
+    from mqtt_listener import Listener
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -87,12 +90,12 @@ class Ledger:
         settings: Settings,
         store: Store,
         queue: JobQueue,
-        publisher: Publisher,
+        listener: "Listener",
         loop: asyncio.AbstractEventLoop,
         changed: Callable[[], None] = lambda: None,
         clock: Clock | None = None,
     ):
-        self.store, self.queue, self.publisher, self.clock = store, queue, publisher, clock or Clock()
+        self.store, self.queue, self.listener, self.clock = store, queue, listener, clock or Clock()
         self._loop, self._changed = loop, changed
         retry, timeout = settings.validation_retry, settings.validation_timeout
         self._timeouts = Timeouts(
@@ -238,14 +241,14 @@ class Ledger:
         clock = self.clock.steady()
         if clock < self._next_round and not any(job.function is batch.ask_again for job in jobs):
             return []
-        if not self.publisher.alive:
+        if not self.listener.alive:
             raise RuntimeError("the MQTT thread died")
-        self.publisher.watch()
+        self.listener.watch()
         self._next_round = clock + min(ROUND, self._timeouts.retry // 2)
         if self.store.problem:
             return []
-        session = self.publisher.session
-        lost = self.publisher.subscribed and self._session < session
+        session = self.listener.session
+        lost = self.listener.subscribed and self._session < session
         again = [Job(batch.ask_again, session)] if lost else []
         retention = [Job(batch.delete_old, None)] if self._timeouts.retention else []
         return [*again, Job(batch.look_after, None), *retention]
@@ -271,7 +274,7 @@ class Ledger:
         results, began = list[tuple[Job, Any]](), time.monotonic()
         try:
             with self.store.transaction():
-                about = self.store.database, self.publisher, self.clock, self._timeouts
+                about = self.store.database, self.listener, self.clock, self._timeouts
                 work = Batch(*about, self._session, self._deleted)
                 for function in batch.ORDER:
                     if group := [job for job in jobs if job.function is function]:
@@ -296,7 +299,7 @@ class Ledger:
         self._session, self._deleted = work.session, work.deleted
         self._next_round = 0 if work.more else self._next_round
         self._note(work, results)
-        self.publisher.publish(work.questions)
+        self.listener.publish(work.questions)
         self._answer(results)
         if work.events:
             self._changed()
@@ -378,7 +381,7 @@ class Ledger:
         statuses = {status.value: counts[status] for status in Status}
         yield counter("energy2go_transactions", "Transactions that became", "status", statuses)
         kinds = {kind: counts[kind] for kind in ("settled", "late", "duplicate", "contradiction", "unknown")}
-        kinds["unreadable"] = self.publisher.unreadable
+        kinds["unreadable"] = self.listener.unreadable
         yield counter("energy2go_verdicts", "Verdicts, by what they were worth", "kind", kinds)
         times = {"first": counts["first"], "again": counts["again"]}
         yield counter("energy2go_questions", "Questions asked, for the first time or again", "time", times)

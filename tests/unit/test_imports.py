@@ -1,6 +1,7 @@
 """Imports between our files point one way, down the list that architecture.md draws."""
 
 import ast
+import re
 
 from programs import ROOT
 
@@ -8,7 +9,8 @@ ORDER = ["gunicorn.conf", "app", "mqtt_listener", "ledger", "batch", "events", "
 
 
 def imported(text: str) -> set[str]:
-    """The top-level modules that a file imports, also inside its functions."""
+    """The top-level modules that a file imports, also inside its functions, but not only for its types."""
+    text = re.sub(r"(?m)^if TYPE_CHECKING:.*\n( +.*\n)+", "", text)
     nodes = list(ast.walk(ast.parse(text)))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}

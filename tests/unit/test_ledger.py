@@ -53,8 +53,8 @@ def test_a_question_is_published_after_its_commit_and_an_answer_acknowledged_aft
                 bench.run(bench.status, question.transaction_id).result() for question, _ in questions
             )
 
-    bench.ledger.publisher = Other()
-    bench.ledger.publisher.subscribed = True
+    bench.ledger.listener = Other()
+    bench.ledger.listener.subscribed = True
     (key,) = bench.create()
     bench.put(
         Job(settle, Verdict(key, "ERROR"), lambda _: seen.append(bench.run(bench.status, key).result()))
