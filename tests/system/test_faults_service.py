@@ -151,6 +151,26 @@ def test_more_wait_than_may(trial, table):
     assert set(run.told()) == {201}
 
 
+def test_clients_that_wait_leave(trial, table):
+    run = trial(WAITS="50")
+    run.equipment.environment["VALIDATOR_DELAY_MS"] = "3000"
+    run.start()
+
+    def may_wait() -> bool:
+        answer = run.service.post("/transactions", {"station_id": 1}, Prefer="wait=1")
+        return "Preference-Applied" in answer.headers
+
+    for _ in range(3 if FULL else 1):
+        run.note()
+        with Crowd(run.service) as opened:
+            opened.open(60, WAIT)
+            wait_until(lambda: not may_wait(), "no place is free")
+        wait_until(may_wait, "a place is free", 2)
+        run.more()
+    run.finish("60 clients want to wait, 50 may, and leave", table)
+    assert set(run.told()) == {201}
+
+
 # The clock
 
 
