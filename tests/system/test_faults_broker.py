@@ -151,6 +151,10 @@ SAYS = {
     ),
     "CONNACK of MQTT 3.1.1": ({"connect": sends(packet(CONNACK, b"\0\5"))}, "not MQTT 5"),
     "an HTTP server answers": ({"connect": sends(b"HTTP/1.1 400 Bad Request\r\n\r\n")}, "not MQTT 5"),
+    "CONNACK: no shared subscriptions": (
+        {"connect": connack(SharedSubscriptionAvailable=0)},
+        "does not offer shared subscriptions",
+    ),
     "PUBACK: quota exceeded": ({"publish": puback(0x97)}, "refuses what is published"),
     "nothing is acknowledged": ({"publish": nothing}, "does not acknowledge what is published"),
 }
@@ -181,6 +185,7 @@ WORKS = {
     "CONNACK: Receive Maximum 10": {"connect": connack(ReceiveMaximum=10)},
     "CONNACK: Maximum QoS 0": {"connect": connack(MaximumQoS=0)},
     "CONNACK: no retain": {"connect": connack(RetainAvailable=0)},
+    "CONNACK: no wildcards": {"connect": connack(WildcardSubscriptionAvailable=0)},
 }
 
 
@@ -229,6 +234,21 @@ def test_equipment_flaps(trial, table):
     run.load.stop()
     wait_until(lambda: run.status("EXPIRED") + run.status("PENDING") == 0, "late verdicts settle them", 35)
     run.finish("equipment says `online` every 0.3 s", table)
+    assert set(run.told()) == {201}
+
+
+def test_a_hundred_that_are_long_gone_hide_no_equipment_that_works(trial, table):
+    run = trial().start()
+    run.note()
+    with Peer(run.broker) as peer:
+        for number in range(120):
+            peer.publish(f"{STATUS}gone-{number}", "offline", retain=True)
+        wait_until(lambda: run.service.get("/readyz").json["equipment"]["gone-119"], "they are known")
+        run.service.send(signal.SIGHUP)  # a new worker gets all that is retained
+        wait_until(lambda: run.service.said().count("subscribed at") == 2, "it has subscribed")
+        run.ready(6)
+        run.more()
+    run.finish("120 retained `offline` of equipment that is gone", table)
     assert set(run.told()) == {201}
 
 
