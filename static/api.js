@@ -102,50 +102,38 @@ export async function readiness() {
 /** An Idempotency-Key; `crypto.randomUUID` exists on localhost and over TLS only. */
 export const newKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 
-/** Follow `/events`: `opened()`, `heard(transaction)` for each event and `alive()` for each piece.
- * The next stream goes on after `place.id`. Throws Refused or Away; returns if `stop` was aborted. */
-export async function follow({ place, stop, opened, heard, alive }) {
+/** Follow `/events` after `place.id`, and hand each event to `hear`. Throws Refused or Away; returns if
+ * `stop` was aborted, or if events may be missing, so that the next stream begins anew. */
+export async function follow({ place, stop, hear }) {
   const silence = new AbortController();
   const signal = AbortSignal.any([stop, silence.signal]);
   let timer = setTimeout(() => silence.abort(), PATIENCE);
+  let rest = "";
   try {
     const headers = place.id ? { "Last-Event-ID": place.id } : {};
     const response = await reach("/events", { headers, signal, stop }, (response) => response);
-    opened();
-    const parse = parser(place, heard);
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let chunk = await reader.read(); !chunk.done; chunk = await reader.read()) {
       clearTimeout(timer);
       timer = setTimeout(() => silence.abort(), PATIENCE);
-      parse(chunk.value);
-      alive();
+      const blocks = (rest + chunk.value).split("\n\n"); // HTML, section 9.2.6, as far as it is used
+      rest = blocks.pop();
+      for (const block of blocks) {
+        const event = Object.fromEntries(block.split("\n").map((line) => line.split(/: (.*)/)));
+        if (event.event === "reset") {
+          place.id = "";
+          return undefined;
+        }
+        hear(event);
+      }
     }
     throw new TypeError("It ended.");
   } catch (error) {
-    if (stop.aborted) return;
+    if (stop.aborted) return undefined;
     if (error instanceof Refused) throw error;
     throw new Away("The stream of events broke off.", { cause: error });
   } finally {
+    silence.abort();
     clearTimeout(timer);
   }
-}
-
-/** A function that takes a stream of events in pieces (HTML, section 9.2.6, as far as it is used). */
-function parser(place, heard) {
-  let rest = "";
-  let event = {};
-  return (text) => {
-    const lines = (rest + text).split("\n");
-    rest = lines.pop();
-    for (const line of lines) {
-      const [, field, value] = /^([^:]*)(?:: ?)?(.*)$/.exec(line);
-      if (line) {
-        event[field] = value;
-        continue;
-      }
-      if (event.event === "transaction") heard(JSON.parse(event.data));
-      place.id = event.id ?? place.id;
-      event = {};
-    }
-  };
 }

@@ -19,7 +19,7 @@ import * as transactions from "./transactions.js";
 import { clock, equipmentOf, meaning, milliseconds, partsOf } from "./words.js";
 
 const PAUSE = 2; // seconds between two questions while there are no events
-const LOOK = 14_000; // ms between two looks at what the stream does not tell
+const STATIONS = 30_000; // ms between two looks at the stations, whose changes are no events
 const FRESH = 60_000; // ms; a stream that broke off less long ago is resumed
 
 // What is wrong: a sentence for each cause, until the cause is gone
@@ -75,12 +75,9 @@ async function guarded(cause, work) {
 let last = null; // what it said last
 let updates = "starting";
 
-async function checkReadiness() {
-  await guarded("readyz", async () => {
-    const ready = await readiness();
-    showParts(ready);
-    if (meaning(ready)) throw new Refused({ status: 503, detail: meaning(ready) });
-  });
+function showReadiness(ready) {
+  showParts(ready);
+  notify("readyz", meaning(ready));
 }
 
 function show(element, { state, id, word }) {
@@ -115,6 +112,7 @@ function askForToken() {
   );
   say($("token-said").textContent);
   if (document.activeElement === document.body) $("token-text").focus();
+  reconsider();
 }
 
 function useToken() {
@@ -127,16 +125,48 @@ function useToken() {
 
 // Follow the events, or ask
 
+// A browser opens six connections to a host, so one window follows for all. Over plain HTTP there are no
+// locks but on localhost; then each window follows while it is seen.
+const others = navigator.locks && new BroadcastChannel("events");
 const latest = new Map(); // by id: the newest changes, because an event may come before an older answer
 let changes = [];
 const place = { id: "" }; // in the stream
 let aliveAt = 0; // when the stream gave a sign of life
-let lookedAt = 0; // when the page asked for what the stream does not tell
 let live = false;
-let flushing, stream;
+let leads = false; // this window follows for all
+let flushing;
+let turn = new AbortController(); // aborted when this window is no longer to follow
 
 /** Whether the page should follow: someone looks at it, did not pause it, and has given the token. */
 const active = () => !document.hidden && $("pause").ariaPressed === "false" && !locked();
+
+/** Take an event of the stream, from this window or from the one that follows. */
+function hear({ event, id, data }) {
+  if (!active()) return;
+  if (event === "broken") return fallBack(data);
+  aliveAt = Date.now();
+  listener.answered();
+  if (id && id !== place.id && (event === "begin" || !live)) {
+    loadTransactions(); // what came before this event may be missing
+    guarded("chart", chart.seed);
+  }
+  place.id = id ?? place.id;
+  if (!live) setLive("live");
+  if (event === "ready") showReadiness(JSON.parse(data));
+  if (event === "transaction") heard(JSON.parse(data));
+}
+
+function tell(event) {
+  hear(event);
+  others?.postMessage(event);
+}
+
+if (others) {
+  others.onmessage = ({ data }) => {
+    if (data.event !== "ask") hear(data);
+    else if (leads && live) others.postMessage({ event: "heartbeat", id: place.id });
+  };
+}
 
 /** Take a change of a transaction; many are shown at once. */
 function heard(transaction) {
@@ -164,7 +194,7 @@ const loadTransactions = () =>
 /** Ask for everything that the page shows. */
 async function load() {
   await Promise.all([
-    checkReadiness(),
+    guarded("service", async () => showReadiness(await readiness())),
     guarded("stations", () => stations.load()),
     loadTransactions(),
     guarded("chart", chart.seed),
@@ -175,49 +205,33 @@ async function load() {
 }
 
 /** Follow one stream until it ends. Returns how many seconds to wait before the next try. */
-async function followOnce() {
+async function followOnce(stop) {
   if (Date.now() - aliveAt > FRESH) place.id = ""; // a new start is better than all that was missed
-  const resumed = place.id;
-  const tooLong = setTimeout(() => fallBack("No stream of events begins."), 10_000);
+  const broken = (data) => tell({ event: "broken", data });
+  const tooLong = setTimeout(() => broken("No stream of events begins."), 10_000);
   let begun = Infinity;
-  const opened = () => {
-    clearTimeout(tooLong);
-    begun = lookedAt = Date.now();
-    setLive("live");
-    if (resumed) return;
-    loadTransactions(); // it may have changed before the stream began
-    guarded("chart", chart.seed);
-  };
-  const alive = () => {
-    aliveAt = Date.now();
-    if (aliveAt - lookedAt < LOOK) return;
-    lookedAt = aliveAt;
-    checkReadiness();
-    guarded("stations", () => stations.load());
-    transactions.refresh();
-  };
-  stream = new AbortController();
   try {
-    await follow({ place, stop: stream.signal, opened, heard, alive });
+    const begin = (event) => {
+      clearTimeout(tooLong);
+      begun = Math.min(begun, Date.now());
+      tell(event);
+    };
+    await follow({ place, stop, hear: begin });
   } catch (error) {
     if (!(error instanceof Refused || error instanceof Away)) throw error;
     if (Date.now() - begun > 1000) return 0; // a stream that worked has ended, as when the service restarts
-    fallBack(error.message);
+    broken(error.message);
     return error.retryAfter || PAUSE;
   } finally {
     clearTimeout(tooLong);
-    setLive(active() ? `every ${PAUSE} s` : "paused");
   }
   return 0;
 }
 
 function fallBack(why) {
-  notify(
-    "live",
-    causes.has("away") || locked()
-      ? ""
-      : `No live updates (${why}) The page asks every ${PAUSE} seconds instead.`,
-  );
+  setLive(`every ${PAUSE} s`);
+  const said = causes.has("away") || locked();
+  notify("live", said ? "" : `No live updates (${why}) The page asks every ${PAUSE} seconds instead.`);
 }
 
 function setLive(word) {
@@ -237,10 +251,14 @@ async function until(condition) {
 function reconsider() {
   for (const resolve of waiting) resolve();
   waiting.clear();
-  if (!active()) stream?.abort();
+  if (!active()) turn.abort();
 }
 
-const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+const pause = (seconds, stop) =>
+  new Promise((resolve) => {
+    setTimeout(resolve, seconds * 1000);
+    stop?.addEventListener("abort", resolve);
+  });
 
 /** Ask for everything while there are no events; this is also how the page begins. */
 async function poll() {
@@ -251,10 +269,22 @@ async function poll() {
   }
 }
 
+/** Follow until this window is no longer to. */
+async function lead(stop) {
+  leads = true;
+  while (!stop.aborted) await pause(await followOnce(stop), stop);
+  leads = false;
+}
+
 async function followAlways() {
   for (;;) {
     await until(active);
-    await pause(await followOnce());
+    turn = new AbortController();
+    const { signal } = turn;
+    others?.postMessage({ event: "ask" });
+    const leading = navigator.locks?.request("events", { signal }, () => lead(signal)) ?? lead(signal);
+    await leading.catch((error) => signal.aborted || Promise.reject(error));
+    setLive("paused");
   }
 }
 
@@ -277,12 +307,14 @@ $("pause").addEventListener("click", () => {
 document.addEventListener("visibilitychange", reconsider);
 document.addEventListener("transaction", ({ detail }) => heard(detail));
 document.addEventListener("stale", loadTransactions);
+document.addEventListener("station", () => guarded("stations", stations.load));
 document.addEventListener("view", () => {
   if (locked()) return;
   guarded("stations", () => stations.load(false));
   guarded("transactions", () => transactions.load(false));
 });
 setInterval(() => document.hidden || chart.draw(), 5000);
+setInterval(() => live && active() && guarded("stations", stations.load), STATIONS);
 for (const fold of document.querySelectorAll("details[open]")) {
   fold.open = !matchMedia("(max-width: 40rem)").matches;
 }

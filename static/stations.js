@@ -37,8 +37,13 @@ export async function load(always = true) {
   );
 }
 
-/** Show those of these transactions that were started here. */
+const met = new Set(); // stations of transactions; each one is looked for once
+
+/** Show those of these transactions that were started here; ask for the list if it may have a new station. */
 export function apply(transactions) {
+  const unknown = transactions.filter(({ station: { id } }) => !rows.elements.has(id) && !met.has(id));
+  unknown.forEach(({ station }) => met.add(station.id));
+  if (shown && unknown.length && !pager.last) document.dispatchEvent(new Event("station"));
   for (const transaction of transactions) {
     const { id, station } = transaction;
     const row = rows.elements.get(station.id);

@@ -179,9 +179,6 @@ async function open(again = true) {
   return apply([found]);
 }
 
-/** Ask for the open transaction again while it waits, since an attempt alone is no event. */
-export const refresh = () => details?.status === "PENDING" && open();
-
 function showDetails(transaction) {
   details = transaction;
   const { id, station, created, updated, status, attempts, asked, expires } = transaction;

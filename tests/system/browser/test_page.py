@@ -10,6 +10,8 @@ from playwright.sync_api import expect
 from programs import wait_until
 from tab import VERDICT, button, chart, live, outcome, rows, shown, took
 
+LOOK = 40_000  # ms in which the page looks for stations again
+
 
 def test_a_transaction_turns_from_pending_to_its_verdict_without_a_reload(running, tab):
     service, page = running("Teste", VALIDATOR_DELAY_MS="700"), tab.page
@@ -73,11 +75,14 @@ def test_what_others_do_appears_by_itself(running, tab):
     service.post("/transactions", {"station_id": 1})
     expect(rows(page).first).to_contain_text(VERDICT)
     service.post("/stations", {"description": "Hauptbahnhof"})
+    service.post("/transactions", {"station_id": 2})
+    expect(button(page, 2)).to_be_visible(timeout=10_000)  # a transaction of an unknown station
+    service.post("/stations", {"description": "Depot"})
     service.request("PATCH", "/stations/1", {"description": "Flughafen"})
-    expect(button(page, 2)).to_be_visible()  # with the next sign of life of the stream
+    expect(button(page, 3)).to_be_visible(timeout=LOOK)
     expect(page.locator("#stations")).to_contain_text("Flughafen")
-    service.request("DELETE", "/stations/2")
-    expect(button(page, 2)).to_have_count(0)
+    service.request("DELETE", "/stations/3")
+    expect(button(page, 3)).to_have_count(0, timeout=LOOK)
 
 
 def test_transactions_are_summed_up_and_paged(running, tab):

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from programs import ROOT
 from tab import LONG_WORD, NOTICES, VERDICT, button, live, outcome, part, row, rows
@@ -24,6 +24,7 @@ def test_the_token_is_asked_for_once_kept_for_the_tab_and_forgotten(running, tab
         token.fill("wrong")
         token.press("Enter")
         expect(page.locator("#token-said")).to_contain_text("refuses this token")
+        tab.at_rest()
     expect(token).to_be_focused()
     token.fill("Schlüssel")
     page.get_by_role("button", name="Use it").click()
@@ -154,6 +155,50 @@ def test_nothing_is_asked_or_followed_while_the_tab_is_hidden_or_paused(running,
     expect(rows(page)).to_have_count(1)
     live(page)
     expect(page.locator(NOTICES)).to_be_empty()
+
+
+def test_eight_windows_share_one_stream_and_another_takes_it_over(running, tab):
+    service, page = running("Teste"), tab.page
+    pages = [page, *(tab.context.new_page() for _ in range(7))]
+    for window in pages:
+        window.goto(service.url)
+        live(window)
+    for count, leave in enumerate((Page.close, lambda window: hide(window, True), Page.close), 1):
+        streams = tab.asked("GET", "/events")
+        assert len(streams) == count
+        button(pages[-1], 1).click()
+        for window in pages:
+            expect(rows(window)).to_have_count(count)
+            expect(rows(window).first).to_contain_text(VERDICT)
+        leader = streams[-1].frame.page
+        pages.remove(leader)
+        leave(leader)
+        for _ in range(100):
+            pages[0].evaluate("new Promise((resolve) => setTimeout(resolve, 100))")
+            if len(tab.asked("GET", "/events")) > count:
+                break
+    button(pages[-1], 1).click()
+    for window in pages:
+        expect(rows(window)).to_have_count(4)
+        expect(part(window, "Updates")).to_contain_text("live")
+
+
+def test_without_locks_each_window_follows_while_it_is_seen(running, tab):
+    service, page = running("Teste"), tab.page
+    tab.context.add_init_script("Object.defineProperty(navigator, 'locks', { value: undefined })")
+    other = tab.context.new_page()
+    for window in (page, other):
+        window.goto(service.url)
+        live(window)
+    assert len(tab.asked("GET", "/events")) == 2
+    hide(other, True)
+    expect(part(other, "Updates")).to_contain_text("paused")
+    button(page, 1).click()
+    expect(rows(page).first).to_contain_text(VERDICT)
+    expect(rows(other)).to_have_count(0)
+    hide(other, False)
+    expect(rows(other).first).to_contain_text(VERDICT)
+    live(other)
 
 
 def tab_to(page, target) -> None:
