@@ -9,6 +9,7 @@ const OUTCOMES = ["COMPLETED", "ERROR", "EXPIRED"];
 const MINUTES = 10;
 const BAR = 20_000; // ms
 const BARS = (MINUTES * 60_000) / BAR;
+const NONE = { COMPLETED: 0, ERROR: 0, EXPIRED: 0 };
 const bars = new Map(); // number of the bar since 1970: how often each outcome came
 const counted = new Set(); // the newest changes, so that a list and the stream count each only once
 const key = ({ id, updated }) => `${id} ${updated}`;
@@ -21,16 +22,14 @@ export function count(transaction) {
   counted.add(key(transaction));
   if (counted.size > 2000) counted.delete(counted.values().next().value);
   const bar = Math.floor(Date.parse(updated) / BAR);
-  if (!bars.has(bar)) bars.set(bar, { COMPLETED: 0, ERROR: 0, EXPIRED: 0 });
+  if (!bars.has(bar)) bars.set(bar, { ...NONE });
   bars.get(bar)[status] += 1;
 }
 
 /** Count what happened while the page did not listen, as far as one list tells. */
 export async function seed() {
   const from = new Date(now() - MINUTES * 60_000).toISOString();
-  const { items, next } = await call(
-    `/transactions?${new URLSearchParams({ created_from: from, limit: 200 })}`,
-  );
+  const { items, next } = await call(`/transactions?limit=200&created_from=${encodeURIComponent(from)}`);
   if (next && !items.some((item) => counted.has(key(item)))) since = Date.parse(items.at(-1).created);
   items.forEach(count);
   draw();
@@ -46,11 +45,7 @@ export function draw() {
   const line = 2 + up * scale;
   place($("chart").firstElementChild, 0, line, 300, 0.7);
   rects.forEach(([confirmed, refused, expired], index) => {
-    const { COMPLETED, ERROR, EXPIRED } = bars.get(end - BARS + index) ?? {
-      COMPLETED: 0,
-      ERROR: 0,
-      EXPIRED: 0,
-    };
+    const { COMPLETED, ERROR, EXPIRED } = bars.get(end - BARS + index) ?? NONE;
     place(confirmed, index * 10 + 1, line - COMPLETED * scale, 8, COMPLETED * scale);
     place(refused, index * 10 + 1, line, 8, ERROR * scale);
     place(expired, index * 10 + 1, line + ERROR * scale, 8, EXPIRED * scale);
@@ -58,10 +53,8 @@ export function draw() {
   const sum = (outcome) => [...bars.values()].reduce((total, bar) => total + bar[outcome], 0);
   captionRows.show(OUTCOMES.map((outcome) => ({ id: outcome, total: sum(outcome) })));
   const partly = since > now() - MINUTES * 60_000;
-  set(
-    $("axis").firstElementChild,
-    partly ? `counted since ${clock(new Date(since))}` : `${MINUTES} minutes ago`,
-  );
+  const left = partly ? `counted since ${clock(new Date(since))}` : `${MINUTES} minutes ago`;
+  set($("axis").firstElementChild, left);
 }
 
 function place(rect, x, y, width, height) {

@@ -1,16 +1,6 @@
 // The page: it follows the service's events and shows what changed. Without events it asks, and says so.
 
-import {
-  Away,
-  Refused,
-  call,
-  follow,
-  forgetToken,
-  hasToken,
-  keepToken,
-  listener,
-  readiness,
-} from "./api.js";
+import { Away, Refused, call, follow, forgetToken, hasToken, keepToken, listener, readiness } from "./api.js";
 import * as chart from "./chart.js";
 import { $, onSubmit, say, set } from "./dom.js";
 import { Rows } from "./lists.js";
@@ -62,11 +52,8 @@ async function guarded(cause, work) {
     if (!(error instanceof Refused || error instanceof Away)) throw error;
     const { status = 503, detail = "" } = error.problem ?? {}; // that the service is away is said already
     notify(cause, status === 401 ? "" : detail);
-    if (status >= 500)
-      timers.set(
-        cause,
-        setTimeout(() => live && active() && guarded(cause, work), PAUSE * 1000),
-      );
+    const again = () => live && active() && guarded(cause, work);
+    if (status >= 500) timers.set(cause, setTimeout(again, PAUSE * 1000));
   }
 }
 
@@ -106,11 +93,9 @@ function askForToken() {
   $("forget").hidden = true;
   if (locked()) return;
   $("token").hidden = false;
-  set(
-    $("token-said"),
-    refused ? "The service refuses this token." : "The service asks for its token (API_TOKEN).",
-  );
-  say($("token-said").textContent);
+  const why = refused ? "The service refuses this token." : "The service asks for its token (API_TOKEN).";
+  set($("token-said"), why);
+  say(why);
   if (document.activeElement === document.body) $("token-text").focus();
   reconsider();
 }
