@@ -99,7 +99,7 @@ def test_events_move_and_take_nothing_from_the_user(running, tab):
     live(page)
     page.get_by_label("New station").fill("Half a wo")
     page.evaluate(OBSERVE)
-    with page.expect_response("**/readyz"):  # it looks at what the stream does not tell
+    with page.expect_response("**/stations?*", timeout=40_000):  # no events say that a station has changed
         pass
     tab.at_rest()
     assert [change for change in page.evaluate("changes") if "rect" not in change] == []
