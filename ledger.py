@@ -282,7 +282,7 @@ class Ledger:
         except (NotWritten, InDoubt) as error:
             quick = time.monotonic() - began < LONGEST_WRITE
             if again and quick and isinstance(error, NotWritten) and is_postgresql(self.store.database):
-                # A deadlock, or a connection that was lost while it was idle.
+                # The connection was lost while it was idle.
                 self._commit(jobs, again=False)
             else:
                 self.store.fail(str(error))
@@ -355,9 +355,10 @@ class Ledger:
                 self._refuse([job], UNKNOWN if job.in_doubt else NOT_WRITTEN.format(error))
 
     def _hold(self, job: Job) -> None:
-        """Try this job again in a second."""
+        """Try this job again within a second."""
+        if not self._held:
+            self._next_attempt = self.clock.steady() + SECOND
         self._held.append(job)
-        self._next_attempt = self.clock.steady() + SECOND
 
     def _recover(self) -> list[Job]:
         """Find out whether the database can be written again; if so, return what was held, to be written."""
@@ -398,6 +399,4 @@ class Ledger:
             count, oldest = self.pending
             age = max(0, self.clock.wall() - oldest) / SECOND if oldest else 0
             yield gauge("energy2go_pending_transactions", "Transactions that are PENDING", count)
-            yield gauge(
-                "energy2go_oldest_pending_seconds", "Age of the oldest PENDING transaction, or 0", age
-            )
+            yield gauge("energy2go_oldest_pending_seconds", "Age of the oldest PENDING one, or 0", age)
