@@ -9,7 +9,7 @@ import time
 import pytest
 
 from checks import SECRETS, TOKEN, alive, ask, online, settles
-from programs import ROOT, Broker, Equipment, Service, wait_until
+from programs import ROOT, Broker, Equipment, Program, Service, wait_until
 
 KEY = "Rotkehlchen-74"
 
@@ -110,6 +110,22 @@ def test_every_error_is_a_problem_and_shows_no_internals(failing):
 # What logs say
 
 
+def assert_holds_no_secret(program: Program, *more: str) -> None:
+    """Check that a program has written something, and no secret."""
+    written = program.said() + program.output.read_text()
+    assert written, program.name
+    for hidden in [*SECRETS.values(), KEY, *more]:
+        assert hidden not in written, program.name
+
+
+def assert_refuses_heads(service: Service) -> None:
+    """Check that heads with the token in the wrong place are refused."""
+    for header in (f"Authorization Bearer {TOKEN}", f"Authorization: Bearer {TOKEN}\0", f"Expect: {TOKEN}"):
+        with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
+            connection.sendall(f"GET /stations HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode())
+            assert connection.recv(100).startswith(b"HTTP/1.1 4")
+
+
 @pytest.mark.parametrize("style", ["text", "json"])
 def test_no_log_holds_a_secret(run, failing, broker, tmp_path, style):
     broker.stop()
@@ -131,10 +147,7 @@ def test_no_log_holds_a_secret(run, failing, broker, tmp_path, style):
     assert service.post("/stations", {KEY: 1}, **authorized).status == 422
     assert service.get("/fails", **authorized).status == 500
     assert service.get("/sql", **authorized).status == 500
-    for header in (f"Authorization Bearer {TOKEN}", f"Authorization: Bearer {TOKEN}\0", f"Expect: {TOKEN}"):
-        with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
-            connection.sendall(f"GET /stations HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode())
-            assert connection.recv(100).startswith(b"HTTP/1.1 4")
+    assert_refuses_heads(service)
     # A broker that refuses both passwords.
     broker.stop()
     refusing = run(
@@ -144,10 +157,7 @@ def test_no_log_holds_a_secret(run, failing, broker, tmp_path, style):
     wait_until(lambda: "Not authorized" in equipment.said(), "the equipment is refused")
     for program in (service, equipment, refusing):
         program.stop()
-        written = program.said() + program.output.read_text()
-        assert written, program.name
-        for hidden in [*SECRETS.values(), KEY, "Rotkehlchen-5", "Zaunkoenig-6"]:
-            assert hidden not in written, program.name
+        assert_holds_no_secret(program, "Rotkehlchen-5", "Zaunkoenig-6")
     for expected in (
         "query.limit: Expected `int`",
         "GET /fails",
