@@ -1,4 +1,4 @@
-"""Each fault of gunicorn's ASGI worker for which we override something: gunicorn has it, our worker does not.
+"""Each fault of gunicorn's ASGI worker for which we override something: gunicorn has it, ours does not.
 
 If a case fails because gunicorn's own worker has become right, remove our override.
 """
