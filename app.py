@@ -105,16 +105,16 @@ class Service:
             call.cancel()  # if it still waits for a thread
 
     async def look(self, function: Callable[[Database], T]) -> T:
-        """The same for those who only want to know how it is: while such a read hangs, no other begins."""
+        """Like `read`, for health and metrics: while such a read hangs, no other begins."""
         began, call = self._looks.get(function, (0.0, None))
         if call is None or call.done():
             began, call = self.loop.time(), self._readers.call(partial(self.store.read, function))
-            call.add_done_callback(asyncio.Future.exception)  # perhaps all have gone who wait for it
+            call.add_done_callback(asyncio.Future.exception)  # its clients may have gone
             self._looks[function] = began, call
         return await self._outcome(call, began + LONGEST_READ - self.loop.time())
 
     async def _outcome(self, call: asyncio.Future[T], seconds: float) -> T:
-        """What this call returns within so many seconds; raises what it raises, or NotRead."""
+        """The result of this call, within so many seconds; raises its exception, or NotRead."""
         await asyncio.wait([call], timeout=seconds)
         try:
             if call.done():

@@ -50,7 +50,7 @@ def on_starting(server: Any) -> None:
     for name in ("keepalive", "worker_connections", "graceful_timeout"):
         if cfg.settings[name].get() < 1:
             raise refusal(f"{name}: must be at least 1.")
-    # SIGHUP loads new code, but no settings: what cannot be read at that moment would end gunicorn.
+    # SIGHUP loads new code, but no settings: a file that cannot be read just then would end gunicorn.
     server.app.reload = lambda: None
 
 

@@ -5,6 +5,7 @@ The first one is the broker; the others start once it listens. If one program en
 
 import fcntl
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -80,7 +81,8 @@ def say(name: str, line: bytes) -> None:
 def report(sentence: str) -> None:
     """Print a line of our own, with the time, as the programs do."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    say("run", f"{now} {sentence}".encode())
+    if select.select([], [1], [], 1)[1]:  # a terminal after Ctrl-S must not keep us from stopping
+        say("run", f"{now} {sentence}".encode())
 
 
 def until(condition: Callable[[], bool], programs: list[Program]) -> None:

@@ -141,7 +141,7 @@ class Quiet(Logger):
 
 
 class Background(logging.Handler):
-    """Lets a thread write the log: one that nobody reads stops nothing. Past WAITING, lines are lost."""
+    """Lets a thread write the log, so that a full pipe stops nothing. Past WAITING, lines are lost."""
 
     dropped = 0  # lines that this process lost
 

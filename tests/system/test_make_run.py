@@ -173,6 +173,14 @@ def test_closing_the_terminal_stops_everything(run):
     assert not listening(port)
 
 
+def test_it_stops_though_its_terminal_is_frozen(run):
+    desk = run()
+    desk.wait_for("ready at")
+    os.write(desk.end, b"\x13")  # Ctrl-S
+    os.kill(desk.launcher, signal.SIGTERM)
+    assert desk.wait() == 0
+
+
 def test_with_nohup_it_outlives_its_terminal(run, folder):
     desk = run(nohup=True)
     said = folder / "nohup.out"
