@@ -10,8 +10,6 @@ import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote
@@ -81,8 +79,11 @@ def replace(copy: Path, database: Path) -> Path | None:
         refuse_if_open(database)
     kept = unused_name(database, "replaced-") if database.exists() else None
     if kept and is_sound(database):
-        with exclusively(database) as target, opened(copy, "ro") as source:
-            Path(f"{database}-shm").unlink(missing_ok=True)  # an exclusive connection needs none
+        with opened(database, "rw") as target, opened(copy, "ro") as source:
+            target.execute("PRAGMA locking_mode = EXCLUSIVE")  # until it is closed
+            for statement in ("BEGIN EXCLUSIVE", "COMMIT"):
+                target.execute(statement)
+            Path(f"{database}-shm").unlink(missing_ok=True)  # it needs none
             vacuum(target, database, kept)
             source.backup(target)
             target.execute("PRAGMA journal_mode = WAL")
@@ -119,21 +120,6 @@ def is_sound(database: Path) -> bool:
         raise
     except (Unusable, sqlite3.DatabaseError):
         return False
-
-
-@contextmanager
-def exclusively(database: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that is the only one; raises Unusable if another process has the database open."""
-    with opened(database, "rw") as connection:
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        try:
-            connection.execute("BEGIN EXCLUSIVE")
-            connection.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-                raise
-            raise Unusable(f"a process has {database} open, so stop the service first") from None
-        yield connection
 
 
 def check(copy: Path) -> None:

@@ -195,16 +195,40 @@ warn(place := os.environ["PLACE"]); warn(file := os.environ["FILE"]); os.link(fi
 """
 
 
+def in_a_namespace(script: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run a shell script whose mounts nobody else sees."""
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    environment |= os.environ | {"ROOT": str(ROOT), "PYTHON": sys.executable}
+    command = ["unshare", "--mount", *user, "sh", "-c", script]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
 def test_a_file_that_is_mounted_by_itself_or_has_hard_links_gets_a_warning(tmp_path):
     (file := tmp_path / "outside.db").touch()
     (place := tmp_path / "a place\\1#ü.db").touch()
-    environment = {"FILE": str(file), "PLACE": str(place), "ROOT": str(ROOT), "PYTHON": sys.executable}
-    user = [] if os.geteuid() == 0 else ["--map-root-user"]
-    command = ["unshare", "--mount", *user, "sh", "-c", MOUNT]
-    ended = subprocess.run(command, env=environment | os.environ, capture_output=True, text=True, timeout=60)
-    first, second = ended.stderr.splitlines()
+    first, second = in_a_namespace(MOUNT, FILE=str(file), PLACE=str(place)).stderr.splitlines()
     assert first.startswith(f"{place} is a mount point")
     assert second.startswith(f"{file} has hard links")
+
+
+FILL = """
+mount -t tmpfs -o size=4m tmpfs "$PLACE" && cd "$ROOT" || exit 3
+"$PYTHON" -c "$OPEN"; dd if=/dev/zero of="$PLACE/fill" bs=4k 2>/dev/null; "$PYTHON" -c "$OPEN"
+"""
+OPEN = """
+import os, models
+from kit.storage import Store
+store = Store(f"sqlite:///{os.environ['PLACE']}/x.db", 3, "migrations", models.TABLES)
+store.recover()
+print(store.problem or "ok")
+store.close()
+"""
+
+
+def test_a_disk_that_is_full_at_the_start_is_called_full(tmp_path):
+    (tmp_path / "place").mkdir()
+    done = in_a_namespace(FILL, PLACE=str(tmp_path / "place"), OPEN=OPEN)
+    assert done.stdout.splitlines() == ["ok", "the disk is full"]
 
 
 def test_an_index_of_the_log_that_is_removed_takes_nothing_with_it(started, folder):
