@@ -11,7 +11,7 @@ import msgspec
 
 from kit import errors as kinds
 from kit.errors import Problem, Refusal
-from kit.requests import JSON, header_names
+from kit.requests import JSON
 
 AGAIN = "Send the request again; 404 or 412 may then mean that it was carried out."  # an idempotent one
 REFERENCE = "#/components/schemas/{name}"
@@ -81,7 +81,8 @@ class Declaration:
             raise TypeError(f"HEADERS does not describe {sorted(strange)}")
         json = [self.returns] if media_type == JSON else []
         msgspec.json.schema_components([*filter(None, structs), *hints.values(), *json])  # may find none
-        self.header_names = header_names(self.headers) if self.headers else []
+        names = msgspec.structs.fields(self.headers) if self.headers else ()
+        self.header_names = [field.encode_name for field in names]
         self.keyless = method == "POST" and "Idempotency-Key" not in self.header_names
         if method == "POST" and self.service and not unknown:
             raise TypeError("must say what to do if the outcome is unknown")

@@ -44,11 +44,11 @@ def query(struct: type[msgspec.Struct]) -> dict[str, str | list[str]]:
     for name in request.query:
         raw = request.query.getall(name)
         if len(raw) > 1 and name not in lists:
-            raise InvalidValue(f"query.{name}: must be given only once.")
+            raise InvalidValue("query.{}: must be given only once.", name[:40])
         try:
             text = ",".join(raw).encode("latin1").decode()  # Bottle gives a character for each byte
         except UnicodeDecodeError:
-            raise InvalidValue(f"query.{name}: must be UTF-8.") from None
+            raise InvalidValue("query.{}: must be UTF-8.", name[:40]) from None
         given[name] = text.split(",") if name in lists else text
     return given
 
@@ -58,12 +58,6 @@ def list_names(struct: type[msgspec.Struct]) -> list[str]:
     """The fields of a Struct that take a list."""
     fields: Any = msgspec.json.schema_components([struct])[1][struct.__name__]["properties"]
     return [name for name, field in fields.items() if field.get("type") == "array"]
-
-
-@cache
-def header_names(struct: type[msgspec.Struct]) -> list[str]:
-    """The headers that the fields of a Struct stand for."""
-    return [field.encode_name for field in msgspec.structs.fields(struct)]
 
 
 def convert(data: Any, kind: Any, place: str) -> Any:
@@ -132,7 +126,7 @@ def mistake(error: msgspec.ValidationError, kind: Any, place: str) -> InvalidVal
     path = re.sub(r"\[\d+\]$", "", path.rstrip("`"))  # an item of a list
     found = at(inspect.type_info(kind), list(filter(None, path.split("."))))
     if unknown := re.match(r"Object contains unknown field `(.*)`", reason, re.DOTALL):
-        known = ", ".join(names(found))
+        known = ", ".join(field.encode_name for field in getattr(found, "fields", ()))
         return InvalidValue(f"{place}{path}.{{}}: is not one of {known}", f"{unknown[1]:.40}")
     if missing := re.match(r"Object missing required field `(.*)`", reason):
         return InvalidValue(f"{place}{path}.{missing[1]}: is missing")
@@ -153,11 +147,6 @@ def better(reason: str, kind: inspect.Type | None) -> str:
     if isinstance(kind, inspect.IntType) and re.match("Expected `int` [<>]", reason):
         return f"Expected `int` from {kind.ge} to {kind.le}"
     return TIME if isinstance(kind, inspect.DateTimeType) else reason
-
-
-def names(kind: inspect.Type | None) -> list[str]:
-    """The names of a Struct's fields."""
-    return [field.encode_name for field in kind.fields] if isinstance(kind, inspect.StructType) else []
 
 
 def at(kind: inspect.Type, path: list[str]) -> inspect.Type | None:

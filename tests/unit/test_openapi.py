@@ -89,6 +89,11 @@ def test_the_document_is_valid(tmp_path, token):
     assert list(OpenAPIV30SpecValidator(document).iter_errors()) == []
 
 
+def test_the_document_is_built_once(api):
+    app.document.cache_clear()
+    assert len({api.get("/openapi.json").body for _ in range(3)}) == app.document.cache_info().misses == 1
+
+
 def test_every_operation_says_what_it_is(document):
     says = operations(document).values()
     assert len({operation["operationId"] for operation in says}) == len(says)
