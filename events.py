@@ -32,8 +32,7 @@ RETRY_INTERVAL = 1.0  # seconds until a stream that is behind reads again after 
 HEARTBEAT_INTERVAL = 15.0  # seconds without an event
 PAGE = 100  # changes in one read, and events in one chunk
 RECENT = 1000  # events that we keep in memory
-TURN = 200  # streams
-TOO_MANY = "Too many clients are waiting or following."
+TURN = 200  # streams that are woken at once
 
 
 class Event(NamedTuple):
@@ -57,7 +56,7 @@ class Changes:
         loop: asyncio.AbstractEventLoop,
     ):
         self._read, self._ready, self._places, self._loop = read, ready, places, loop
-        self.clients, self._left_at = Counter(waits=0, streams=0), 0.0  # and when the last of them went
+        self.clients, self._read_until = Counter(waits=0, streams=0), 0.0
         self._waits: defaultdict[UUID, set[asyncio.Future[Transaction | None]]] = defaultdict(set)
         self._recent: list[Event] = []  # all changes between these two cursors
         self._since = self._position = FIRST
@@ -141,13 +140,13 @@ class Changes:
     def _place(self, kind: str) -> Iterator[None]:
         """A client's place, for as long as it is there; raises Unavailable."""
         if self.clients.total() >= self._places:
-            raise TooManyClients(TOO_MANY)
+            raise TooManyClients("Too many clients are waiting or following.")
         self.clients[kind] += 1
         try:
             yield
         finally:
             self.clients[kind] -= 1
-            self._left_at = self._loop.time()
+            self._read_until = self._loop.time() + POLL_INTERVAL
 
     async def _events(self, cursor: Cursor, station_id: int | None) -> tuple[bytes, Cursor]:
         """At most PAGE events after a cursor, and the cursor to go on from. There may be more."""
@@ -178,19 +177,17 @@ class Changes:
 
     async def _read_on(self) -> None:
         """Read what changes, until there has been no client for POLL_INTERVAL."""
-        while not self._ended and (
-            self.clients.total() or self._loop.time() < self._left_at + POLL_INTERVAL
-        ):
+        while not self._ended and (self.clients.total() or self._loop.time() < self._read_until):
             self._due = self._loop.create_future()
             try:
+                if self.clients["streams"]:
+                    self._look_at_readiness()
                 while changes := await self._read(models.changes, self._position, PAGE):
                     self._add(changes)
             except Unavailable:
-                pass  # we try again after POLL_INTERVAL
+                pass  # try again after POLL_INTERVAL
             except Exception:
                 log.exception("changes cannot be read", extra={"event": "changes_failed"})
-            if self.clients["streams"]:
-                self._look_at_readiness()
             await asyncio.wait([self._due], timeout=POLL_INTERVAL)
         self._reader = None
 

@@ -235,6 +235,18 @@ def test_a_stream_of_one_station_gets_no_other_and_learns_newer_cursors(bench, m
         assert take.step() == [heartbeat]
 
 
+def test_a_client_of_a_quiet_station_that_comes_back_reads_once(bench, monkeypatch):
+    monkeypatch.setattr(events, "HEARTBEAT_INTERVAL", 0.3)
+    bench.log.add(1)
+    seen = bench.do(bench.log.read(models.newest_change))
+    bench.log.add(3 * RECENT, station=2)
+    newest = events.to_text(bench.do(bench.log.read(models.newest_change)))
+    with bench.following(seen, 1) as take:
+        assert take.step() == [{"event": "heartbeat", "id": newest, "data": "{}"}]
+        assert bench.log.reads.count(("changes", seen, PAGE, 1)) == 1
+    assert len([values for name, *values in bench.log.reads if name == "changes" and values[2:]]) == 1
+
+
 @pytest.mark.parametrize("station", [None, 1])
 @pytest.mark.parametrize(
     ("cursor", "began"),
