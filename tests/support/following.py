@@ -44,15 +44,15 @@ def fields(chunk: bytes) -> list[dict[str, str]]:
 class Follower:
     """A client that follows until it is stopped. If its stream ends, it comes back and goes on.
 
-    `told` are the transactions, each with its event's id, and `names` the names of the other events.
-    `streams` counts the streams that began, `ended` those that ended as HTTP says, and `broken` those that
+    `told` are the transactions, each with its event's id; `began` is how the last stream began, `readiness`
+    what it heard last. `streams` counts the streams that began, `ended` those that ended as HTTP says, and `broken` those that
     broke off or did not begin.
     """
 
     def __init__(self, server: HttpServer, cursor: str = "", path: str = "/events", again: bool = True):
         self.server, self.cursor, self.path, self.again = server, cursor, path, again
         self.told: list[tuple[str, dict]] = []
-        self.names: list[str] = []
+        self.began, self.readiness = "", dict[str, object]()
         self.streams = self.ended = self.broken = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -107,8 +107,10 @@ class Follower:
         for event in fields(block):
             if event["event"] == "transaction":
                 self.told.append((event["id"], json.loads(event["data"])))
-            else:
-                self.names.append(event["event"])
+            elif event["event"] == "ready":
+                self.readiness = json.loads(event["data"])
+            elif event["event"] in ("begin", "reset"):
+                self.began = event["event"]
             self.cursor = event.get("id", self.cursor)
 
 

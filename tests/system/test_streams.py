@@ -108,6 +108,20 @@ def test_100_clients_are_told_everything_and_block_no_others(running, follow):
     assert "Traceback" not in service.said()
 
 
+def test_a_client_learns_when_the_broker_goes_and_comes_back(running, follow, broker):
+    service = running()
+    follower = follow(service)
+    wait_until(
+        lambda: follower.readiness == service.get("/readyz").json, "it knows how ready the service is"
+    )
+    broker.stop()
+    wait_until(lambda: follower.readiness["broker"] != "ok", "it learns that the broker has gone", 10)
+    assert follower.readiness["status"] == 503
+    broker.start()
+    wait_until(lambda: follower.readiness == service.get("/readyz").json, "it learns that all is well", 20)
+    assert follower.streams == 1
+
+
 def reload(service: Service) -> None:
     old = worker(service)
     service.send(signal.SIGHUP)
@@ -142,6 +156,7 @@ def test_a_client_misses_nothing_over_a_restart(running, follow, how):
     for client in clients:
         told(client, wanted)
         assert client.streams >= 3
+        assert client.began == "begin"
 
 
 def test_a_client_is_told_what_another_process_stores(tmp_path, programs, postgres, follow):
