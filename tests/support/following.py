@@ -45,8 +45,8 @@ class Follower:
     """A client that follows until it is stopped. If its stream ends, it comes back and goes on.
 
     `told` are the transactions, each with its event's id; `began` is how the last stream began, `readiness`
-    what it heard last. `streams` counts the streams that began, `ended` those that ended as HTTP says, and `broken` those that
-    broke off or did not begin.
+    what it heard last. `streams` counts the streams that began, `ended` those that ended as HTTP says, and
+    `broken` those that broke off or did not begin.
     """
 
     def __init__(self, server: HttpServer, cursor: str = "", path: str = "/events", again: bool = True):
