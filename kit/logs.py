@@ -139,6 +139,10 @@ class Quiet(Logger):
         for name in ("critical", "error", "warning", "info", "exception"):  # would end gunicorn's master
             setattr(self, name, Harmless(OverflowError)(getattr(self, name)))
 
+    def setup(self, cfg: Any) -> None:
+        if not logging.root.handlers:  # SIGHUP calls this again, and would leave a thread behind each time
+            super().setup(cfg)
+
 
 class Background(logging.Handler):
     """Lets a thread write the log, so that a full pipe stops nothing. Past WAITING, lines are lost."""
@@ -167,8 +171,10 @@ class Background(logging.Handler):
         self._given += 1
         self._lines.put(record)
         if not self._thread:
-            self._thread = threading.Thread(target=self._write, name="log", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._write, name="log", daemon=True)
+            with suppress(RuntimeError):  # there are too many threads; the next line tries again
+                thread.start()
+                self._thread = thread
 
     def _write(self) -> None:
         cut = b""  # ends a line of which only a part was written

@@ -1,7 +1,7 @@
 """Metrics in Prometheus' text format: a registry of the service's own, and what it counts of HTTP."""
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, exposition
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -10,10 +10,6 @@ from prometheus_client.metrics import disable_created_metrics
 CONTENT_TYPE: str = exposition.CONTENT_TYPE_LATEST
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 DURATIONS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds
-
-
-class Collector(Protocol):
-    def collect(self) -> Iterator[Metric]: ...  # the metrics as they are at this moment
 
 
 class Requests:
@@ -48,8 +44,8 @@ class Requests:
         yield gauge("http_requests_in_progress", "Requests not answered yet", self.in_progress)
 
 
-def registry(*collectors: Collector) -> CollectorRegistry:
-    """A registry of these and of what the process uses."""
+def registry(*collectors: Any) -> CollectorRegistry:
+    """A registry of these, which have a method `collect`, and of what the process uses."""
     # Otherwise every counter comes with the time when it was made.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     made = CollectorRegistry()

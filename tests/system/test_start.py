@@ -141,10 +141,12 @@ def test_a_reload_needs_no_settings(tmp_path, programs, broker, copy):
     programs.append(service.start())
     wait_until(service.ready, "it has started")
     (old,) = service.children
+    threads = len(os.listdir(f"/proc/{service.pid}/task"))
     (copy / ".env").write_bytes(b"THREADS=\xff")
     (copy / "gunicorn.conf.py").rename(copy / "away")
     service.send(signal.SIGHUP)
     wait_until(lambda: old not in service.children and service.ready(), "another worker is ready")
+    assert len(os.listdir(f"/proc/{service.pid}/task")) == threads
     assert service.stop() == 0
     (copy / "away").rename(copy / "gunicorn.conf.py")
     with pytest.raises(AssertionError, match=r"\.env: cannot be read"):
