@@ -81,10 +81,6 @@ TABLES: list[type[Model]] = [StationTable, TransactionTable, RetentionTable]
 # Each of these conditions has an index of its own. The planner finds it by these very words.
 WAITING = "retry_at IS NOT NULL AND expires_at IS NULL"
 OPEN = "retry_at IS NOT NULL AND expires_at > 0"
-NEXT_ID = (  # the id of the next station in SQLite, and in PostgreSQL
-    "SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'station'",
-    "SELECT last_value + is_called::int FROM station_id_seq",
-)
 
 
 # Stations
@@ -116,11 +112,16 @@ def list_stations(database: Database, limit: int, after: int = 0, q: str = "") -
 
 def create_station(database: Database, description: str) -> Station:
     """The new station, with its id; raises NoMoreIds if all ids have been given out."""
-    ((next_id,),) = execute(database, NEXT_ID[is_postgresql(database)])
-    if next_id > LARGEST_ID:
-        raise NoMoreIds(f"Station ids end at {LARGEST_ID} and all have been used, so nothing was stored.")
+    end = f"Station ids end at {LARGEST_ID} and all have been used, so nothing was stored."
+    # An error from PostgreSQL's sequence would end the database transaction. SQLite has larger ids.
+    sequence = "SELECT 1 FROM station_id_seq WHERE last_value + is_called::int > ?"
+    if is_postgresql(database) and execute(database, sequence, LARGEST_ID):
+        raise NoMoreIds(end)
     statement = "INSERT INTO station (description, folded) VALUES (?, ?) RETURNING id"
     ((station_id,),) = execute(database, statement, description, fold(description))
+    if station_id > LARGEST_ID:
+        execute(database, "DELETE FROM station WHERE id = ?", station_id)
+        raise NoMoreIds(end)
     return Station(station_id, description)
 
 
