@@ -38,6 +38,7 @@ class Connection(Protocol):  # type: ignore[misc]
 
     _closed: bool
     _callback_parser: Any
+    _body_receiver: Any
     _response_buffer: bytes
     _half_closed = False
     _refused = False  # the rest of a request may still come, and we do not want it
@@ -58,6 +59,7 @@ class Connection(Protocol):  # type: ignore[misc]
     def connection_lost(self, exc: Exception | None) -> None:
         self.worker.idle.pop(self, None)
         super().connection_lost(exc)
+        self._callback_parser = self._body_receiver = None  # otherwise only the collector frees them and us
 
     def _arm_keepalive_timer(self) -> None:
         if self._half_closed:

@@ -1,6 +1,7 @@
 """A tiny ASGI app, and gunicorn's worker with a subclass of its protocol that changes nothing."""
 
 import asyncio
+import gc
 from typing import Any
 
 from gunicorn.asgi.protocol import ASGIProtocol
@@ -10,6 +11,7 @@ control_socket_disable = True  # gunicorn reads its settings from this module, t
 keepalive = 2  # seconds
 asgi_lifespan = "off"
 asgi_disconnect_grace_period = 0
+gc.disable()
 running = 0  # requests that are being worked on
 
 
@@ -26,7 +28,9 @@ class Plain(gasgi.ASGIWorker):
 
 
 async def app(scope: dict, receive: Any, send: Any) -> None:
-    """Answer as the path asks; /running tells how many other requests are being worked on."""
+    """Answer as the path asks; /running tells how many other requests are being worked on,
+    /connections how many connections are in memory.
+    """
     global running
     if scope["type"] != "http":
         return
@@ -39,7 +43,9 @@ async def app(scope: dict, receive: Any, send: Any) -> None:
 
 async def answer(path: str, receive: Any, send: Any) -> None:
     status, text = 200, f"{running - 1} running"
-    if path == "/parser":
+    if path == "/connections":
+        text = f"{sum(isinstance(one, ASGIProtocol) for one in gc.get_objects())} connections"
+    elif path == "/parser":
         text = type(receive.__self__.protocol._callback_parser).__name__
     elif path == "/body":
         message = await receive()

@@ -113,6 +113,17 @@ def a_burst_of_connections_waits_to_be_accepted(server: Tiny) -> bool:
         os.kill(worker, signal.SIGCONT)
 
 
+def what_is_closed_leaves_the_memory_without_a_collector(server: Tiny) -> bool:
+    sent = [b"", b"GET", GET % b"/", GET % b"/slow", CHUNKED, CHUNKED + b"1\r\n", b"nonsense\r\n\r\n"]
+    for data in sent:
+        with connect(server.port) as connection:
+            connection.sendall(data)
+        talk(server.port, data)
+    with contextlib.suppress(AssertionError):
+        return wait_until(lambda: b"\n1 connections" in server.asked(b"/connections"), "all have gone", 4)
+    return False
+
+
 def idle_clients_lock_no_other_out(server: Tiny) -> bool:
     with contextlib.ExitStack() as stack:
         for _ in range(150):
@@ -171,6 +182,7 @@ WORKING: list[Callable[[Tiny], bool]] = [
     a_client_that_sends_nothing_is_closed,
     a_client_that_reads_nothing_is_cut_off,
     a_burst_of_connections_waits_to_be_accepted,
+    what_is_closed_leaves_the_memory_without_a_collector,
     idle_clients_lock_no_other_out,
 ]
 STOPPING = [
