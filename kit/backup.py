@@ -115,11 +115,11 @@ def is_sound(database: Path) -> bool:
     """True if the database is whole, together with what lies beside it."""
     try:
         check_together(str(database))
-        return True
-    except sqlite3.OperationalError:  # that says nothing about what it contains
-        raise
-    except (Unusable, sqlite3.DatabaseError):
+    except (Unusable, sqlite3.DatabaseError) as error:
+        if isinstance(error, sqlite3.OperationalError):  # that says nothing about its contents
+            raise
         return False
+    return True
 
 
 def check(copy: Path) -> None:
@@ -162,10 +162,8 @@ def main(arguments: list[str]) -> None:
     if not url.startswith("sqlite"):
         raise SystemExit("DATABASE_URL: is PostgreSQL. Use pg_dump and pg_restore, see docs/operations.md.")
     database = Path(unquote(url.removeprefix("sqlite:///")))
-    if (
-        real := database.resolve()
-    ) != database.absolute():  # the log lies beside the file that a link leads to
-        database = real
+    real = database.resolve()  # beside it lies the log
+    database = database if database.absolute() == real else real
     restoring, file = arguments[:1] == ["restore"], " ".join(arguments[1:])
     if arguments and not (restoring and file):
         raise SystemExit("FILE: name the backup, as in: make restore FILE=var/energy2go-20261125T082400Z.db")

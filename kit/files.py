@@ -51,15 +51,18 @@ def check_together(file: str) -> None:
     left = left_behind(file)
     if not os.path.exists(file):
         raise FileNotFoundError(f"{file} is missing, but {left[0]} is there: put it back, or move both away")
+    if f"{file}-journal" not in left:
+        return refuse_damage(file, "ro")  # closing it does not write the log into the file
+    # Opening it writes the journal into the file, so try that with a copy.
     with TemporaryDirectory(".part", f"{os.path.basename(file)}-", os.path.dirname(file)) as folder:
-        mode = "ro"  # closing it does not write the log into the file
-        if f"{file}-journal" in left:
-            # Opening it writes the journal into the file, so try that with a copy.
-            copies = [shutil.copy(name, folder) for name in (file, *left)]
-            file, mode = copies[0], "rw"
-        with opened(file, mode) as database:
-            if found := damage(database):
-                raise Unusable(f"{DAMAGED} ({found})")
+        copies = [shutil.copy(name, folder) for name in (file, *left)]
+        return refuse_damage(copies[0], "rw")
+
+
+def refuse_damage(file: str, mode: str) -> None:
+    with opened(file, mode) as database:
+        if found := damage(database):
+            raise Unusable(f"{DAMAGED} ({found})")
 
 
 def damage(database: sqlite3.Connection) -> str:

@@ -32,6 +32,7 @@ MISTAKES = (peewee.DataError, peewee.IntegrityError, peewee.ProgrammingError, pe
 MISUSE = (1, 21, 25)  # SQLite: ERROR, MISUSE and RANGE
 # PostgreSQL, "Error Codes". No right: someone has revoked it. No table, or no column: see _is_mistake.
 LOCK_NOT_AVAILABLE, NO_RIGHT, ABSENT = "55P03", "42501", ("42P01", "42703")
+LOOK = 0.2  # seconds
 OPENING, CHECKING = "it is not open yet", "the database is being checked"
 # What an index is made with; and what SQLite and PostgreSQL write differently.
 INDEX = re.compile(r"CREATE (UNIQUE )?INDEX (\S+) ON (\S+) \(([^)]*)\)")
@@ -72,6 +73,7 @@ class Store:
         self._unusable = ""  # why it must not be used until a restart
         self._in_doubt = False  # a COMMIT failed
         self.writing_since = 0.0  # time.monotonic() at the start of this database transaction; 0: none
+        self._next_look = 0.0  # time.monotonic() from which on all four files are compared again
         self._files: dict[str, tuple[int, int]] = {}  # device and inode of what SQLite keeps: four files
 
     def read(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs) -> T:
@@ -117,9 +119,9 @@ class Store:
             with begin(self.database):
                 locked = True
                 yield
-                self._check_files()
+                self._check_files(4 if self.writing_since > self._next_look else 2)
                 committing = True
-            self._check_files(2)  # in these two is what is stored
+            self._check_files(2)  # the file and its log: in these is what is stored
         except FAULTS as error:
             if locked and getattr(cause(error), "sqlstate", None) == LOCK_NOT_AVAILABLE:
                 raise Locked("A row is locked by another database session; nothing was stored.") from error
@@ -234,7 +236,9 @@ class Store:
                 raise peewee.OperationalError(f"SQLite cannot keep {file}-wal and -shm beside the file")
 
     def _check_files(self, count: int = 4) -> None:
-        """Raise Unusable if one of these files is no longer the one that was opened."""
+        """Raise Unusable if one of the first `count` files is no longer the one that was opened."""
+        if count == 4:  # the last two do no harm at once, and each comparison takes time
+            self._next_look = time.monotonic() + LOOK
         for name, noted in islice(self._files.items(), count):
             if identity(name) != noted:
                 what = "put there" if noted == NONE else "removed or replaced"
