@@ -13,7 +13,7 @@
 
 #define QUESTIONS "$share/validators/EQUIPMENT/VALIDATION"
 #define KEEPALIVE_S 5
-#define PATIENCE_MS 10000 /* for CONNACK, SUBACK and PUBACK */
+#define PATIENCE_MS 10000 /* for SUBACK and PUBACK; libmosquitto waits one keepalive for CONNACK */
 #define QOS_MAX 1
 #define WINDOW_MAX 20 /* libmosquitto does not send more unacknowledged messages either */
 
@@ -28,11 +28,6 @@ void connection_end(struct connection *connection, const char *format, ...)
     va_end(arguments);
 }
 
-static void expect_acknowledgement(struct connection *connection)
-{
-    connection->patience_end = now_ms() + PATIENCE_MS;
-}
-
 int connection_publish(struct connection *connection, const char *topic, const char *payload, bool retain,
                        const mosquitto_property *properties)
 {
@@ -41,7 +36,7 @@ int connection_publish(struct connection *connection, const char *topic, const c
 
     /* QoS 0 is never acknowledged, so it does not count. */
     if (rc == MOSQ_ERR_SUCCESS && connection->qos > 0 && connection->in_flight++ == 0)
-        expect_acknowledgement(connection);
+        connection->patience_end = now_ms() + PATIENCE_MS;
     return rc;
 }
 
@@ -87,7 +82,7 @@ static void on_connect(struct mosquitto *client, void *self, int reason, int fla
     if (!retain_available)
         connection->will = NO_WILL;
     connection->state = CONNECTED;
-    expect_acknowledgement(connection);
+    connection->patience_end = now_ms() + PATIENCE_MS;
     /* A subscription ends with its connection (clean start), so each connection makes its own. If it were not shared,
      * each equipment would answer each question. */
     if (!shared_available)
@@ -124,7 +119,7 @@ static void on_publish(struct mosquitto *client, void *self, int mid, int reason
 
     if (connection->in_flight > 0)
         connection->in_flight--;
-    expect_acknowledgement(connection);
+    connection->patience_end = now_ms() + PATIENCE_MS;
     if (reason >= MQTT_RC_UNSPECIFIED)
         connection->refusal = reason;
 }
@@ -136,8 +131,7 @@ static void on_disconnect(struct mosquitto *client, void *self, int reason)
 
     if (reason == MQTT_RC_SESSION_TAKEN_OVER)
         connection_end(connection,
-                       "another client has connected with the same id, VALIDATOR_ID=%s; each one needs "
-                       "its own",
+                       "another client came with the same id, VALIDATOR_ID=%s; each needs its own",
                        connection->settings->id);
     else if (reason >= MQTT_RC_UNSPECIFIED)
         connection_end(connection, "the broker closed the connection: %s", mosquitto_reason_string(reason));
@@ -176,7 +170,7 @@ bool connection_new(struct connection *connection, const struct settings *settin
     return connection->end[0] == '\0';
 }
 
-static void lost(struct connection *connection, int rc, int error)
+static void lost(struct connection *connection, int rc)
 {
     bool connecting = connection->state == CONNECTING;
 
@@ -184,9 +178,7 @@ static void lost(struct connection *connection, int rc, int error)
         connection_end(connection, "TLS with the broker fails: %s", connection->tls_error);
     else if (rc == MOSQ_ERR_KEEPALIVE)
         connection_end(connection, "the broker does not answer");
-    else if (rc == MOSQ_ERR_ERRNO)
-        connection_end(connection, "the broker closed the connection: %s", strerror(error));
-    else if (rc == MOSQ_ERR_CONN_LOST || rc == MOSQ_ERR_NO_CONN)
+    else if (rc == MOSQ_ERR_ERRNO || rc == MOSQ_ERR_CONN_LOST || rc == MOSQ_ERR_NO_CONN)
         connection_end(connection, "the broker closed the connection");
     else if (connecting)
         connection_end(connection, "the broker answers with something that is not MQTT 5");
@@ -197,30 +189,32 @@ static void lost(struct connection *connection, int rc, int error)
 
 void connection_open(struct connection *connection)
 {
-    int rc = mosquitto_connect(connection->client, connection->settings->host, connection->settings->port,
-                               KEEPALIVE_S);
-    int error = errno;
+    const struct settings *settings = connection->settings;
+    int rc = mosquitto_connect(connection->client, settings->host, (int)settings->port, KEEPALIVE_S);
 
-    expect_acknowledgement(connection);
     if (rc == MOSQ_ERR_EAI)
-        connection_end(connection, "the broker cannot be reached: %s", gai_strerror(error));
+        connection_end(connection, "the broker cannot be reached: %s", gai_strerror(errno));
     else if (rc == MOSQ_ERR_ERRNO)
         connection_end(connection, "the broker cannot be reached: %s",
-                       error == EINTR ? "no answer" : strerror(error));
+                       errno == EINTR ? "no answer" : strerror(errno));
     else if (rc != MOSQ_ERR_SUCCESS)
-        lost(connection, rc, error);
+        lost(connection, rc);
+    connection->patience_end = now_ms() + PATIENCE_MS;
 }
 
-/* Stands in where libmosquitto 2.0.11 takes "HTTP/1.1 400" for the head of a packet, and a reset for more TLS. */
-static int check_connack(struct connection *connection, int timeout_ms)
+/* Stands in where libmosquitto 2.0.11 takes "HTTP/1.1 400" for the head of a packet, and a reset for more TLS.
+ * Without TLS it waits for the first byte itself. */
+static int check_connack(struct connection *connection, int *timeout_ms)
 {
+    bool tls = connection->settings->ca_file != NULL;
     struct pollfd wire = {.fd = mosquitto_socket(connection->client), .events = POLLIN};
     uint8_t first = CMD_CONNACK;
 
-    poll(&wire, 1, timeout_ms);
+    poll(&wire, 1, tls ? 0 : *timeout_ms);
+    *timeout_ms = tls ? *timeout_ms : 0;
     if ((wire.revents & (POLLERR | POLLHUP)) != 0)
         return MOSQ_ERR_CONN_LOST;
-    if (wire.revents != 0 && connection->settings->ca_file == NULL && !connection->heard)
+    if (wire.revents != 0 && !tls && !connection->heard)
         connection->heard = recv(wire.fd, &first, 1, MSG_PEEK) == 1;
     return first == CMD_CONNACK ? MOSQ_ERR_SUCCESS : MOSQ_ERR_PROTOCOL;
 }
@@ -229,17 +223,14 @@ void connection_turn(struct connection *connection, int timeout_ms)
 {
     int rc = MOSQ_ERR_SUCCESS;
 
-    if (connection->state == CONNECTING) {
-        bool tls = connection->settings->ca_file != NULL;
-        rc = check_connack(connection, tls ? 0 : timeout_ms);
-        timeout_ms = tls ? timeout_ms : 0;
-    }
+    if (connection->state == CONNECTING)
+        rc = check_connack(connection, &timeout_ms);
     if (rc == MOSQ_ERR_SUCCESS)
         rc = mosquitto_loop(connection->client, timeout_ms, 1);
+    bool online = connection->state == ONLINE;
     if (rc != MOSQ_ERR_SUCCESS)
-        lost(connection, rc, errno);
-    else if (now_ms() > connection->patience_end
-             && (connection->state != ONLINE || connection->in_flight > 0))
+        lost(connection, rc);
+    else if (now_ms() > connection->patience_end && (!online || connection->in_flight > 0))
         connection_end(connection, "the broker does not %s",
-                       connection->state == ONLINE ? "acknowledge what is published" : "answer");
+                       online ? "acknowledge what is published" : "answer");
 }

@@ -1,6 +1,5 @@
 /* One connection to the broker, from CONNECT to its end: what the broker allows, and why it ended. */
-#ifndef CONNECTION_H
-#define CONNECTION_H
+#pragma once
 
 #include "settings.h"
 
@@ -43,7 +42,4 @@ int connection_publish(struct connection *connection, const char *topic, const c
                        const mosquitto_property *properties);
 
 /* Notes why the connection is over. The first reason counts, because the later ones follow from it. */
-__attribute__((format(printf, 2, 3))) void connection_end(struct connection *connection, const char *format,
-                                                          ...);
-
-#endif
+__attribute__((format(printf, 2, 3))) void connection_end(struct connection *, const char *format, ...);

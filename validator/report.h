@@ -1,6 +1,5 @@
 /* The log of the equipment: lines that neither block nor flood. */
-#ifndef REPORT_H
-#define REPORT_H
+#pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -26,5 +25,3 @@ __attribute__((format(printf, 2, 3))) void report(struct report *report, const c
 
 /* Logs why a question is refused, and how it begins. */
 void report_refusal(struct report *log, const char *why, const unsigned char *payload, size_t length);
-
-#endif

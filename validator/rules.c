@@ -58,12 +58,11 @@ const char *rules_read(const void *payload, size_t length, struct question *ques
 {
     /* Two equal keys are refused, because other JSON parsers take the last one where we would take the first.
      * "Any" value is decoded, so that `17` is told apart from what is not JSON at all. */
-    const size_t flags = JSON_REJECT_DUPLICATES | JSON_DECODE_ANY;
     json_error_t error;
 
     if (length > RULES_QUESTION_MAX)
         return "the question is too long";
-    json_t *json = json_loadb(payload, length, flags, &error);
+    json_t *json = json_loadb(payload, length, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
     if (json == NULL)
         return what_is_wrong(&error);
     const char *wrong = read_object(json, question);

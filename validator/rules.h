@@ -1,7 +1,6 @@
 /* The rules of the equipment: read a question, choose the verdict, write the answer.
  * Pure functions: nothing here knows MQTT, prints or keeps state. */
-#ifndef RULES_H
-#define RULES_H
+#pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -31,5 +30,3 @@ const char *rules_reason(const char *id, uint64_t seed, bool confirmed);
 /* Writes the answer to the question with this id and returns its length. Nothing in it needs an escape. */
 int rules_write(const char id[RULES_ID_SIZE], bool confirmed, const char *reason, const char *equipment,
                 char answer[RULES_ANSWER_SIZE]);
-
-#endif

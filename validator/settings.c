@@ -77,23 +77,19 @@ static const char *read_id(char id[SETTINGS_ID_SIZE])
         *id = '\0';
     for (char *dot = id; (dot = strchr(dot, '.')) != NULL;)
         *dot = '-';
-    return is_id(id) ? NULL
-                     : "VALIDATOR_ID must be set: the host name has more than letters, digits, '-' and '.'";
+    return is_id(id) ? NULL : "VALIDATOR_ID must be set: the host name has other characters";
 }
 
 const char *settings_read(struct settings *settings)
 {
-    uint64_t port, seed, delay, verbose;
-
     settings->host = text("MQTT_HOST", "127.0.0.1");
     settings->username = text("VALIDATOR_USERNAME", NULL);
     settings->password = text("VALIDATOR_PASSWORD", NULL);
     settings->ca_file = text("MQTT_CA_FILE", NULL);
 
     if (!is_host(settings->host))
-        return "MQTT_HOST must be a host name or an address such as 127.0.0.1 or ::1, without a scheme or a "
-               "port";
-    if (!whole("MQTT_PORT", "18830", 1, 65535, &port))
+        return "MQTT_HOST must be a host name or an address such as ::1, without a scheme or a port";
+    if (!whole("MQTT_PORT", "18830", 1, 65535, &settings->port))
         return "MQTT_PORT must be a whole number from 1 to 65535";
     if (settings->username != NULL && !is_mqtt_string(settings->username))
         return "VALIDATOR_USERNAME must be UTF-8 of at most 65535 bytes";
@@ -101,16 +97,11 @@ const char *settings_read(struct settings *settings)
         return "VALIDATOR_PASSWORD must be at most 65535 bytes long";
     if (!share("VALIDATOR_CONFIRM_RATE", "0.6", &settings->confirm_rate))
         return "VALIDATOR_CONFIRM_RATE must be a decimal number from 0 to 1, such as 0.6";
-    if (!whole("VALIDATOR_SEED", "1", 0, UINT64_MAX, &seed))
+    if (!whole("VALIDATOR_SEED", "1", 0, UINT64_MAX, &settings->seed))
         return "VALIDATOR_SEED must be a whole number from 0 to 18446744073709551615";
-    if (!whole("VALIDATOR_DELAY_MS", "0", 0, 3600000, &delay))
+    if (!whole("VALIDATOR_DELAY_MS", "0", 0, 3600000, &settings->delay_ms))
         return "VALIDATOR_DELAY_MS must be a whole number of milliseconds from 0 to 3600000";
-    if (!whole("VALIDATOR_VERBOSE", "0", 0, 1, &verbose))
+    if (!whole("VALIDATOR_VERBOSE", "0", 0, 1, &settings->verbose))
         return "VALIDATOR_VERBOSE must be 0 or 1";
-
-    settings->port = (int)port;
-    settings->seed = seed;
-    settings->delay_ms = (int64_t)delay;
-    settings->verbose = verbose == 1;
     return read_id(settings->id);
 }

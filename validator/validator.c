@@ -56,7 +56,7 @@ static void on_message(struct mosquitto *client, void *unused, const struct mosq
                        const mosquitto_property *properties)
 {
     struct question question;
-    struct answer answer = {.due = now_ms() + self.settings.delay_ms};
+    struct answer answer = {.due = now_ms() + (int64_t)self.settings.delay_ms};
     const char *wrong = rules_read(message->payload, (size_t)message->payloadlen, &question);
 
     mosquitto_property_read_binary(properties, MQTT_PROP_CORRELATION_DATA, &answer.correlation,
@@ -90,12 +90,11 @@ static int send_answer(const struct answer *answer)
     if (strlen(ANSWERS CONTENT_TYPE) + answer->correlation_length + (size_t)length + PUBLISH_OVERHEAD
         > self.connection.packet_max)
         return MOSQ_ERR_OVERSIZE_PACKET;
-    int rc = mosquitto_property_add_string(&properties, MQTT_PROP_CONTENT_TYPE, CONTENT_TYPE);
-    if (rc == MOSQ_ERR_SUCCESS && answer->correlation != NULL)
-        rc = mosquitto_property_add_binary(&properties, MQTT_PROP_CORRELATION_DATA, answer->correlation,
-                                           answer->correlation_length);
-    if (rc == MOSQ_ERR_SUCCESS)
-        rc = connection_publish(&self.connection, ANSWERS, payload, false, properties);
+    mosquitto_property_add_string(&properties, MQTT_PROP_CONTENT_TYPE, CONTENT_TYPE);
+    if (answer->correlation != NULL)
+        mosquitto_property_add_binary(&properties, MQTT_PROP_CORRELATION_DATA, answer->correlation,
+                                      answer->correlation_length);
+    int rc = connection_publish(&self.connection, ANSWERS, payload, false, properties);
     mosquitto_property_free_all(&properties);
     return rc;
 }
@@ -136,7 +135,7 @@ static void report_news(bool was_online)
 
     if (!was_online && connection->state == ONLINE)
         report(&self.report, "%s is online at %s:%d%s", self.settings.id, self.settings.host,
-               self.settings.port,
+               (int)self.settings.port,
                connection->will == NO_WILL ? ", without the status topic: the broker does not retain" : "");
     /* Mostly a wrong rule in the broker's access list. We stay connected; the service asks again. */
     if (connection->refusal != 0)
@@ -165,8 +164,7 @@ static void serve(void)
 }
 
 /* The first attempts follow each other quickly, so that starting together with the broker does not cost a second.
- * Returns NULL once it is stopped, or the sentence about a CA file that has not appeared for START_MS: it may be
- * away for a moment, being renewed. Once one was read, we wait for the next without a limit. */
+ * Returns NULL once it is stopped, or why it cannot start: there was no CA file for START_MS. It may be renewed now. */
 static const char *serve_until_stopped(void)
 {
     int64_t start_end = now_ms() + START_MS;
@@ -184,7 +182,7 @@ static const char *serve_until_stopped(void)
         if (stopping)
             break;
         report(&self.report, "not connected to %s:%d, trying again: %s", self.settings.host,
-               self.settings.port, self.connection.end);
+               (int)self.settings.port, self.connection.end);
         nanosleep(&(struct timespec){retry_ms / 1000, retry_ms % 1000 * 1000000L}, NULL);
     }
     return NULL;
@@ -194,7 +192,6 @@ static void catch_signals(void)
 {
     struct sigaction action = {.sa_handler = on_signal}; /* without SA_RESTART, so that blocking calls end */
 
-    sigemptyset(&action.sa_mask);
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGALRM, &action, NULL);
@@ -205,13 +202,12 @@ static void catch_signals(void)
 
 int main(void)
 {
-    const char *wrong;
+    const char *wrong = settings_read(&self.settings);
 
     setvbuf(stdout, NULL, _IOLBF, 0);
     setenv("RES_OPTIONS", "timeout:1 attempts:1", 0); /* otherwise glibc asks a dead name server for 10 s */
     catch_signals();
     mosquitto_lib_init();
-    wrong = settings_read(&self.settings);
     if (wrong == NULL)
         wrong = serve_until_stopped();
     if (wrong != NULL)

@@ -65,7 +65,7 @@ def test_one_whose_id_is_taken_says_that_each_needs_its_own(run, scripted):
     validator = run(broker, VALIDATOR_ID="twin")
     broker.connection(2)
     (line,) = lines(validator)
-    assert line.endswith("with the same id, VALIDATOR_ID=twin; each one needs its own")
+    assert line.endswith("with the same id, VALIDATOR_ID=twin; each needs its own")
 
 
 def test_two_with_one_id_take_turns(run, broker):
