@@ -68,6 +68,10 @@ class Job:
         """True for the first caller: the ledger, which runs the job, or the request, which withdraws it."""
         return self._taken.acquire(blocking=False)
 
+    @property
+    def taken(self) -> bool:
+        return self._taken.locked()
+
 
 class JobQueue(SimpleQueue[Job | None]):
     """Where jobs wait; None only wakes the ledger."""

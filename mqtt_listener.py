@@ -95,7 +95,7 @@ class Listener:
         self._connection = Connection()
         self._thread: threading.Thread | None = None
         self._stopping = False
-        self._asking = False  # the ledger is about to ask everything again
+        self._again: Job | None = None  # the last one that asks everything again because of an `online`
         self._taken = self._done = 0  # verdicts; paho's thread counts the first, the ledger's the second
         self._client = client or new_client()
         self._set_callbacks(self._client)
@@ -362,9 +362,9 @@ class Listener:
         text = "equipment %(equipment).80r is %(status)s"
         note(write, "equipment_status", text, equipment=name, status=status)
         self._connection.answered &= status == "online"
-        if status == "online" and not self._asking:
-            self._asking = True
-            self._put(Job(ask_again, 0, lambda _: setattr(self, "_asking", False)))
+        if status == "online" and (self._again is None or self._again.taken):
+            self._again = Job(ask_again, 0)
+            self._put(self._again)
 
 
 def new_client() -> Client:
