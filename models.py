@@ -264,15 +264,6 @@ class Timeouts(NamedTuple):
     retention: int = 0  # keep everything
 
 
-class Schedule(NamedTuple):
-    """When a question was asked, is to be asked again, and expires; see the columns of these names."""
-
-    attempts: int
-    asked_at: int | None
-    retry_at: int
-    expires_at: int | None
-
-
 class Draft:
     """A transaction to be stored. When it is first written it gets its id and its creation time for good."""
 
@@ -299,8 +290,9 @@ def create_transactions(
             draft.id, draft.created = uuid7(now, counter), now
     stations, locked = _stations(database, {draft.station_id for draft in drafts})
     valid = [draft for draft in drafts if draft.station_id in stations]
-    asked = Schedule(1, clock, clock + timeouts.retry, clock + timeouts.timeout)
-    waiting = Schedule(0, None, clock, None)
+    # attempts, asked_at, expires_at, retry_at
+    asked = 1, clock, clock + timeouts.timeout, clock + timeouts.retry
+    waiting = 0, None, None, clock
     _insert(database, now, valid[:room], asked)
     _insert(database, now, valid[room:], waiting)
     first = {draft.id for draft in valid[:room]}
@@ -316,9 +308,10 @@ def create_transactions(
             return stored if stored.station.id == draft.station_id else KeyUsed(used)
         if draft.created < now:  # written again
             return get_transaction(database, draft.id)
-        schedule, station = asked if draft.id in first else waiting, stations[draft.station_id]
-        times = draft.created, now, schedule.attempts, schedule.asked_at, schedule.expires_at
-        return transaction((draft.id, "PENDING", *times, station.id, station.description))
+        *schedule, _ = asked if draft.id in first else waiting
+        station = stations[draft.station_id]
+        row = draft.id, "PENDING", draft.created, now, *schedule, station.id, station.description
+        return transaction(row)
 
     answers = [answer(draft) for draft in drafts]
     new = {answer.id for answer in answers if isinstance(answer, Transaction)}
@@ -337,12 +330,12 @@ def _stations(database: Database, ids: Collection[int]) -> tuple[dict[int, Stati
     return stations, there - stations.keys()
 
 
-def _insert(database: Database, now: int, drafts: Sequence[Draft], schedule: Schedule) -> None:
+def _insert(database: Database, now: int, drafts: Sequence[Draft], schedule: tuple[Any, ...]) -> None:
     """Store these as PENDING."""
     if drafts:
         rows = [(d.id.hex, d.station_id, d.idempotency_key, d.created, now, *schedule) for d in drafts]
         statement = f"""INSERT INTO "transaction" (id, station_id, idempotency_key, created, updated,
-            attempts, asked_at, retry_at, expires_at, status)
+            attempts, asked_at, expires_at, retry_at, status)
             VALUES {", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?, 'PENDING')"] * len(rows))}
             ON CONFLICT DO NOTHING"""
         execute(database, statement, *chain.from_iterable(rows))
