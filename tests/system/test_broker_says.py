@@ -271,13 +271,14 @@ def test_a_frozen_broker_is_noticed_in_two_keepalives(start, scripted, mend):
     mend(broker, pair)
 
 
-def test_tls_meets_something_that_never_speaks(start, tmp_path):
+def test_tls_waits_for_its_file_and_meets_something_that_never_speaks(start, tmp_path):
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "/dev/null"]
     authority = str(tmp_path / "ca.pem")
-    subprocess.run([*command, "-subj", "/CN=ca", "-out", authority], check=True, capture_output=True)
     with socket.create_server(("127.0.0.1", 0)) as silent, warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # paho leaves its socket to the garbage collector
         pair = start(silent.getsockname()[1], mqtt_ca_file=authority)
+        pair.says(f"MQTT_CA_FILE={authority} cannot be read: No such file or directory", seconds=6)
+        subprocess.run([*command, "-subj", "/CN=ca", "-out", authority], check=True, capture_output=True)
         pair.says("cannot be reached", "timed out", seconds=8)
         assert pair.listener.alive
         pair.stop()

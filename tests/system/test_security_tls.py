@@ -1,6 +1,7 @@
 """TLS to the broker: certificates that are accepted and refused."""
 
 import re
+import shutil
 import socket
 import ssl
 import subprocess
@@ -38,6 +39,18 @@ def test_both_programs_speak_tls(run, tls_broker, certificates, host):
         context.wrap_socket(plain, server_hostname=host) as wire,
     ):
         assert wire.version() in ("TLSv1.2", "TLSv1.3")
+
+
+def test_a_ca_file_that_is_renewed_counts_for_the_next_connection(run, tls_broker, certificates, tmp_path):
+    ca = tmp_path / "ca.pem"
+    shutil.copy(certificates / "theirs.pem", ca)
+    broker = tls_broker("here").start()
+    equipment, service = (run(kind, broker, MQTT_CA_FILE=str(ca)) for kind in (Equipment, Service))
+    wait_until(lambda: "verify failed" in service.get("/readyz").json["broker"], "the service refuses it")
+    wait_until(lambda: "TLS with the broker fails" in equipment.said(), "the equipment refuses it")
+    shutil.copy(certificates / "ours.pem", tmp_path / "new.pem").replace(ca)
+    wait_until(lambda: online(service), "both have read the new file")
+    assert settles(service)
 
 
 @pytest.mark.parametrize(
