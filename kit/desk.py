@@ -10,15 +10,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Thread
-from typing import Self
 
-PATIENCE = 5  # seconds that a program may take to stop
-LOOK = 0.05  # seconds from one look at the programs to the next
+STOP_TIMEOUT = 5  # seconds that a program may take to stop
+POLL_INTERVAL = 0.05  # seconds between checks of the programs
 LOCK = Path("var/lock")
 MAKE = os.getppid()
 
@@ -26,7 +24,7 @@ stops: list[int] = []  # the signals that asked us to stop
 
 
 class Program:
-    """A program that runs while it is entered as a context manager. Its lines get its name in front."""
+    """A running program. We print its lines with its name in front."""
 
     def __init__(self, name: str, command: str, lock: int):
         self.name = name
@@ -40,16 +38,13 @@ class Program:
             pass_fds=[lock],
         )
         self.printer = Thread(target=self._print, daemon=True)
-
-    def __enter__(self) -> Self:
         self.printer.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        """Stop it; after PATIENCE, kill it. Kill what it has left behind."""
+    def stop(self) -> None:
+        """Terminate it, and after STOP_TIMEOUT kill it. Kill the processes that it leaves behind."""
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            self.process.wait(PATIENCE)
+            self.process.wait(STOP_TIMEOUT)
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -80,13 +75,12 @@ def say(name: str, line: bytes) -> None:
 
 def report(sentence: str) -> None:
     """Print a line of our own, with the time, as the programs do."""
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     if select.select([], [1], [], 1)[1]:  # a terminal after Ctrl-S must not keep us from stopping
-        say("run", f"{now} {sentence}".encode())
+        say("run", time.strftime(f"%Y-%m-%dT%H:%M:%SZ {sentence}", time.gmtime()).encode())
 
 
 def until(condition: Callable[[], bool], programs: list[Program]) -> None:
-    """Wait until this is true. Raises SystemExit if we are to stop, or if a program has ended."""
+    """Wait for a condition. Raises SystemExit if we should stop, or if a program has ended."""
     while not condition():
         if stops or os.getppid() != MAKE:
             report("stopping")
@@ -95,7 +89,7 @@ def until(condition: Callable[[], bool], programs: list[Program]) -> None:
             if how := program.ended():
                 report(f"{program.name} {how}; stopping the others")
                 raise SystemExit(1)
-        time.sleep(LOOK)
+        time.sleep(POLL_INTERVAL)
 
 
 def listens(address: tuple[str, int]) -> bool:
@@ -106,7 +100,7 @@ def listens(address: tuple[str, int]) -> bool:
 
 
 def lock() -> int:
-    """Keep other runs out of var/. The kernel frees the lock with the last program of this run."""
+    """Lock var/ against other runs. The kernel releases the lock when the last program of this run ends."""
     try:
         LOCK.parent.mkdir(exist_ok=True)
         descriptor = os.open(LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -123,23 +117,30 @@ def lock() -> int:
     return descriptor
 
 
-@contextmanager
-def foreground() -> Iterator[None]:
-    """Take the terminal, so that Ctrl-C reaches only us. make would report it as an error.
+def check_port(variable: str, address: tuple[str, int]) -> None:
+    """Raise SystemExit if we cannot listen on this address."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise SystemExit(
+            f"{variable}: port {address[1]} on {address[0]} cannot be used ({error.strerror}). "
+            f"Choose another with `{variable}=… make run`, or change it in .env."
+        ) from None
 
-    It has no effect without a terminal, or in the background.
-    """
-    with ExitStack() as give_back:
-        with suppress(OSError):
-            terminal = os.open("/dev/tty", os.O_RDWR)
-            group = os.tcgetpgrp(terminal)
-            if group == os.getpgrp() != os.getpid():
-                signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # otherwise tcsetpgrp would stop us
-                signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # the shell waits for make, not for us
-                os.setpgid(0, 0)
-                os.tcsetpgrp(terminal, os.getpid())
-                give_back.callback(os.tcsetpgrp, terminal, group)
-        yield
+
+def take_terminal(at_end: ExitStack) -> None:
+    """Let Ctrl-C reach only us; make would report it as an error. Does nothing in the background."""
+    with suppress(OSError):
+        terminal = os.open("/dev/tty", os.O_RDWR)
+        group = os.tcgetpgrp(terminal)
+        if group == os.getpgrp() != os.getpid():
+            signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # otherwise tcsetpgrp would stop us
+            signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # the shell waits for make, not for us
+            os.setpgid(0, 0)
+            os.tcsetpgrp(terminal, os.getpid())
+            at_end.callback(os.tcsetpgrp, terminal, group)
 
 
 def main() -> None:
@@ -147,18 +148,21 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, lambda number, _: stops.append(number))
-    # Imported only now, because it takes a while, and Ctrl-C may come at once.
-    from kit.settings import broker_address, check_ports, load
+    from kit.settings import load  # only now: it takes a while, and Ctrl-C may come at once
 
-    settings = load()  # puts what .env says into the environment, where the programs find it
+    settings = load()  # puts the variables of .env into the environment of the programs
+    broker = "::1" if settings.mqtt_host == "::1" else "127.0.0.1", settings.mqtt_port
     descriptor = lock()
-    check_ports(settings)
+    check_port("BIND", settings.address)
+    check_port("MQTT_PORT", broker)
     programs: list[Program] = []
-    with foreground(), ExitStack() as started:
+    with ExitStack() as at_end:
+        take_terminal(at_end)
         for line in Path("Procfile").read_text("utf-8").splitlines():
             name, command = line.split(": ", 1)
-            programs.append(started.enter_context(Program(name, command, descriptor)))
-            until(lambda: listens(broker_address(settings)), programs)
+            programs.append(Program(name, command, descriptor))
+            at_end.callback(programs[-1].stop)
+            until(lambda: listens(broker), programs)
         until(lambda: False, programs)
 
 

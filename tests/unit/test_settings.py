@@ -176,7 +176,7 @@ LIMITED = (
     "connect_timeout=abc connect_timeout= sslmode=bogus sslcertmode=x channel_binding=x require_auth=x "
     "gssencmode=x target_session_attrs=x load_balance_hosts=x ssl_min_protocol_version=TLSv9 "
     "ssl_min_protocol_version=TLSv1.3&ssl_max_protocol_version=TLSv1.2 keepalives=x keepalives_idle=5x "
-    "keepalives_interval=x keepalives_count=x tcp_user_timeout=x client_encoding=latin1 replication=database"
+    "keepalives_interval=x keepalives_count=x tcp_user_timeout=x"
 )
 
 
@@ -191,7 +191,7 @@ LIMITED = (
         "sqlite:///a#b.db sqlite:///a?z.db sqlite:///a.db?mode=ro sqlite:///a.db?journal_mode=delete "
         "postgresql://h/d?timeout=3 postgresql://h/d?max_connections=1 postgresql://h/d?stale_timeout=1 "
         "postgresql://h:x/d postgresql://h:0/d postgresql://h:65536/d postgresql://h,i/d?port=1,2,3 "
-        "postgresql://u:%zz@h/d postgresql://h/d?hostaddr=h postgresql://h/d?service=unknown "
+        "postgresql://u:%zz@h/d postgresql://h/d?service=unknown "
         + " ".join(f"postgresql://h/d?{text}" for text in LIMITED.split()),
         "RETENTION_DAYS": "-1 1.5 36501 30d x never",
         "MQTT_PORT": "1e3 +1883 1883.0 0 -1 65536 x 1883.5 1883/tcp",
@@ -230,7 +230,7 @@ def test_a_bad_value_is_refused_in_a_sentence_that_names_it(environment, name, v
         ("VALIDATION_TIMEOUT", "5", "must be longer than VALIDATION_RETRY, 5"),
         ("MQTT_HOST", "[::1]", "must be a host name or an IP address, such as 127.0.0.1 or ::1"),
         ("MQTT_PORT", "mqtt", "must be a whole number from 1 to 65535"),
-        ("BIND", "8000", "must be a host and a port, such as 127.0.0.1:8000 or [::1]:8000"),
+        ("BIND", "8000", "must be a host and a port from 1 to 65535, such as 127.0.0.1:8000 or [::1]:8000"),
         ("DATABASE_URL", "x", "must be sqlite:/// and a path (? as %3F, # as %23), or postgresql:// and "),
     ],
 )
@@ -263,8 +263,8 @@ def test_a_refused_url_is_not_shown_with_its_password(environment, url):
         ("API_TOKEN", " x"),
         ("API_TOKEN", "x "),
         ("API_TOKEN", "x" * 4097),
-        ("MQTT_USERNAME", "ü" * 32_768),
-        ("MQTT_PASSWORD", "x" * 65_536),
+        ("MQTT_USERNAME", "ü" * 16_001),
+        ("MQTT_PASSWORD", "x" * 16_001),
         ("MQTT_HOST", ".".join(["a" * 60] * 5)),
     ],
 )
