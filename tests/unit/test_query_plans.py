@@ -63,7 +63,7 @@ def test_no_query_needs_to_scan_a_table_in_postgresql(database, planned):
     database.execute_sql("SET enable_seqscan = off")
     for sql, values in planned:
         plan = "\n".join(step for (step,) in database.execute_sql(f"EXPLAIN {sql}", values).fetchall())
-        assert "Seq Scan" not in plan.replace("Seq Scan on station_id_seq", ""), (plan, sql)  # it has one row
+        assert "Seq Scan" not in plan.replace("Seq Scan on station_id_seq", ""), (plan, sql)  # one row
 
 
 @only_sqlite
