@@ -1,10 +1,17 @@
 # The image of the service. It starts without a broker, and works once there is one.
-FROM python:3.13-slim
-WORKDIR /energy2go
+FROM python:3.13-slim AS packages
+# gunicorn-h1c comes as source.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev
 COPY requirements.txt .
 # Most of Swagger UI is source maps, which help to debug it, and the same scripts for bundlers.
-RUN pip install --no-cache-dir --root-user-action=ignore -r requirements.txt \
- && find /usr/local -path '*/swagger_ui_bundle/*' \( -name '*.map' -o -name '*-es-*' \) -delete
+RUN python -m venv --without-pip /packages \
+ && pip --python /packages/bin/python install --no-cache-dir --root-user-action=ignore -r requirements.txt \
+ && find /packages -path '*/swagger_ui_bundle/*' \( -name '*.map' -o -name '*-es-*' \) -delete
+
+FROM python:3.13-slim
+WORKDIR /energy2go
+COPY --from=packages /packages /packages
+ENV PATH=/packages/bin:$PATH
 COPY pyproject.toml *.py ./
 COPY kit kit
 COPY migrations migrations

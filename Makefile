@@ -91,6 +91,8 @@ packages:
 	    [ -e /usr/include/$${header%:*} ] || set -- $$@ $${header#*:}; \
 	done; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || set -- $$@ python3-venv; \
+	$(PYTHON) -c 'import sysconfig; open(sysconfig.get_path("include") + "/Python.h").close()' 2>/dev/null || \
+	    set -- $$@ python3-dev; \
 	[ $$# = 0 ] || { $(APT); }
 
 # Install the apt packages that only tests need: the browser, PostgreSQL, the proxy, Prometheus.
