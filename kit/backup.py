@@ -4,7 +4,6 @@
 FILE` checks a copy and puts its contents in the place of the database's.
 """
 
-import fcntl
 import os
 import shutil
 import sqlite3
@@ -17,7 +16,7 @@ from urllib.parse import unquote
 from peewee import SqliteDatabase
 from playhouse.migrations import Runner
 
-from kit.files import LEFT, Unusable, check_together, damage, left_behind, opened
+from kit.files import LEFT, Unusable, check_together, damage, left_behind, opened, refuse_if_open
 from kit.settings import ROOT, load
 from kit.storage import ERRORS, mend_indexes
 
@@ -81,8 +80,7 @@ def replace(copy: Path, database: Path) -> Path | None:
     if kept and is_sound(database):
         with opened(database, "rw") as target, opened(copy, "ro") as source:
             target.execute("PRAGMA locking_mode = EXCLUSIVE")  # until it is closed
-            for statement in ("BEGIN EXCLUSIVE", "COMMIT"):
-                target.execute(statement)
+            target.execute("BEGIN EXCLUSIVE").execute("COMMIT")
             Path(f"{database}-shm").unlink(missing_ok=True)  # it needs none
             vacuum(target, database, kept)
             source.backup(target)
@@ -100,15 +98,6 @@ def replace(copy: Path, database: Path) -> Path | None:
         Path(f"{database}{end}").unlink(missing_ok=True)
     copy.rename(database)
     return kept
-
-
-def refuse_if_open(database: Path) -> None:
-    """Raise Unusable if another process has the file open, even a damaged one."""
-    with open(database, "r+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)  # the bytes that SQLite locks
-        except OSError:
-            raise Unusable(f"a process has {database} open, so stop the service first") from None
 
 
 def is_sound(database: Path) -> bool:

@@ -1,5 +1,6 @@
 """The files of a SQLite database: which there are, and whether they are sound together."""
 
+import fcntl
 import logging
 import os
 import re
@@ -44,6 +45,15 @@ def create(file: str) -> None:
 def left_behind(file: str) -> list[str]:
     """What lies beside a file and SQLite would read. (It makes a -shm anew.)"""
     return [file + end for end in LEFT if os.path.exists(file + end) and os.path.getsize(file + end)]
+
+
+def refuse_if_open(file: str | os.PathLike[str]) -> None:
+    """Raise Unusable if another process has the file open in WAL mode, even a damaged one."""
+    with open(file, "r+b") as opened_file:
+        try:
+            fcntl.lockf(opened_file, fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)  # SQLite's bytes for it
+        except OSError:
+            raise Unusable(f"a process has {file} open, so stop the service first") from None
 
 
 def check_together(file: str) -> None:
