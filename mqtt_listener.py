@@ -47,7 +47,7 @@ KEEPALIVE = 5  # seconds
 IN_FLIGHT = 20  # publishes that wait for their PUBACK; a broker may allow fewer (Receive Maximum)
 PACKET = 512  # bytes; a question with its topic and properties is well below that
 UNACKNOWLEDGED = 1_000  # our Receive Maximum: past it the broker keeps the verdicts
-UNSTORED = 10_000  # verdicts in memory, those of earlier connections included
+UNSTORED = 10_000  # verdicts in memory, also of earlier connections
 EQUIPMENT, NAME = 100, 200  # equipment that is remembered; characters of a name
 NO_DELAY = socket.IPPROTO_TCP, socket.TCP_NODELAY, 1  # else Nagle's algorithm adds 40 ms to a hop
 PATIENCE = 10 * SECOND  # that the broker may take for SUBACK, and for each PUBACK
@@ -61,7 +61,7 @@ class Connection:
         self.awaited = awaited  # the packet that the broker has not answered yet; "" once we are subscribed
         self.qos = min(1, getattr(limits, "MaximumQoS", 1))
         self.slots = threading.Semaphore(min(IN_FLIGHT, getattr(limits, "ReceiveMaximum", IN_FLIGHT)))
-        self.waiting: deque[tuple[int, Asked]] = deque()  # since when: what the broker cannot take yet
+        self.waiting: deque[tuple[int, Asked]] = deque()  # not sent yet, and since when
         self.sent: deque[tuple[int, Asked]] = deque()  # PUBACKs come in the same order (MQTT 5, 4.6)
         self.began = self.last_puback = now
         self.wildcards = getattr(limits, "WildcardSubscriptionAvailable", 1) == 1
@@ -72,7 +72,7 @@ class Connection:
 class Listener:
     """Connected while it is entered as a context manager, now and after every loss.
 
-    `problem` is empty while questions can be asked, else one sentence that says why they cannot.
+    `problem` is empty while questions can be asked, else one sentence with the reason.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Listener:
 
     @property
     def knows_equipment(self) -> bool:
-        """False if this broker does not pass on what equipment publishes about itself."""
+        """False if this broker does not pass on the status of equipment."""
         return self._connection.knows_equipment
 
     @property
@@ -161,7 +161,7 @@ class Listener:
         return "; ".join(filter(None, {self._disconnected: 1, self._refused: 1}))
 
     def collect(self) -> Iterator[Metric]:
-        """What Prometheus reads."""
+        """The gauges of the connection and the equipment."""
         connected = int(not self.problem)
         yield metrics.gauge("energy2go_broker_connected", "1 while questions can be asked", connected)
         online = {name: int(status == "online") for name, status in self.equipment.items()}
@@ -192,7 +192,7 @@ class Listener:
             self._lose(self._refused)
 
     def _send(self, connection: Connection) -> None:
-        """Publish what waits while there are slots. Holds no lock, as paho calls `on_publish` with one."""
+        """Publish while there are questions and slots. Hold no lock: paho calls `on_publish` with one."""
         while connection.waiting and connection.slots.acquire(blocking=False):
             try:
                 since, (question, backoff) = connection.waiting.popleft()
@@ -265,7 +265,7 @@ class Listener:
 
     def _on_connect(self, code: ReasonCode, limits: Any) -> None:
         client = self._client
-        client.drop_out_messages()  # paho would send again what was not acknowledged
+        client.drop_out_messages()  # paho would send unacknowledged messages again
         client.reconnect_delay_set(1, 2)
         # Server Keep Alive may be an hour, or 0 for never: then we would not notice a frozen broker.
         client._keepalive = min(client._keepalive or KEEPALIVE, KEEPALIVE)

@@ -30,7 +30,7 @@ def text(identifier: int, value: bytes) -> bytes:
 class Received(Properties):
     """The properties of a packet that came. paho builds its tables anew for each; these share one copy.
 
-    We use no property of a PUBLISH, so those are skipped. Together this saves a tenth of the service's CPU.
+    We use no property of a PUBLISH, so we skip them. Together this saves a tenth of the service's CPU.
     """
 
     _tables = vars(Properties(PacketTypes.PUBLISH))  # type: ignore[no-untyped-call]

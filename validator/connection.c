@@ -1,4 +1,4 @@
-/* One connection to the broker; connection.h says what each function promises. */
+/* One connection to the broker. connection.h documents each function. */
 #define _POSIX_C_SOURCE 200809L /* getaddrinfo()'s errors */
 #include "connection.h"
 #include "report.h"

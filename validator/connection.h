@@ -1,4 +1,4 @@
-/* One connection to the broker, from CONNECT to its end: what the broker allows, and why it ended. */
+/* One connection to the broker, from CONNECT to its end: the limits of the broker, and why it ended. */
 #pragma once
 
 #include "settings.h"
@@ -16,7 +16,7 @@ struct connection {
     enum will will, next_will;                    /* NO_WILL also means: do not use the status topic */
     char status_topic[sizeof "EQUIPMENT/STATUS/" + SETTINGS_ID_SIZE];
     bool heard;           /* the broker has sent something */
-    int qos, window;      /* for what we publish: its QoS, and how many may be in flight */
+    int qos, window;      /* of our messages: their QoS, and how many may be in flight */
     int in_flight;        /* published with QoS 1 and not acknowledged */
     uint32_t packet_max;  /* bytes */
     int refusal;          /* the reason code of a PUBACK that refused, or 0 */
@@ -31,7 +31,7 @@ bool connection_new(struct connection *connection, const struct settings *settin
 /* Connects to the broker. Blocks until TCP is connected, but any signal ends that. */
 void connection_open(struct connection *connection);
 
-/* Waits for the broker, at most this long, and does what is due. */
+/* Waits for the broker, at most this long, and handles its messages. */
 void connection_turn(struct connection *connection, int timeout_ms);
 
 /* True if the broker takes one more message now. */

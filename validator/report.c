@@ -1,4 +1,4 @@
-/* The log of the equipment, bounded; report.h says what each function promises. */
+/* The log of the equipment, bounded. report.h documents each function. */
 #define _POSIX_C_SOURCE 200809L
 #include "report.h"
 

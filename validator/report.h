@@ -20,7 +20,7 @@ int64_t now_ms(void);
 /* Writes to a stream, unless that would block: a log that is not read must not stop the equipment. */
 __attribute__((format(printf, 2, 3))) void say(FILE *to, const char *format, ...);
 
-/* Logs a line, unless there are too many of them. The next one says how many were left out. */
+/* Logs a line, unless there are too many of them. The next one counts the lines left out. */
 __attribute__((format(printf, 2, 3))) void report(struct report *report, const char *format, ...);
 
 /* Logs why a question is refused, and how it begins. */

@@ -1,4 +1,4 @@
-/* The rules of the equipment, as pure functions; rules.h says what each one promises. */
+/* The rules of the equipment, as pure functions. rules.h documents each one. */
 #include "rules.h"
 
 #include <ctype.h>
@@ -57,7 +57,7 @@ static const char *what_is_wrong(const json_error_t *error)
 const char *rules_read(const void *payload, size_t length, struct question *question)
 {
     /* Two equal keys are refused, because other JSON parsers take the last one where we would take the first.
-     * "Any" value is decoded, so that `17` is told apart from what is not JSON at all. */
+     * "Any" value is decoded, so that `17` gets another sentence than text without JSON. */
     json_error_t error;
 
     if (length > RULES_QUESTION_MAX)

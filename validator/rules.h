@@ -15,7 +15,7 @@ struct question {
     int32_t station;
 };
 
-/* Reads a question from a payload. Returns NULL, or the sentence that says what is wrong with it. */
+/* Reads a question from a payload. Returns NULL, or a sentence about its first mistake. */
 const char *rules_read(const void *payload, size_t length, struct question *question);
 
 /* True for the share `rate` of all ids. The same seed and id always give the same verdict. */

@@ -13,5 +13,5 @@ struct settings {
     uint64_t port, seed, delay_ms, verbose;
 };
 
-/* Returns NULL, or the sentence that names the first bad variable and says what it accepts. */
+/* Returns NULL, or a sentence with the first bad variable and its good values. */
 const char *settings_read(struct settings *settings);
