@@ -30,7 +30,7 @@ from kit.requests import preferred_wait
 from kit.settings import ROOT, VERSION, Settings
 from kit.sql import LONGEST_READ
 from kit.storage import CHECKING, Store, Unreadable, check
-from kit.threads import Threads
+from kit.threads import Threads, resolve
 from ledger import JobQueue, Ledger
 from models import Draft
 from mqtt_listener import Listener
@@ -99,10 +99,7 @@ class Service:
     ) -> T:
         """Call a function of `models` that reads, in a thread; raises what it raises, or NotRead."""
         call = self._readers.call(partial(self.store.read, function, *values, **named))
-        try:
-            return await self._outcome(call, LONGEST_READ)
-        finally:
-            call.cancel()  # if it still waits for a thread
+        return await self._outcome(call, LONGEST_READ)
 
     async def look(self, function: Callable[[Database], T]) -> T:
         """Like `read`, for health and metrics: while such a read hangs, no other begins."""
@@ -111,17 +108,19 @@ class Service:
             began, call = self.loop.time(), self._readers.call(partial(self.store.read, function))
             call.add_done_callback(asyncio.Future.exception)  # its clients may have gone
             self._looks[function] = began, call
-        return await self._outcome(call, began + LONGEST_READ - self.loop.time())
+        return await self._outcome(asyncio.shield(call), began + LONGEST_READ - self.loop.time())
 
     async def _outcome(self, call: asyncio.Future[T], seconds: float) -> T:
         """The result of this call, within so many seconds; raises its exception, or NotRead."""
-        await asyncio.wait([call], timeout=seconds)
+        late = self.loop.call_later(seconds, resolve, [(call, TimeoutError())])  # asyncio.timeout is slower
         try:
-            if call.done():
-                return call.result()
+            return await call
+        except TimeoutError:
             problem = self.store.read_problem = "it does not answer"  # the next read that ends clears this
         except (Unreadable, Full) as error:
             problem = str(error)
+        finally:
+            late.cancel()
         log.error("the database cannot be read: %s", problem, extra={"event": "database_unreadable"})
         raise NotRead("The database cannot be read now.")
 

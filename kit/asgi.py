@@ -1,4 +1,4 @@
-"""A request from an ASGI server as WSGI has it (PEP 3333), which Bottle understands."""
+"""A request from an ASGI server as Bottle reads it: as a WSGI environment (PEP 3333)."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,15 +9,7 @@ from kit.logs import Failures
 from kit.requests import BODY, LARGEST_BODY, cgi_name
 
 LONGEST_BODY = 30.0  # seconds in which a body must have come
-ENVIRON = {
-    "SCRIPT_NAME": "",
-    "SERVER_NAME": "localhost",
-    "SERVER_PORT": "80",
-    "SERVER_PROTOCOL": "HTTP/1.1",
-    "wsgi.version": (1, 0),
-    "wsgi.url_scheme": "http",
-    "wsgi.errors": Failures(),
-}
+ERRORS = Failures()
 
 
 def environment(scope: dict[str, Any], body: bytes | None) -> dict[str, Any]:
@@ -25,11 +17,12 @@ def environment(scope: dict[str, Any], body: bytes | None) -> dict[str, Any]:
     path = scope["raw_path"]
     if path.startswith(b"http") and path.count(b"/") > 2:  # the whole URL (RFC 9112, section 3.2.2)
         path = b"/" + path.split(b"/", 3)[3]
-    environ: dict[str, Any] = ENVIRON | {
+    environ: dict[str, Any] = {
         "REQUEST_METHOD": scope["method"],
         "PATH_INFO": unquote_to_bytes(path).decode("latin1"),
         "QUERY_STRING": scope["query_string"].decode("latin1"),
         "REMOTE_ADDR": scope["client"][0] if scope["client"] else "",
+        "wsgi.errors": ERRORS,
         BODY: body,
     }
     for name, value in scope["headers"]:

@@ -4,6 +4,7 @@ tests/system/test_gunicorn_worker.py shows for each addition what gunicorn does 
 """
 
 import re
+import select
 import socket
 from contextlib import suppress
 from typing import Any
@@ -23,9 +24,7 @@ CHUNK = re.compile(rb"([0-9A-Fa-f]+)(?:%b)*\r\n" % EXTENSION)
 TRAILERS = re.compile(rb"(?:%b:[\t -~\x80-\xff]*\r\n)*" % TOKEN)
 STATUSES = {"LimitRequestLine": 414, "LimitRequestHeaders": 431, "UnsupportedTransferCoding": 501}
 CONTINUE = b"100-continue"
-FIRST_BYTE = b"H"  # of every answer
 LOOK = 0.2  # seconds between two looks whether a client that sends nothing more is still there
-TCP_CLOSE = 7  # the state of a socket whose peer has reset the connection (linux/tcp_states.h)
 STUCK = 10_000  # milliseconds in which a client must have read something of what we sent
 REST = 2.0  # seconds in which a client may send the rest of a request that we refused
 
@@ -41,7 +40,6 @@ class Connection(Protocol):  # type: ignore[misc]
     _body_receiver: Any
     _response_buffer: bytes
     _half_closed = False
-    _refused = False  # the rest of a request may still come, and we do not want it
     _sent = 0  # how many bytes of the head of this answer are sent
 
     def connection_made(self, transport: Any) -> None:
@@ -128,7 +126,7 @@ class Connection(Protocol):  # type: ignore[misc]
         self._half_closed = True
         if self._unread:
             self._refuse_body()
-        if self._sent > len(FIRST_BYTE):  # a stream
+        if self._sent > 1:  # a stream
             self._task.cancel()
         self.worker.loop.call_later(LOOK, self._look)
         return True
@@ -137,14 +135,18 @@ class Connection(Protocol):  # type: ignore[misc]
         """Break off if the client has gone. We only learn that if we send something, so begin the answer."""
         if self.transport.is_closing():
             return
-        with suppress(OSError):  # a Unix socket has no such state, and tells us when we write
-            if self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE:
-                self.transport.abort()
-                return
-        if not self._sent:
-            self.transport.write(FIRST_BYTE)
-            self._sent = len(FIRST_BYTE)
+        if self.has(select.POLLHUP):
+            self.transport.abort()
+        elif not self._sent:
+            self.transport.write(b"H")  # as every answer begins
+            self._sent = 1
         self.worker.loop.call_later(LOOK, self._look)
+
+    def has(self, event: int) -> bool:
+        """Whether the socket has this event of poll(2), or has ended."""
+        poll = select.poll()
+        poll.register(self._socket, event)
+        return bool(poll.poll(0))
 
     # What we send
 
@@ -161,7 +163,7 @@ class Connection(Protocol):  # type: ignore[misc]
         if self._closed:
             return
         self.worker.idle[self] = self.worker.loop.time()
-        if (self._unread or self._refused) and not self._half_closed:
+        if (self._unread or not self._callback_parser) and not self._half_closed:
             self._closed, self._callback_parser = True, None
             self.transport.resume_reading()
             self.transport.write_eof()
@@ -171,7 +173,8 @@ class Connection(Protocol):  # type: ignore[misc]
 
     def _will_close(self, request: Any, response_requires_close: bool) -> bool:
         """gunicorn does not say beforehand that it closes if the body was not read."""
-        ending = self._unread or (self.worker.stopping and not self._callback_parser.remaining())
+        ending = self._unread or not self._callback_parser
+        ending |= self.worker.stopping and not self._callback_parser.remaining()
         return ending or bool(super()._will_close(request, response_requires_close))
 
     def _is_websocket_upgrade(self, request: Any) -> bool:
@@ -190,14 +193,14 @@ class Connection(Protocol):  # type: ignore[misc]
         if self._closed:  # gunicorn calls this, too, if the client of a request has gone
             return
         request_id, about = begin_request(), {"event": "request_invalid"}
-        self._refused = True
         client = (self.transport.get_extra_info("peername") or [""])[0]
         # After a colon, gunicorn quotes what it cannot read, which may be a mistyped header with a token.
         self.log.warning("Invalid request from ip=%s: %s", client, message.split(": ")[0], extra=about)
-        body = msgspec.json.encode(
-            Problem(title(status), status, f"This is not HTTP as we take it: {message}")
+        problem = Problem(title(status), status, f"This is not HTTP as we take it: {message}")
+        body = msgspec.json.encode(problem)
+        head = (
+            f"HTTP/1.1 {status} {problem.title}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+            f"{REQUEST_ID}: {request_id}\r\nContent-Type: application/problem+json\r\n\r\n"
         )
-        lines = [f"HTTP/1.1 {status} {title(status)}", "Connection: close", f"Content-Length: {len(body)}"]
-        lines += [f"{REQUEST_ID}: {request_id}", "Content-Type: application/problem+json", "", ""]
-        data = "\r\n".join(lines).encode() + body
-        self.transport.write(data[1:] if self._sent == len(FIRST_BYTE) else data)
+        self._callback_parser = None  # the rest of the request may still come, and we do not want it
+        self.transport.write((head.encode() + body)[self._sent == 1 :])

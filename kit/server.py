@@ -64,13 +64,15 @@ class Worker(ASGIWorker):  # type: ignore[misc]
     handle_quit_signal = handle_exit_signal  # SIGINT and SIGQUIT: as fast, and loses no answer either
 
     async def _shutdown(self) -> None:
-        """Answer what is being worked on and what is on its way, and close what stays idle."""
+        """Answer what is being worked on and what is on its way, and close what stays idle for LINGER."""
         self.stopping = True
         self.on_stop()
         until = self.loop.time() + ENDING
         await self._stop_listening()
         while self.nr_conns and self.loop.time() < until:
-            self._close_idle()
+            for connection, since in list(self.idle.items()):
+                if since < self.loop.time() - LINGER and not connection.has(select.POLLIN):
+                    connection.transport.close()
             await asyncio.sleep(0.02)
         self.alive = False
 
@@ -90,15 +92,6 @@ class Worker(ASGIWorker):  # type: ignore[misc]
                     client.setblocking(False)
                     await self.loop.connect_accepted_socket(lambda: Connection(self), client)
             listener.close()
-
-    def _close_idle(self) -> None:
-        """Close those that have been idle for LINGER, unless there is something to read."""
-        for connection, since in list(self.idle.items()):
-            poll = select.poll()
-            with suppress(ValueError):  # it is closed already
-                poll.register(connection.transport.get_extra_info("socket"), select.POLLIN)
-                if since < self.loop.time() - LINGER and not poll.poll(0):
-                    connection.transport.close()
 
 
 def connections() -> int:
