@@ -60,7 +60,7 @@ check "the images can be built" quietly compose build
 check "everything starts and is healthy" quietly compose up --wait --wait-timeout 120
 check "each has a healthcheck" healthy 3
 check "no log can fill the disk" bounded
-check "the image of the service adds 30 MB to Python's" adds service 30 python:3.13-slim
+check "the image of the service adds 45 MB to Python's" adds service 45 python:3.13-slim
 check "the image of the equipment adds 3 MB to Debian's" adds equipment 3 debian:trixie-slim
 check "only 8000 is published, and only on 127.0.0.1" [ "$(published)" = "8000/tcp 127.0.0.1" ]
 for name in broker equipment service; do
