@@ -55,6 +55,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
     def __init__(self, absent: str) -> None:
         super().__init__()
         self.absent = absent
+        self.config["catchall"] = False
         self.use(None)
         self.declarations: dict[Route, Declaration] = {}
         self.requests = metrics.Requests()
@@ -119,6 +120,9 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         except asyncio.CancelledError:
             self.note(environ, Answer(GONE), time.perf_counter() - began)
             raise
+        except Exception:
+            log.exception("a request failed", extra={"event": "request_crashed"})
+            answer = refuse(Refusal(errors.INTERNAL))
         finally:
             self.requests.in_progress -= 1
         if answer.body and not answer.more:
@@ -141,9 +145,6 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
             return refuse(OutcomeUnknown(f"{refusal} {declared.unknown}"))
         except Refusal as refusal:
             return refuse(refusal)
-        except Exception:
-            log.exception("a request failed", extra={"event": "request_crashed"})
-            return refuse(Refusal(errors.INTERNAL))
         if result is not None and answer.status != 304:  # which has no content (RFC 9110, section 15.4.5)
             answer.headers["Content-Type"] = declared.media_type
             answer.body = result if isinstance(result, bytes) else msgspec.json.encode(result)

@@ -5,11 +5,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from kit.logs import Failures
 from kit.requests import BODY, LARGEST_BODY, cgi_name
 
 LONGEST_BODY = 30.0  # seconds in which a body must have come
-ERRORS = Failures()
 
 
 def environment(scope: dict[str, Any], body: bytes | None) -> dict[str, Any]:
@@ -22,7 +20,6 @@ def environment(scope: dict[str, Any], body: bytes | None) -> dict[str, Any]:
         "PATH_INFO": unquote_to_bytes(path).decode("latin1"),
         "QUERY_STRING": scope["query_string"].decode("latin1"),
         "REMOTE_ADDR": scope["client"][0] if scope["client"] else "",
-        "wsgi.errors": ERRORS,
         BODY: body,
     }
     for name, value in scope["headers"]:
