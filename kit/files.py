@@ -47,6 +47,14 @@ def left_behind(file: str) -> list[str]:
     return [file + end for end in LEFT if os.path.exists(file + end) and os.path.getsize(file + end)]
 
 
+def is_open(file: str) -> bool:
+    """True if a process has the database open: it holds a lock on the file (proc(5))."""
+    with suppress(OSError), open("/proc/locks", encoding="ascii") as locks:
+        inode = f":{os.stat(file).st_ino}"
+        return any(line.split()[-3].endswith(inode) for line in locks)
+    return False
+
+
 def refuse_if_open(file: str | os.PathLike[str]) -> None:
     """Raise Unusable if another process has the file open in WAL mode, even a damaged one."""
     with open(file, "r+b") as opened_file:

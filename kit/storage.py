@@ -161,7 +161,7 @@ class Store:
             self.database = connect(self._url, self._connections)  # a link may lead elsewhere by now
             file = path(self.database)
             self._files = {file: identity(file)} if os.path.exists(file) else {}  # a restore may replace it
-            if left := files.left_behind(file):
+            if (left := files.left_behind(file)) and not files.is_open(file):  # else it is in use, not left
                 self.problem = CHECKING
                 self._tried.set()  # readers need not wait for it
                 log.warning("%s was left, so %s", left[0], CHECKING, extra={"event": "database_checked"})

@@ -76,4 +76,5 @@ def test_what_was_sent_before_a_reload_and_before_the_end_is_answered(running, a
     for thread in clients.threads:
         thread.join(30)
     assert set(clients.answers) == {b"HTTP/1.1 201"}
+    assert "being checked" not in service.said()  # the log was in use, not left behind
     assert clients.ends == [ConnectionRefusedError] * CLIENTS
