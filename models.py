@@ -200,11 +200,6 @@ def pending(database: Database) -> tuple[int, int | None]:
     return count, oldest[0][0] if oldest else None
 
 
-def newest_update(database: Database) -> int:
-    """The newest `updated` of all transactions; 0 if there are none."""
-    return execute(database, 'SELECT max(updated) FROM "transaction"')[0][0] or 0
-
-
 def newest_change(database: Database) -> Cursor:
     """The cursor of the newest change; FIRST if there are no transactions."""
     rows = execute(database, 'SELECT updated, id FROM "transaction" ORDER BY updated DESC, id DESC LIMIT 1')
@@ -296,7 +291,7 @@ def create_transactions(
     _insert(database, now, valid[:room], asked)
     _insert(database, now, valid[room:], waiting)
     first = {draft.id for draft in valid[:room]}
-    keys = _keys(database, {draft.idempotency_key for draft in valid} - {None})
+    keys = _by(database, "idempotency_key", {draft.idempotency_key for draft in valid} - {None})
 
     def answer(draft: Draft) -> Transaction | Refusal:
         if draft.station_id in locked:
@@ -341,13 +336,13 @@ def _insert(database: Database, now: int, drafts: Sequence[Draft], schedule: tup
         execute(database, statement, *chain.from_iterable(rows))
 
 
-def _keys(database: Database, keys: Collection[str | None]) -> dict[str | None, Transaction]:
-    """By idempotency key, the transaction that was stored with it."""
-    if not keys:
+def _by(database: Database, column: str, values: Collection[Any]) -> dict[Any, Transaction]:
+    """The transactions that have one of these values in a unique column, by the value."""
+    if not values:
         return {}
-    statement = f"""SELECT t.idempotency_key, {COLUMNS} FROM "transaction" AS t {WITH_STATION}
-        WHERE t.idempotency_key IN {placeholders(keys)}"""
-    return {key: transaction(row) for key, *row in execute(database, statement, *keys)}
+    statement = f"""SELECT t.{column}, {COLUMNS} FROM "transaction" AS t {WITH_STATION}
+        WHERE t.{column} IN {placeholders(values)}"""
+    return {value: transaction(row) for value, *row in execute(database, statement, *values)}
 
 
 def retry(
@@ -363,8 +358,7 @@ def retry(
         retry_at = ?, expires_at = NULL WHERE {free} RETURNING id"""
     reopened = {uuid(row_id) for (row_id,) in execute(database, statement, now, clock, *ids.values())}
     questions = claim(database, clock, timeouts, room, waiting=True) if reopened else []
-    statement = f'SELECT {COLUMNS} FROM "transaction" AS t {WITH_STATION} WHERE t.id IN {placeholders(ids)}'
-    found = {row.id: row for row in map(transaction, execute(database, statement, *ids.values()))}
+    found = {row.id: row for row in _by(database, "id", ids.values()).values()}
 
     def answer(transaction_id: UUID) -> Transaction | Refusal:
         if transaction_id not in found:

@@ -141,7 +141,7 @@ def test_a_ledger_takes_its_time_after_the_writer_before_it(postgres, database, 
         wait_until(lambda: postgres.execute(f"{WAITS} AND locktype = 'advisory'"), "the ledger waits")
         models.settle(database, [Verdict(first, "ERROR")], hour, NOW)
     step.join(30)
-    assert models.newest_update(database) > hour
+    assert models.newest_change(database)[0] > hour
     assert job.result.created > moment(hour)
 
 

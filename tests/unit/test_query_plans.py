@@ -29,7 +29,6 @@ def every_query(queries) -> None:
     queries.create(key="key")
     queries.room()
     queries.pending()
-    queries.newest_update()
     queries.newest_change()
     for station in (None, 1):
         queries.changes((NOW, key), 5, station)
