@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 import msgspec
 from peewee import Database
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import InfoMetricFamily, Metric
 from swagger_ui_bundle import swagger_ui_path
 
 import events
@@ -59,9 +59,9 @@ app = Api("The service is not running. Start it with `gunicorn app:app`.")
 
 
 class Service:
-    """What runs behind the routes while it is entered as a context manager.
+    """The database, the ledger and the MQTT client. They run while this is entered as a context manager.
 
-    It starts without a database or a broker, too. Requests are worked on in `loop`.
+    It starts without a database or a broker, too. Its coroutines run in `loop`.
     """
 
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop):
@@ -73,7 +73,7 @@ class Service:
         self.ledger = Ledger(settings, self.store, queue, self.listener, loop, self.changes.wake)
         self.metrics = metrics.registry(app.requests, self.ledger, self.listener, self)
         self._started = ExitStack()
-        self._looks = dict[Callable[[Database], Any], tuple[float, asyncio.Future[Any]]]()
+        self._looks = dict[Callable[[Database], Any], asyncio.Future[Any]]()
 
     def __enter__(self) -> Self:
         self._started.callback(self.store.close)
@@ -85,38 +85,35 @@ class Service:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Disconnect, write what is still to be written, and end the threads."""
+        """Disconnect, empty the ledger's queue, and end the threads."""
         app.use(None)
         self._started.close()
 
     def end_waits(self) -> None:
-        """The process is about to stop: end all waits and streams. Call this in the loop."""
+        """End all waits and streams, because the process is about to stop. Call this in the loop."""
         self.ledger.stopping = True
         self.changes.end()
 
     async def read(
         self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs
     ) -> T:
-        """Call a function of `models` that reads, in a thread; raises what it raises, or NotRead."""
-        call = self._readers.call(partial(self.store.read, function, *values, **named))
-        return await self._outcome(call, LONGEST_READ)
+        """Call a function of `models` in a thread. Raises its exceptions, or NotRead."""
+        return await self._result(self._readers.call(partial(self.store.read, function, *values, **named)))
 
     async def look(self, function: Callable[[Database], T]) -> T:
-        """Like `read`, for health and metrics: while such a read hangs, no other begins."""
-        began, call = self._looks.get(function, (0.0, None))
-        if call is None or call.done():
-            began, call = self.loop.time(), self._readers.call(partial(self.store.read, function))
-            call.add_done_callback(asyncio.Future.exception)  # its clients may have gone
-            self._looks[function] = began, call
-        return await self._outcome(asyncio.shield(call), began + LONGEST_READ - self.loop.time())
+        """Like `read`, for health and metrics: while one call hangs, we start no other."""
+        if function not in self._looks or self._looks[function].done():
+            call = self._looks[function] = self._readers.call(partial(self.store.read, function))
+            call.add_done_callback(asyncio.Future.exception)  # perhaps all its clients have gone
+        return await self._result(asyncio.shield(self._looks[function]))
 
-    async def _outcome(self, call: asyncio.Future[T], seconds: float) -> T:
-        """The result of this call, within so many seconds; raises its exception, or NotRead."""
-        late = self.loop.call_later(seconds, resolve, [(call, TimeoutError())])  # asyncio.timeout is slower
+    async def _result(self, call: asyncio.Future[T]) -> T:
+        """Wait up to LONGEST_READ seconds for a call. Raises its exception, or NotRead."""
+        late = self.loop.call_later(LONGEST_READ, resolve, [(call, TimeoutError())])
         try:
             return await call
         except TimeoutError:
-            problem = self.store.read_problem = "it does not answer"  # the next read that ends clears this
+            problem = self.store.read_problem = "it does not answer"  # until the next read succeeds
         except (Unreadable, Full) as error:
             problem = str(error)
         finally:
@@ -125,7 +122,7 @@ class Service:
         raise NotRead("The database cannot be read now.")
 
     def problems(self) -> dict[str, str]:
-        """By part, why it does not work now, or nothing. A part of which nothing is known is left out."""
+        """What is wrong with each component, '' if nothing. Components in an unknown state are omitted."""
         ledger, listener = self.ledger, self.listener
         database = ledger.problem or ledger.stuck or self.store.read_problem
         problems = {"database": database if ledger.alive else "the ledger does not run"}
@@ -135,7 +132,7 @@ class Service:
         return problems
 
     def readiness(self) -> Readiness:
-        """Whether the whole job can be done, as far as we know now; raises NotReady."""
+        """The answer of /readyz. Raises NotReady."""
         problems, listener = self.problems(), self.listener
         equipment: schemas.Equipment = listener.equipment if listener.knows_equipment else "unknown"
         readiness = Readiness(problems["database"] or "ok", problems["broker"] or "ok", equipment)
@@ -151,16 +148,15 @@ class Service:
             return msgspec.json.encode(refusal.problem())
 
     def collect(self) -> Iterator[Metric]:
-        """What Prometheus reads besides the ledger's and the listener's."""
-        gauge = metrics.gauge
-        yield gauge("energy2go_waiters", "Requests that wait for a verdict", self.changes.clients["waits"])
-        yield gauge("energy2go_followers", "Clients that follow events", self.changes.clients["streams"])
+        """The metrics of clients, readiness, log and build, for Prometheus."""
+        counter, gauge, clients = metrics.counter, metrics.gauge, self.changes.clients
+        yield gauge("energy2go_waiters", "Requests that wait for a verdict", clients["waits"])
+        yield gauge("energy2go_followers", "Clients that follow events", clients["streams"])
         ready = {part: int(not problem) for part, problem in self.problems().items()}
-        yield metrics.gauge("energy2go_ready", "1 while this part of /readyz works", ready, "part")
-        dropped = logs.Background.dropped
-        yield CounterMetricFamily("energy2go_log_lines_dropped", "Log lines that were lost", dropped)
+        yield gauge("energy2go_ready", "1 while this part of /readyz works", ready, "part")
+        yield counter("energy2go_log_lines_dropped", "Log lines that were lost", logs.Background.dropped)
         build = {"version": VERSION, "python": platform.python_version()}
-        yield metrics.info("energy2go_build", "What runs here", build)
+        yield InfoMetricFamily("energy2go_build", "The versions of the service and of Python", build)
 
 
 @app.post(
@@ -336,7 +332,7 @@ async def readyz(service: Service) -> Readiness:
 
 @app.get("/metrics", media_type=metrics.CONTENT_TYPE)
 async def read_metrics(service: Service) -> bytes:
-    """Read the service's metrics, as Prometheus does. What the database does not tell now is left out."""
+    """Read the service's metrics. Gauges that need the database are omitted while it is down."""
     service.ledger.pending = None
     with suppress(NotRead):
         service.ledger.pending = await service.look(models.pending)

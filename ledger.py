@@ -17,7 +17,7 @@ from uuid import UUID
 
 from peewee import Database
 from prometheus_client import Histogram
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import Metric
 
 import batch
 from batch import BEHIND, ROUND, Batch
@@ -115,6 +115,7 @@ class Ledger:
         self._session, self._deleted = 0, FIRST  # see Batch
         self._newest = 0  # no transaction is newer
         self._behind = False  # the wall clock is behind that
+        self._wal_bytes = 0  # of SQLite's log, as of the last round
         self._deletions = Summary(log.info, "transactions_deleted", "%(count)d transactions were deleted")
         expired = "%(count)d questions expired without an answer"
         self._expirations = Summary(log.warning, "questions_expired", expired)
@@ -129,9 +130,9 @@ class Ledger:
 
     def __exit__(self, *_: object) -> None:
         """Write what is still in the queue, and end the thread."""
-        self.stopping = self._stopped = True
+        self._stopped = True
         self.queue.put(None)
-        self._thread.join(3)
+        self._thread.join(0.5 if self.stopping else 3)  # gunicorn kills us 3 s after `stopping` was set
 
     @property
     def problem(self) -> str:
@@ -248,6 +249,7 @@ class Ledger:
         if not self.listener.alive:
             raise RuntimeError("the MQTT thread died")
         self.listener.watch()
+        self._wal_bytes = self.store.log_size
         self._next_round = clock + min(ROUND, self._timeouts.retry // 2)
         if self.store.problem:
             return []
@@ -381,24 +383,23 @@ class Ledger:
         hand_over(self._loop, [(job.future, kind(detail)) for job in jobs if job.future])
 
     def collect(self) -> Iterator[Metric]:
-        """What Prometheus reads."""
+        """The ledger's metrics, for Prometheus."""
         counts, counter, gauge = self.counts, metrics.counter, metrics.gauge
         statuses = {status.value: counts[status] for status in Status}
-        yield counter("energy2go_transactions", "Transactions that became", "status", statuses)
+        yield counter("energy2go_transactions", "Transactions that became", statuses, "status")
         kinds = {kind: counts[kind] for kind in ("settled", "late", "duplicate", "contradiction", "unknown")}
         kinds["unreadable"] = self.listener.unreadable
-        yield counter("energy2go_verdicts", "Verdicts, by what they were worth", "kind", kinds)
+        yield counter("energy2go_verdicts", "Verdicts, by outcome", kinds, "kind")
         times = {"first": counts["first"], "again": counts["again"]}
-        yield counter("energy2go_questions", "Questions asked, for the first time or again", "time", times)
+        yield counter("energy2go_questions", "Questions asked, for the first time or again", times, "time")
         yield from self.delays.collect()
         yield from self.sizes.collect()
-        deleted = counts["deleted"]
-        yield CounterMetricFamily("energy2go_deleted", "Transactions that retention deleted", deleted)
+        yield counter("energy2go_deleted", "Transactions that retention deleted", counts["deleted"])
         behind = max(0, self._newest - self.clock.wall()) / SECOND
         yield gauge("energy2go_clock_behind_seconds", "How far the newest transaction is ahead", behind)
         yield gauge("energy2go_queue_jobs", "Jobs that wait for the ledger", self.queue.qsize())
         yield gauge("energy2go_held_jobs", "Verdicts and creations that wait to be stored", len(self._held))
-        yield gauge("energy2go_wal_bytes", "Size of SQLite's log", self.store.log_size)
+        yield gauge("energy2go_wal_bytes", "Size of SQLite's log", self._wal_bytes)
         if self.pending:
             count, oldest = self.pending
             age = max(0, self.clock.wall() - oldest) / SECOND if oldest else 0

@@ -1,10 +1,11 @@
-"""Metrics in Prometheus' text format: a registry of the service's own, and what it counts of HTTP."""
+"""Metrics in Prometheus' text format: helpers for gauges and counters, and the HTTP requests of an app."""
 
 from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, exposition
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.metrics import disable_created_metrics
 
 CONTENT_TYPE: str = exposition.CONTENT_TYPE_LATEST
@@ -13,7 +14,7 @@ DURATIONS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5,
 
 
 class Requests:
-    """The HTTP requests of an app. A route is its rule and not a path, so there are few of them."""
+    """The HTTP requests of an app, by the rule of their route, so that paths make no new series."""
 
     def __init__(self) -> None:
         labels = ["route", "method"]
@@ -26,60 +27,45 @@ class Requests:
             buckets=DURATIONS,
         )
         self.in_progress = 0
-        self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+        self._series = cache(self._new_series)  # prometheus_client is slow to find them
+
+    def _new_series(self, route: str, method: str, status: str) -> tuple[Counter, Histogram]:
+        return self.total.labels(route, method, status), self.seconds.labels(route, method)
 
     def answered(self, route: str, method: str, status: str, seconds: float) -> None:
-        """Count a request once its answer begins. A client may send any word as a method."""
-        labels = route, method if method in METHODS else "other", status
-        if labels not in self._children:  # looking them up costs more than counting
-            self._children[labels] = self.total.labels(*labels), self.seconds.labels(*labels[:2])
-        total, histogram = self._children[labels]
+        """Count a request when its answer begins. A client may send any word as the method."""
+        total, histogram = self._series(route, method if method in METHODS else "other", status)
         total.inc()
         histogram.observe(seconds)
 
     def collect(self) -> Iterator[Metric]:
-        """What Prometheus reads."""
+        """The metrics for Prometheus."""
         yield from self.total.collect()
         yield from self.seconds.collect()
         yield gauge("http_requests_in_progress", "Requests not answered yet", self.in_progress)
 
 
 def registry(*collectors: Any) -> CollectorRegistry:
-    """A registry of these, which have a method `collect`, and of what the process uses."""
-    # Otherwise every counter comes with the time when it was made.
-    disable_created_metrics()  # type: ignore[no-untyped-call]
+    """A registry of these collectors, and of the memory, CPU and descriptors that the process uses."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter
     made = CollectorRegistry()
-    for collector in collectors:
+    for collector in (*collectors, ProcessCollector(registry=None)):
         made.register(collector)
-    ProcessCollector(registry=made)
     return made
 
 
 def text(registry: CollectorRegistry) -> bytes:
-    """All metrics in Prometheus' text format, as they are now."""
+    """All current metrics in Prometheus' text format."""
     return exposition.generate_latest(registry)
 
 
-def counter(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    """A counter with one label, since the start of the process."""
-    return filled(CounterMetricFamily(name, text, labels=[label]), values)
+def series(kind: str, name: str, text: str, values: float | Mapping[str, float], label: str = "") -> Metric:
+    """One value without a label, or a value for each value of the label."""
+    metric, ending = Metric(name, text, kind), "_total" if kind == "counter" else ""
+    for value, number in values.items() if isinstance(values, Mapping) else [("", values)]:
+        metric.add_sample(name + ending, {label: value} if label else {}, number)
+    return metric
 
 
-def gauge(name: str, text: str, values: float | Mapping[str, float], label: str = "") -> Metric:
-    """A gauge without a label, or with one."""
-    if isinstance(values, Mapping):
-        return filled(GaugeMetricFamily(name, text, labels=[label]), values)
-    return GaugeMetricFamily(name, text, values)
-
-
-def filled(family: CounterMetricFamily | GaugeMetricFamily, values: Mapping[str, float]) -> Metric:
-    for label, number in values.items():
-        family.add_metric([label], number)
-    return family
-
-
-def info(name: str, text: str, labels: dict[str, str]) -> Metric:
-    """A gauge that is always 1; its labels tell what is to be known."""
-    family = GaugeMetricFamily(f"{name}_info", text, labels=list(labels))
-    family.add_metric(list(labels.values()), 1)
-    return family
+counter = partial(series, "counter")  # since the start of the process
+gauge = partial(series, "gauge")

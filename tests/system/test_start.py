@@ -41,7 +41,7 @@ def test_where_a_sandbox_forbids_that_the_service_starts_all_the_same(monkeypatc
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("--preload", "preload_app: must stay off"),
+        ("--preload", "preload_app: must stay"),
         ("--workers=2", "workers: must be 1"),
         ("--keep-alive=0", "keepalive: must be at least 1"),
         ("--worker-connections=0", "worker_connections: must be at least 1"),
