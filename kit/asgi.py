@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -34,13 +35,11 @@ async def receive_body(receive: Callable[[], Awaitable[dict[str, Any]]]) -> byte
     if message["type"] == "http.request" and not message["more_body"]:
         return bytes(message["body"])
     body = bytearray()
-    try:
+    with suppress(TimeoutError):
         async with asyncio.timeout(LONGEST_BODY):
             while message["type"] == "http.request":
                 body += message["body"]
                 if not message["more_body"] or len(body) > LARGEST_BODY:
                     return bytes(body)
                 message = await receive()
-    except TimeoutError:
-        pass
     return None
