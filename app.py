@@ -1,11 +1,12 @@
 """The HTTP side: one short function per route, and the service that runs behind them.
 
-A handler's signature, docstring and decorator declare what it takes, gives and refuses (see `kit.api`).
+A handler's signature, docstring and decorator declare its inputs, outputs and errors (see `kit.openapi`).
 """
 
 import asyncio
 import logging
 import platform
+import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import cache, partial
@@ -26,7 +27,6 @@ from events import Changes
 from kit import logs, metrics, openapi
 from kit.api import Answer, Api
 from kit.errors import InvalidValue, NotFound, NotRead, NotRunning, PreconditionFailed, Unavailable
-from kit.requests import preferred_wait
 from kit.settings import ROOT, VERSION, Settings
 from kit.sql import LONGEST_READ
 from kit.storage import CHECKING, Store, Unreadable, check
@@ -46,13 +46,13 @@ STATIC, SWAGGER = ROOT / "static", Path(swagger_ui_path)
 INFO = {
     "title": "energy2go",
     "version": VERSION,
-    "description": "Starts transactions for battery stations, and tells what the equipment said.",
+    "description": "Starts transactions for battery stations, and shows the verdicts of the equipment.",
     "license": {"name": "MIT", "url": "https://opensource.org/license/mit"},
 }
 TAGS = {
     "stations": "Where transactions happen.",
     "transactions": "Each is PENDING until the equipment confirms or refuses it, or until it expires.",
-    "service": "How the service is, and what it offers.",
+    "service": "Health, metrics and this document.",
 }
 
 app = Api("The service is not running. Start it with `gunicorn app:app`.")
@@ -137,7 +137,7 @@ class Service:
         equipment: schemas.Equipment = listener.equipment if listener.knows_equipment else "unknown"
         readiness = Readiness(problems["database"] or "ok", problems["broker"] or "ok", equipment)
         if detail := "; ".join(f"{part}: {problem}" for part, problem in problems.items() if problem):
-            raise schemas.NotReady(detail, readiness)
+            raise schemas.NotReady(detail, **msgspec.structs.asdict(readiness))
         return readiness
 
     def ready(self) -> bytes:
@@ -161,9 +161,8 @@ class Service:
 
 @app.post(
     "/stations",
-    status=201,
+    answers=((201, "Location", "ETag"),),
     errors=(schemas.NoMoreIds,),
-    sends=("Location", "ETag"),
     unknown="Look for the station before you create it again.",
 )
 async def create_station(service: Service, answer: Answer, body: NewStation) -> Station:
@@ -174,7 +173,7 @@ async def create_station(service: Service, answer: Answer, body: NewStation) -> 
     return station
 
 
-@app.get("/stations", sends=("Link",))
+@app.get("/stations", answers=((200, "Link"),))
 async def list_stations(
     service: Service, answer: Answer, query: schemas.StationQuery
 ) -> schemas.StationPage:
@@ -182,7 +181,7 @@ async def list_stations(
     return schemas.StationPage(*await page(service, answer, "/stations", models.list_stations, query))
 
 
-@app.get("/stations/<id>", errors=(NotFound,), sends=("ETag",), also=((304, ("ETag",)),))
+@app.get("/stations/<id>", answers=((200, "ETag"), (304, "ETag")), errors=(NotFound,))
 async def get_station(
     service: Service, answer: Answer, id: StationId, headers: schemas.ReadHeaders
 ) -> Station:
@@ -203,7 +202,7 @@ async def replace_station(
     return await service.ledger.change(models.change_station, id, body.description, headers.if_match)
 
 
-@app.route("/stations/<id>", "PATCH", errors=(NotFound, PreconditionFailed), sends=("ETag",))
+@app.route("/stations/<id>", "PATCH", answers=((200, "ETag"),), errors=(NotFound, PreconditionFailed))
 async def change_station(
     service: Service,
     answer: Answer,
@@ -211,14 +210,17 @@ async def change_station(
     body: schemas.StationChange,
     headers: schemas.ChangeHeaders,
 ) -> Station:
-    """Change those fields of a station that the body names."""
-    description = body.description or None
-    station = await service.ledger.change(models.change_station, id, description, headers.if_match)
+    """Change the fields of a station that are in the body."""
+    station = await service.ledger.change(
+        models.change_station, id, body.description or None, headers.if_match
+    )
     answer.headers["ETag"] = station.tag
     return station
 
 
-@app.delete("/stations/<id>", status=204, errors=(NotFound, schemas.HasTransactions, PreconditionFailed))
+@app.delete(
+    "/stations/<id>", answers=((204,),), errors=(NotFound, schemas.HasTransactions, PreconditionFailed)
+)
 async def delete_station(service: Service, id: StationId, headers: schemas.ChangeHeaders) -> None:
     """Delete a station that has no transactions."""
     await service.ledger.change(models.delete_station, id, headers.if_match)
@@ -226,10 +228,11 @@ async def delete_station(service: Service, id: StationId, headers: schemas.Chang
 
 @app.post(
     "/transactions",
-    status=201,
+    answers=(
+        (201, "Location", "Preference-Applied", "Retry-After"),
+        (200, "Location", "Preference-Applied", "Retry-After", "Idempotent-Replayed"),
+    ),
     errors=(schemas.KeyMalformed, schemas.NoStation, schemas.KeyUsed),
-    sends=("Location", "Preference-Applied", "Retry-After"),
-    also=((200, ("Idempotent-Replayed", "Location", "Preference-Applied", "Retry-After")),),
     unknown="With an Idempotency-Key, send the request again; without one, look for the transaction first.",
 )
 async def create_transaction(
@@ -251,7 +254,7 @@ async def create_transaction(
     return await stored(service, answer, transaction, headers.prefer)
 
 
-@app.get("/transactions", sends=("Link",))
+@app.get("/transactions", answers=((200, "Link"),))
 async def list_transactions(
     service: Service, answer: Answer, query: schemas.TransactionQuery
 ) -> schemas.TransactionPage:
@@ -261,7 +264,7 @@ async def list_transactions(
     )
 
 
-@app.get("/transactions/<id>", errors=(NotFound,), sends=("Preference-Applied", "Retry-After"))
+@app.get("/transactions/<id>", answers=((200, "Preference-Applied", "Retry-After"),), errors=(NotFound,))
 async def get_transaction(
     service: Service, answer: Answer, id: TransactionId, headers: schemas.WaitHeaders
 ) -> Transaction:
@@ -272,8 +275,8 @@ async def get_transaction(
 
 @app.post(
     "/transactions/<id>/retry",
+    answers=((200, "Preference-Applied", "Retry-After"),),
     errors=(NotFound, schemas.NotExpired),
-    sends=("Preference-Applied", "Retry-After"),
     unknown="Send the retry again: it gets 409 if the first one was stored.",
 )
 async def retry_transaction(
@@ -285,9 +288,9 @@ async def retry_transaction(
 
 @app.get(
     "/events",
-    media_type=events.MEDIA_TYPE,
+    answers=((200, "Cache-Control", "X-Accel-Buffering"),),
     errors=(schemas.TooManyClients,),
-    sends=("Cache-Control", "X-Accel-Buffering"),
+    media_type=events.MEDIA_TYPE,
 )
 def follow_events(
     service: Service, answer: Answer, query: schemas.EventQuery, headers: schemas.EventHeaders
@@ -314,7 +317,7 @@ def follow_events(
 
 @app.get("/healthz", token=False)
 async def healthz(service: Service) -> schemas.Health:
-    """Tell whether the service is alive."""
+    """Check that the service is alive."""
     if not service.ledger.alive:
         raise NotRunning("The ledger's thread does not run.")
     if service.store.problem != CHECKING:  # that may take minutes
@@ -324,7 +327,7 @@ async def healthz(service: Service) -> schemas.Health:
 
 @app.get("/readyz", token=False, errors=(schemas.NotReady,))
 async def readyz(service: Service) -> Readiness:
-    """Tell whether the whole job can be done: stored, asked and answered."""
+    """Check that transactions can be stored, asked about and answered."""
     with suppress(NotRead):  # `problems` says why
         await service.look(check)
     return service.readiness()
@@ -359,10 +362,10 @@ def document(token: bool) -> msgspec.Raw:
 
 async def stored(service: Service, answer: Answer, transaction: Transaction, prefer: str) -> Transaction:
     """A stored transaction, after waiting for its verdict as `Prefer: wait=N` asks (RFC 7240)."""
-    wanted = preferred_wait(prefer)
-    if wanted is None:
+    wanted = re.search(r"(?:^|[,;])\s*wait\s*=\s*(\"?)(\d{1,4000})\1\s*(?:$|[,;])", prefer, re.IGNORECASE)
+    if not wanted:
         return transaction
-    seconds = min(wanted, LONGEST_WAIT)
+    seconds = min(int(wanted[2]), LONGEST_WAIT)
     try:
         transaction = await service.changes.wait(transaction, seconds)
         answer.headers["Preference-Applied"] = f"wait={seconds}"
@@ -374,7 +377,7 @@ async def stored(service: Service, answer: Answer, transaction: Transaction, pre
 async def page(
     service: Service, answer: Answer, path: str, find: Callable[..., list[T]], query: Any
 ) -> tuple[list[T], str | None]:
-    """The items of a page of what a query finds, and the URL of the next page, which `Link` tells too."""
+    """One page of a list, and the URL of the next page, which is also in `Link`."""
     texts = msgspec.to_builtins(query)  # without what is not set
     filters = {name: getattr(query, name) for name in texts} | {"limit": query.limit + 1}
     found: list[Any] = await service.read(find, **filters)

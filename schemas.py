@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from uuid import UUID
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field, json
-from msgspec.structs import asdict
 
 from kit.errors import NotStored, PreconditionFailed, Problem, Refusal, Unavailable
 
@@ -24,56 +23,34 @@ class Status(StrEnum):
 
 LARGEST_ID = 2**31 - 1  # of a station; PostgreSQL has no larger integer
 StationId = Annotated[int, Meta(ge=1, le=LARGEST_ID, examples=[1])]
-TransactionId = Annotated[
-    UUID, Meta(description="UUIDv7", examples=["019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"])
-]
+ID = "019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"
+TransactionId = Annotated[UUID, Meta(description="UUIDv7", examples=[ID])]
 Time = Annotated[datetime, Meta(tz=True)]
 NO_NUL = r"^[^\u0000]*$"  # the one character that PostgreSQL cannot store in a text
 NOT_BLANK = r"^\s*[^\s\u0000][^\u0000]*$"
-Description = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=255,
-        pattern=NOT_BLANK,
-        examples=["Teste"],
-        extra={"allowed": "1 to 255 characters, not only blanks, and no NUL"},
-    ),
-]
-Text = Annotated[
-    str,
-    Meta(min_length=1, max_length=255, pattern=NO_NUL, extra={"allowed": "1 to 255 characters, and no NUL"}),
-]
-FOUND = "list those with this text in their description, in any letter case and however typed"
-Search = Annotated[Text, Meta(description=FOUND)]
-SAME = "the same key and body get the same transaction again; it has no comma"
-IdempotencyKey = Annotated[Text, Meta(description=SAME)]
+Short = Annotated[str, Meta(min_length=1, max_length=255)]
+Text = Annotated[Short, Meta(pattern=NO_NUL, extra={"allowed": "must have 1 to 255 characters, and no NUL"})]
+NOT_ONLY = {"allowed": "must have 1 to 255 characters, not only blanks, and no NUL"}
+Description = Annotated[Short, Meta(pattern=NOT_BLANK, examples=["Teste"], extra=NOT_ONLY)]
 TAG = r'(?:W/)?("[!#-~]*")'  # an entity tag (RFC 9110, section 8.8.3)
 TAGS = rf"^(\s*\*\s*|[\s,]*{TAG}(\s*,[\s,]*{TAG})*[\s,]*)$"  # empty items are allowed
-Limit = Annotated[int, Meta(ge=1, le=200, description="items on a page", examples=[20])]
-WAIT = "`wait=N` holds the answer until the verdict, N seconds at most, and never more than 30 (RFC 7240)"
-Prefer = Annotated[str, Meta(description=WAIT, examples=["wait=5"])]
 IfMatch = Annotated[
     str,
     Meta(
         pattern=TAGS,
         examples=["*"],
-        extra={"allowed": 'tags in quotes, such as "x", "y", or * for any'},
-        description="tags (ETag), or `*`: change nothing, and answer 412, unless it still has one of these",
+        description="tags, or `*`: get 412 and change nothing unless the station still has one of them",
+        extra={"allowed": 'must have tags in quotes, such as "x", "y", or * for any'},
     ),
 ]
-Statuses = Annotated[
-    list[Status], Meta(min_length=1, description="one of these statuses; write several with commas")
-]
-State = Annotated[str, Meta(description="`ok`, or what is wrong with it")]
-Equipment = Annotated[
-    dict[str, str] | Literal["unknown"],
-    Meta(description="what each equipment said last", examples=[{"validator-1": "online"}]),
-]
-Cursor = Annotated[
-    str,
-    Meta(min_length=1, description="the same as `Last-Event-ID`, which goes first, and `lastEventId` next"),
-]
+Statuses = Annotated[list[Status], Meta(min_length=1, description="one status, or several with commas")]
+Limit = Annotated[int, Meta(ge=1, le=200, description="items on a page", examples=[20])]
+OfStation = Annotated[StationId | UnsetType, Meta(description="of this station")]
+State = Annotated[str, Meta(description="`ok`, or the problem")]
+EQUIPMENT = Meta(description="the last known state of each equipment", examples=[{"validator-1": "online"}])
+Equipment = Annotated[dict[str, str] | Literal["unknown"], EQUIPMENT]
+CURSOR = "the same as `Last-Event-ID`; the header goes first, then `lastEventId`"
+Cursor = Annotated[str, Meta(min_length=1, description=CURSOR)]
 Next = Annotated[str | None, Meta(description="the next page; null on the last one")]
 
 
@@ -105,19 +82,22 @@ class Station(Struct, frozen=True):
 
 
 class StationQuery(Struct, forbid_unknown_fields=True):
-    q: Search | UnsetType = UNSET
+    q: Annotated[
+        Text | UnsetType,
+        Meta(description="stations with this text in their description, in any letter case, however typed"),
+    ] = UNSET
     limit: Limit = 50
-    after: Annotated[StationId | UnsetType, Meta(description="list what comes after this id")] = UNSET
+    after: Annotated[StationId | UnsetType, Meta(description="stations with a higher id")] = UNSET
 
 
-class ReadHeaders(Struct):
-    if_none_match: Annotated[
-        str | None, Meta(description="tags (ETag): answer 304 if the station still has one of them")
-    ] = field(default=None, name="If-None-Match")
+class ReadHeaders(Struct, rename={"if_none_match": "If-None-Match"}):
+    if_none_match: Annotated[str, Meta(description="tags: get 304 if the station still has one of them")] = (
+        ""
+    )
 
 
-class ChangeHeaders(Struct):
-    if_match: IfMatch | None = field(default=None, name="If-Match")
+class ChangeHeaders(Struct, rename={"if_match": "If-Match"}):
+    if_match: IfMatch | None = None
 
 
 class StationPage(Struct):
@@ -126,15 +106,13 @@ class StationPage(Struct):
 
 
 class EventQuery(Struct, forbid_unknown_fields=True):
-    station_id: Annotated[StationId | UnsetType, Meta(description="of this station")] = UNSET
+    station_id: OfStation = UNSET
     after: Cursor | UnsetType = UNSET
     last_event_id: Cursor | UnsetType = field(default=UNSET, name="lastEventId")
 
 
-class EventHeaders(Struct):
-    last_event_id: Annotated[
-        str, Meta(description="the `id` of the event to go on after; without one, the stream starts now")
-    ] = field(default="", name="Last-Event-ID")
+class EventHeaders(Struct, rename={"last_event_id": "Last-Event-ID"}):
+    last_event_id: Annotated[str, Meta(description="resume after this event; without it, start now")] = ""
 
 
 class NewTransaction(Struct, forbid_unknown_fields=True):
@@ -147,21 +125,20 @@ class Transaction(Struct, frozen=True):
     status: Status
     created: Annotated[datetime, Meta(tz=True, examples=["2026-03-28T00:18:13.786299Z"])]
     updated: Annotated[datetime, Meta(tz=True, examples=["2026-03-28T00:18:13.788410Z"])]
-    attempts: Annotated[int, Meta(ge=0, description="how often it was asked since its deadline started")]
-    asked: Annotated[Time | None, Meta(description="when it was asked last; null: not yet")]
+    attempts: Annotated[int, Meta(ge=0, description="questions since its deadline started")]
+    asked: Annotated[Time | None, Meta(description="time of the last question; null: not asked yet")]
     expires: Annotated[
-        Time | None,
-        Meta(description="when it expires, or did; null with a verdict, and while its clock stands still"),
+        Time | None, Meta(description="null with a verdict, and while its clock stands still")
     ]
 
 
 class TransactionQuery(Struct, forbid_unknown_fields=True):
     status: Statuses | UnsetType = UNSET
-    station_id: Annotated[StationId | UnsetType, Meta(description="of this station")] = UNSET
-    created_from: Annotated[Time | UnsetType, Meta(description="created at this time or later")] = UNSET
-    created_to: Annotated[Time | UnsetType, Meta(description="created at this time or earlier")] = UNSET
+    station_id: OfStation = UNSET
+    created_from: Annotated[Time | UnsetType, Meta(description="created then or later")] = UNSET
+    created_to: Annotated[Time | UnsetType, Meta(description="created then or earlier")] = UNSET
     limit: Limit = 50
-    after: Annotated[UUID | UnsetType, Meta(description="list what is older than this id")] = UNSET
+    after: Annotated[UUID | UnsetType, Meta(description="transactions with a lower id")] = UNSET
 
 
 class TransactionPage(Struct):
@@ -170,15 +147,23 @@ class TransactionPage(Struct):
 
 
 class WaitHeaders(Struct):
-    prefer: Prefer = field(default="", name="Prefer")
+    prefer: Annotated[
+        str,
+        Meta(
+            description="`wait=N`: wait for the verdict, up to N seconds or 30 (RFC 7240)",
+            examples=["wait=5"],
+        ),
+    ] = field(default="", name="Prefer")
 
 
 class TransactionHeaders(WaitHeaders):
-    idempotency_key: IdempotencyKey | None = field(default=None, name="Idempotency-Key")
+    idempotency_key: Annotated[
+        Text | None, Meta(description="makes repeats safe: a text without a comma, new for each transaction")
+    ] = field(default=None, name="Idempotency-Key")
 
 
 class Unready(Problem, kw_only=True):
-    """Why the whole job cannot be done now; the other members are those of Readiness."""
+    """A problem with the fields of Readiness."""
 
     database: State
     broker: State
@@ -224,17 +209,8 @@ class Readiness(Struct):
     equipment: Equipment
 
 
-class NotReady(Unavailable):
+class NotReady(Unavailable, shape=Unready):
     """The whole job cannot be done now. The detail has a sentence for each problem."""
-
-    shape = Unready
-
-    def __init__(self, detail: str, readiness: Readiness):
-        super().__init__(detail)
-        self.readiness = readiness
-
-    def problem(self) -> Problem:
-        return Unready(**asdict(super().problem()), **asdict(self.readiness))
 
 
 class Question(Struct, frozen=True):

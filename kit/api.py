@@ -1,4 +1,4 @@
-"""A Bottle app whose routes declare what they take, give and refuse, and that reads and writes by this.
+"""A Bottle app whose routes declare their inputs, outputs and errors, and that reads and writes by this.
 
 Bottle finds the route of a request and runs the hooks; then the app calls the handler, which may wait.
 """
@@ -17,17 +17,18 @@ from typing import Any
 import msgspec
 from bottle import Bottle, HTTPError, Route, request
 
-from kit import asgi, errors, metrics, requests
+from kit import asgi, metrics, requests
 from kit.errors import KeyNotTaken, MethodNotAllowed, NothingHere, NotRunning, OutcomeUnknown, Refusal
 from kit.logs import REQUEST, REQUEST_ID, begin_request
 from kit.openapi import Declaration
-from kit.requests import convert, header
+from kit.requests import header
 
 log = logging.getLogger(__name__)
 
 GONE = 499  # the status by which we count a request whose client has gone
 ANSWER = "kit.answer"  # where a request's environment has its answer, or the call of its handler
 PROBES = ("/healthz", "/readyz")  # answer 503 again and again while something is wrong
+READERS = {"query": requests.read_query, "headers": requests.read_headers, "body": requests.read_body}
 SECURITY_HEADERS = {
     # Swagger UI draws its icons from data URLs. Everything else comes from here, and nothing is inline.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -38,19 +39,19 @@ SECURITY_HEADERS = {
 
 
 class Answer:
-    """An answer. A handler may set its status and headers, and returns what becomes its body.
+    """An answer. A handler may set its status and headers; its result becomes the body.
 
-    A stream has `more` than its body, and must be closed. `detail` is that of a problem, for the log.
+    A stream goes on with `more` after its body, and must be closed. `detail` is for the log.
     """
 
-    def __init__(self, status: int, body: bytes = b"", detail: str = ""):
+    def __init__(self, status: int, body: bytes = b"", media_type: str = "", detail: str = ""):
         self.status, self.body, self.detail = status, body, detail
-        self.headers: dict[str, str] = {}
+        self.headers = {"Content-Type": media_type} if media_type else {}
         self.more: AsyncGenerator[bytes, None] | None = None
 
 
 class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
-    """An app whose handlers get what they declare; `absent` tells clients that no service is running."""
+    """An app whose handlers get the inputs that they declare; `absent` is the detail without a service."""
 
     def __init__(self, absent: str) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         self.add_hook("before_request", begin)
 
     def use(self, service: Any, token: str = "") -> None:
-        """Hand this service to handlers from now on, or none. `token` is what clients must bear."""
+        """Hand this service to handlers from now on. If there is a `token`, clients must send it."""
         self.config.update(running=service, api_token=token)
 
     def add_route(self, route: Route) -> None:
@@ -82,11 +83,16 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
 
     def serve(self, index: str, rule: str, *files: Path) -> None:
         """Answer with these files by name, and with `index.html` at a path of its own."""
-        pages = {path.name: path.read_bytes() for path in files}
+        pages = {path.name: page(path) for path in files}
 
         def handle(name: str = "index.html") -> None:
-            missing = NothingHere("There is no file {}.", name)
-            request.environ[ANSWER] = page(name, pages[name]) if name in pages else refuse(missing)
+            if name not in pages:
+                request.environ[ANSWER] = refuse(NothingHere("There is no file {}.", name))
+                return
+            body, kind, tag = pages[name]
+            same = tag in (header("If-None-Match") or "")
+            request.environ[ANSWER] = answer = Answer(304) if same else Answer(200, body, kind)
+            answer.headers |= {"ETag": tag, "Cache-Control": "no-cache"}
 
         for path in (index, rule):
             super().add_route(Route(self, path, "GET", handle))
@@ -122,7 +128,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
             raise
         except Exception:
             log.exception("a request failed", extra={"event": "request_crashed"})
-            answer = refuse(Refusal(errors.INTERNAL))
+            answer = refuse(Refusal("The service failed; its log says why."))
         finally:
             self.requests.in_progress -= 1
         if answer.body and not answer.more:
@@ -132,7 +138,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         return answer
 
     async def call(self, handler: Callable[..., Any], declared: Declaration, path: dict[str, str]) -> Answer:
-        """Call a handler, and write what it returns: bytes or a stream as it is, all else as JSON."""
+        """Call a handler, and send its result: bytes and streams as they are, everything else as JSON."""
         answer = Answer(declared.status)
         try:
             result = handler(**self.arguments(declared, path, answer))
@@ -151,7 +157,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         return answer
 
     def arguments(self, declared: Declaration, path: dict[str, str], answer: Answer) -> dict[str, Any]:
-        """What the handler takes, by name; raises the Refusal that says what is wrong with the request."""
+        """The handler's arguments by name; raises a Refusal if the request is not as declared."""
         given: dict[str, Any] = {"answer": answer} if declared.answer else {}
         if declared.service:
             given["service"] = self.config["running"]
@@ -162,16 +168,10 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         if declared.keyless and header("Idempotency-Key") is not None:
             raise KeyNotTaken("Idempotency-Key: is not taken here. " + declared.unknown)
         for name, text in path.items():
-            given[name] = convert(text, declared.path[name], name)
-        if declared.query:
-            given["query"] = convert(requests.query(declared.query), declared.query, "query")
-        if declared.headers:
-            texts = {name: header(name) for name in declared.header_names}
-            sent = {name: text for name, text in texts.items() if text is not None}
-            given["headers"] = convert(sent, declared.headers, "headers")
-        if declared.body:
-            given["body"] = requests.read_body(declared.body)
-        elif request.method not in ("GET", "HEAD"):
+            given[name] = requests.convert(text, declared.path[name], name)
+        for name, struct in declared.structs.items():
+            given[name] = READERS[name](struct)
+        if "body" not in given and request.method not in ("GET", "HEAD"):
             requests.receive()  # a request that was cut off must not change anything
         return given
 
@@ -196,11 +196,8 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         log.log(level, text, fields, extra=fields | {"event": "request"})
 
 
-# Requests
-
-
 def begin() -> None:
-    """Give a request its id, and let every route be asked for with a slash at its end, too."""
+    """Give a request its id, and ignore slashes at the end of its path."""
     environ = request.environ
     begin_request(header(REQUEST_ID))
     environ["PATH_INFO"] = environ["PATH_INFO"].rstrip("/")
@@ -210,37 +207,28 @@ def begin() -> None:
         raise HTTPError(404) from None
 
 
-# Answers
-
-
 def refuse(refusal: Refusal) -> Answer:
     """An error as application/problem+json (RFC 9457)."""
-    answer = Answer(refusal.status, msgspec.json.encode(refusal.problem()), refusal.logged)
-    answer.headers |= refusal.headers | {"Content-Type": "application/problem+json"}
+    body = msgspec.json.encode(refusal.problem())
+    answer = Answer(refusal.status, body, "application/problem+json", refusal.logged)
+    answer.headers |= refusal.headers
     return answer
 
 
 def explain(error: HTTPError) -> None:
-    """Answer with such a problem to what Bottle finds: no such route or method, or a hook that failed."""
-    found = {
-        404: NothingHere("There is nothing here."),
-        405: MethodNotAllowed("The path has no such method."),
-    }
-    answer = refuse(found.get(error.status_code, Refusal(errors.INTERNAL)))
-    if error.status_code == 405:
-        methods = {*error.get_header("Allow").split(","), "OPTIONS"}
-        methods |= {"HEAD"} if "GET" in methods else set()
-        answer = Answer(204) if request.method == "OPTIONS" else answer
-        answer.headers["Allow"] = ", ".join(sorted(methods))
-    request.environ[ANSWER] = answer
+    """Answer an unknown path or method, as Bottle found it."""
+    if error.status_code == 404:
+        request.environ[ANSWER] = refuse(NothingHere("There is nothing here."))
+        return
+    methods = {*error.get_header("Allow").split(","), "OPTIONS"}
+    methods |= {"HEAD"} if "GET" in methods else set()
+    wrong = refuse(MethodNotAllowed("The path has no such method."))
+    request.environ[ANSWER] = answer = Answer(204) if request.method == "OPTIONS" else wrong
+    answer.headers["Allow"] = ", ".join(sorted(methods))
 
 
-def page(name: str, body: bytes) -> Answer:
-    """A file for a browser, which asks each time if it has changed, so a page never mixes two releases."""
-    tag = f'"{sha256(body).hexdigest()[:20]}"'
-    answer = Answer(304) if tag in (header("If-None-Match") or "") else Answer(200, body)
-    answer.headers |= {"ETag": tag, "Cache-Control": "no-cache"}
-    if answer.body:
-        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-        answer.headers["Content-Type"] = f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
-    return answer
+def page(path: Path) -> tuple[bytes, str, str]:
+    """A file, its type and its tag. Browsers compare tags each time, so a page never mixes two releases."""
+    body, kind = path.read_bytes(), str(mimetypes.guess_type(path)[0])
+    kind += "; charset=utf-8" if kind.startswith("text/") else ""
+    return body, kind, f'"{sha256(body).hexdigest()[:20]}"'

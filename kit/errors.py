@@ -6,9 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta, Struct
 
-INTERNAL = "The service failed; its log says why."
-# RFC 9110; Python 3.11 has the older names.
-TITLES = {413: "Content Too Large", 414: "URI Too Long"}
+TITLES = {413: "Content Too Large", 414: "URI Too Long"}  # RFC 9110; Python 3.11 has the older names
 
 
 def title(status: int) -> str:
@@ -22,27 +20,26 @@ class Problem(Struct):
     title: Annotated[str, Meta(examples=["Invalid value"])]
     status: Annotated[int, Meta(ge=400, le=599, examples=[422])]
     detail: Annotated[str, Meta(examples=["body.station_id: Expected `int`, got `str`"])]
-    type: Annotated[str, Meta(examples=["/problems/invalid-value"], description="names the cause")] = (
-        "about:blank"
-    )
+    type: Annotated[str, Meta(examples=["/problems/invalid-value"])] = "about:blank"
 
 
 class Refusal(Exception):
-    """Raised where a rule is broken. Its text is the detail for the client; `headers` go with the answer.
+    """Base of all errors that a client can get. Its text is the detail; `headers` go with the answer.
 
-    The name of a kind becomes the title and the type of its problem. `plain`: the status says it all.
-    `quoted` is a text of the client, which takes the place of {} in the detail. It may be a secret that went
-    astray, so `logged` is without it. The first line of a kind's docstring is what the document says of it.
+    The name of a subclass becomes the title and the type of its problem; if it is `plain`, its status does.
+    `quoted` is a text from the client and replaces {} in the detail. It may be a secret that went astray, so
+    `logged` is without it. The docstring of a subclass is its description in the document.
     """
 
     title: ClassVar[str] = "Internal Server Error"
     cause: ClassVar[str] = "about:blank"  # the type of its problem
     status: ClassVar[int] = 500
     headers: ClassVar[dict[str, str]] = {}
-    shape: ClassVar[type[Problem]] = Problem  # what `problem` returns
+    shape: ClassVar[type[Problem]] = Problem  # the type of its body; `more` fills the fields that it adds
 
-    def __init__(self, detail: str, quoted: str | None = None):
+    def __init__(self, detail: str, quoted: str | None = None, **more: Any):
         super().__init__(detail if quoted is None else detail.replace("{}", quoted))
+        self.more = more
         self.logged = detail if quoted is None else detail.replace("{}", "…")
 
     def __init_subclass__(cls, plain: bool = False, **declared: Any) -> None:
@@ -53,8 +50,8 @@ class Refusal(Exception):
         cls.cause = "about:blank" if plain else "/problems/" + words.replace(" ", "-")
 
     def problem(self) -> Problem:
-        """The body that tells the client."""
-        return Problem(self.title, self.status, str(self), self.cause)
+        """The body of the answer."""
+        return self.shape(self.title, self.status, str(self), self.cause, **self.more)
 
 
 class MalformedBody(Refusal, status=400):
@@ -102,7 +99,7 @@ class InvalidValue(Refusal, status=422):
 
 
 class Unavailable(Refusal, status=503, headers={"Retry-After": "5"}):
-    """Base of what cannot be done now."""
+    """Base of errors that may be gone soon."""
 
 
 class NotRunning(Unavailable):

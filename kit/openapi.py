@@ -1,8 +1,8 @@
-"""What the routes declare, and the OpenAPI 3.0 document that is built from it."""
+"""The declarations of routes, and the OpenAPI 3.0 document that is built from them."""
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from itertools import groupby
 from typing import Any, get_type_hints
@@ -11,24 +11,26 @@ import msgspec
 
 from kit import errors as kinds
 from kit.errors import Problem, Refusal
-from kit.requests import JSON
+from kit.requests import JSON, rules
 
 AGAIN = "Send the request again; 404 or 412 may then mean that it was carried out."  # an idempotent one
+CHANGE = [kinds.IncompleteBody, kinds.ContentTooLarge, kinds.UnsupportedMediaType]
+CHANGE += [kinds.NotStored, kinds.Locked, kinds.OutcomeUnknown]
 REFERENCE = "#/components/schemas/{name}"
 HEADER = "#/components/headers/"
 Json = dict[str, Any]
-HEADERS: dict[str, tuple[str, str]] = {  # by name: its type and its meaning
-    "Allow": ("string", "The methods that this path has."),
-    "Cache-Control": ("string", "`no-store`: each client must ask itself."),
-    "ETag": ("string", "A tag that changes with the content, for `If-Match` and `If-None-Match`."),
-    "Idempotent-Replayed": ("string", "`true`: this key was used before, so nothing was stored anew."),
-    "Link": ("string", 'The URL of the next page, with `rel="next"` (RFC 8288); missing on the last page.'),
-    "Location": ("string", "The path under which it can be read."),
-    "Preference-Applied": ("string", "The preference that was honoured, such as `wait=5` (RFC 7240)."),
-    "Retry-After": ("integer", "After how many seconds to try again."),
-    "WWW-Authenticate": ("string", "`Bearer`: the API token is needed (RFC 6750)."),
-    "X-Accel-Buffering": ("string", "`no`: a proxy passes each event on at once."),
-    "X-Request-ID": ("string", "The id that the request gave, or a new one. The service logs it too."),
+HEADERS = {
+    "Allow": "The methods that this path has.",
+    "Cache-Control": "`no-store`: the answer must not be cached.",
+    "ETag": "A tag that changes with the content, for `If-Match` and `If-None-Match`.",
+    "Idempotent-Replayed": "`true`: this key was used before, so nothing new was stored.",
+    "Link": 'The URL of the next page, with `rel="next"` (RFC 8288); missing on the last page.',
+    "Location": "The path of the new resource.",
+    "Preference-Applied": "The preference that was honoured, such as `wait=5` (RFC 7240).",
+    "Retry-After": "The number of seconds to wait before the next attempt.",
+    "WWW-Authenticate": "`Bearer`: the API token is needed (RFC 6750).",
+    "X-Accel-Buffering": "`no`: a proxy passes each event on at once.",
+    "X-Request-ID": "The id from the request, or a new one. It is in the service's log, too.",
 }
 
 
@@ -39,11 +41,10 @@ class Declaration:
     `answer` takes the status and headers of the answer. All other arguments are parts of the path. The
     decorator's options:
 
-    status: of a successful answer. `also`: other success statuses and their headers
-    errors: besides those that follow from the inputs
-    sends: names of headers of a successful answer
+    answers: the status of each success and the names of its headers; the first one is the default
+    errors: in addition to those that follow from the inputs
     token: require the API token, if there is one
-    unknown: what to do if the outcome is unknown
+    unknown: advice for a client that does not know the outcome
 
     A POST without `Idempotency-Key` among its headers refuses it, so no client relies on a key in vain.
     """
@@ -53,16 +54,14 @@ class Declaration:
         handler: Callable[..., Any],
         method: str,
         rule: str,
-        status: int = 200,
+        answers: tuple[tuple[Any, ...], ...] = ((200,),),
         errors: tuple[type[Refusal], ...] = (),
-        sends: tuple[str, ...] = (),
-        also: tuple[tuple[int, tuple[str, ...]], ...] = (),
         media_type: str = JSON,
         token: bool = True,
-        unknown: str = "",
+        unknown: str = AGAIN,
     ):
-        self.name, self.status, self.sends, self.also = handler.__name__, status, sends, also
-        self.media_type, self.token, self.unknown = media_type, token, unknown or AGAIN
+        self.name, self.answers, self.media_type = handler.__name__, answers, media_type
+        self.status, self.token, self.unknown = answers[0][0], token, unknown
         self.summary, _, self.description = (inspect.getdoc(handler) or "").partition("\n\n")
         if not self.summary:
             raise TypeError("has no docstring")
@@ -71,59 +70,49 @@ class Declaration:
             raise TypeError("every argument and the result need a type")
         self.returns = hints.pop("return")
         self.service, self.answer = (hints.pop(name, None) is not None for name in ("service", "answer"))
-        structs = [hints.pop(name, None) for name in ("query", "headers", "body")]
-        self.query, self.headers, self.body = structs
+        self.structs: dict[str, Any] = {
+            name: hints.pop(name) for name in ("query", "headers", "body") if name in hints
+        }
         if hints.keys() != set(re.findall(r"<(\w+)>", rule)):
             raise TypeError(f"the arguments {sorted(hints)} are not those of the path")
-        if not all(struct is None or issubclass(struct, msgspec.Struct) for struct in structs):
+        if not all(issubclass(struct, msgspec.Struct) for struct in self.structs.values()):
             raise TypeError("query, headers and body must be Structs")
-        if strange := {*sends, *(name for _, names in also for name in names)} - HEADERS.keys():
-            raise TypeError(f"HEADERS does not describe {sorted(strange)}")
         json = [self.returns] if media_type == JSON else []
-        msgspec.json.schema_components([*filter(None, structs), *hints.values(), *json])  # may find none
-        names = msgspec.structs.fields(self.headers) if self.headers else ()
-        self.header_names = [field.encode_name for field in names]
-        self.keyless = method == "POST" and "Idempotency-Key" not in self.header_names
-        if method == "POST" and self.service and not unknown:
-            raise TypeError("must say what to do if the outcome is unknown")
-        refusals = {*errors, *self._implied(method)}
+        msgspec.json.schema_components([*self.structs.values(), *hints.values(), *json])  # may find none
+        headers = rules(self.structs["headers"]) if "headers" in self.structs else {}
+        self.keyless = method == "POST" and "Idempotency-Key" not in headers
+        changes, body = method != "GET", "body" in self.structs
+        implied: dict[type[Refusal], Any] = {
+            kinds.MethodNotAllowed: True,
+            kinds.InvalidValue: self.path or self.structs,
+            kinds.Unauthorized: token,
+            kinds.MalformedBody: body,
+            kinds.KeyNotTaken: self.keyless,
+            kinds.NotRunning: self.service,
+            kinds.NotRead: self.service and not changes,
+        } | dict.fromkeys(CHANGE, changes)
+        refusals = {*errors, *(refusal for refusal, occurs in implied.items() if occurs)}
         if not all(issubclass(refusal, Refusal) for refusal in refusals):
             raise TypeError("errors must be Refusals")
         self.errors = sorted(refusals, key=lambda refusal: refusal.status)
-
-    def _implied(self, method: str) -> Iterable[type[Refusal]]:
-        """The errors that follow from the inputs."""
-        yield kinds.MethodNotAllowed
-        if self.path or self.query or self.headers or self.body:
-            yield kinds.InvalidValue
-        if self.token:
-            yield kinds.Unauthorized
-        if self.body:
-            yield kinds.MalformedBody
-        if self.keyless:
-            yield kinds.KeyNotTaken
-        if self.service:
-            yield kinds.NotRunning
-        if method != "GET":
-            yield from (kinds.IncompleteBody, kinds.ContentTooLarge, kinds.UnsupportedMediaType)
-            yield from (kinds.NotStored, kinds.Locked, kinds.OutcomeUnknown)
-        elif self.service:
-            yield kinds.NotRead
 
 
 def document(routes: Mapping[Any, Declaration], info: Json, tags: dict[str, str], token: bool) -> Json:
     """The document of an app's routes.
 
-    `tags` say what each group of routes is for. A route belongs to the group that its path begins with, or
-    else to the last one. Where the app asks for no token, the document says that a request may have none.
+    `tags` describes each group of routes. A route belongs to the group that its path begins with, or else to
+    the last one. Without a `token`, the document makes authentication optional.
     """
     found: Json = {}
     paths: Json = {}
     for route, declared in routes.items():
         path, group = re.sub(r"<(\w+)>", r"{\1}", route.rule), route.rule.split("/")[1]
-        described = operation(declared, found, token)
+        described = operation(declared, found)
         described["tags"] = [group if group in tags else list(tags)[-1]]
+        described["security"] = ([{"token": []}] if token else [{"token": []}, {}]) if declared.token else []
         paths.setdefault(path, {})[route.method.lower()] = described
+    headers = {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()}
+    headers["Retry-After"]["schema"] = {"type": "integer"}
     return {
         "openapi": "3.0.3",
         "info": info,
@@ -132,66 +121,62 @@ def document(routes: Mapping[Any, Declaration], info: Json, tags: dict[str, str]
         "paths": paths,
         "components": {
             "schemas": {name: in_3_0(schema) for name, schema in sorted(found.items())},
-            "headers": {
-                name: {"description": text, "schema": {"type": kind}}
-                for name, (kind, text) in HEADERS.items()
-            },
+            "headers": headers,
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "`API_TOKEN`"}},
         },
     }
 
 
-def operation(declared: Declaration, found: Json, token: bool) -> Json:
-    """What the document says of one route; adds the components that it refers to to `found`."""
-    successes = sorted([*declared.also, (declared.status, declared.sends)])
-    failures = groupby(declared.errors, lambda refusal: refusal.status)
-    responses = {str(status): success(declared, status, sends, found) for status, sends in successes}
-    responses |= {str(status): failure(list(same), found) for status, same in failures}
-    described = {
+def operation(declared: Declaration, found: Json) -> Json:
+    """A route in the document; adds the components that it refers to to `found`."""
+    responses = {str(status): success(declared, status, names, found) for status, *names in declared.answers}
+    for status, same in groupby(declared.errors, lambda refusal: refusal.status):
+        responses[str(status)] = failure(list(same), found)
+    described: Json = {
         "operationId": declared.name,
         "summary": declared.summary,
-        "security": ([{"token": []}] if token else [{"token": []}, {}]) if declared.token else [],
+        "description": declared.description,
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": schema(hint, found)}
+            for name, hint in declared.path.items()
+        ],
         "responses": responses,
     }
-    if declared.description:
-        described["description"] = declared.description
-    parameters = [
-        {"name": name, "in": "path", "required": True, "schema": schema(hint, found)}
-        for name, hint in declared.path.items()
-    ]
-    parameters += fields(declared.query, "query") + fields(declared.headers, "header")
-    if parameters:
-        described["parameters"] = parameters
-    if declared.body:
-        content = {"application/json": {"schema": schema(declared.body, found)}}
-        described["requestBody"] = {"required": True, "content": content}
+    for name, struct in declared.structs.items():
+        if name == "body":
+            described["requestBody"] = {
+                "required": True,
+                "content": {JSON: {"schema": schema(struct, found)}},
+            }
+        else:
+            described["parameters"] += parameters(struct, name.removesuffix("s"))
     return described
 
 
-def success(declared: Declaration, status: int, sends: Sequence[str], found: Json) -> Json:
-    """An answer of a route that does what it was asked."""
-    described: Json = {"description": HTTPStatus(status).phrase, "headers": headers(sends)}
+def success(declared: Declaration, status: int, names: list[str], found: Json) -> Json:
+    """A successful answer of a route."""
+    described = {"description": HTTPStatus(status).phrase, "headers": headers(names)}
     if declared.returns is not type(None) and status < 300:
-        media_type = declared.media_type
-        json = media_type == "application/json"
-        content = {"schema": schema(declared.returns, found) if json else {"type": "string"}}
-        described["content"] = {media_type.partition(";")[0]: content}
+        text = declared.media_type != JSON
+        content = {"schema": {"type": "string"} if text else schema(declared.returns, found)}
+        described["content"] = {declared.media_type.partition(";")[0]: content}
     return described
 
 
 def failure(refusals: list[type[Refusal]], found: Json) -> Json:
-    """The answer of a route that refuses with one status: a Problem, or what extends one."""
-    meanings = {one: (one.__doc__ or "").partition("\n")[0] for one in refusals}
+    """The answer for refusals with the same status."""
     shapes = [schema(shape, found) for shape in dict.fromkeys(refusal.shape for refusal in refusals)]
     content: Json = {"schema": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}
     content["examples"] = {
-        one.__name__: {"value": msgspec.to_builtins(one(meaning).problem())}
-        for one, meaning in meanings.items()
+        one.__name__: {"value": msgspec.to_builtins(one(str(one.__doc__)).problem())}
+        for one in refusals
         if one.shape is Problem
     }
-    sends = headers(name for refusal in refusals for name in refusal.headers)
-    content = {"application/problem+json": content}
-    return {"description": " ".join(meanings.values()), "headers": sends, "content": content}
+    return {
+        "description": " ".join(str(one.__doc__) for one in refusals),
+        "headers": headers(name for one in refusals for name in one.headers),
+        "content": {"application/problem+json": content},
+    }
 
 
 def headers(names: Iterable[str]) -> Json:
@@ -199,14 +184,11 @@ def headers(names: Iterable[str]) -> Json:
     return {name: {"$ref": HEADER + name} for name in sorted({*names, "X-Request-ID"})}
 
 
-def fields(struct: type[msgspec.Struct] | None, place: str) -> list[Json]:
-    """The parameters that the fields of a Struct of a query or of headers stand for."""
-    if struct is None:
-        return []
+def parameters(struct: type[msgspec.Struct], place: str) -> list[Json]:
+    """The fields of a Struct as parameters in the query or in headers."""
     _, components = msgspec.json.schema_components([struct], ref_template=REFERENCE)
     described = []
-    for name, full in components[struct.__name__]["properties"].items():
-        full = in_3_0(full)
+    for name, full in in_3_0(components[struct.__name__]["properties"]).items():
         full.pop("nullable", None)
         parameter = {"name": name, "in": place, "description": full.pop("description", "")}
         if full.get("type") == "array":  # written with commas

@@ -1,6 +1,6 @@
-"""What a request holds, converted and checked: its path, query, headers, token and body.
+"""The parts of a request, converted and checked: its path, query, headers, token and body.
 
-What is wrong with it, and what would be right, is one sentence.
+A refusal names the field and says in one sentence what is wrong, or what would be right.
 """
 
 import hmac
@@ -35,45 +35,46 @@ def header(name: str) -> str | None:
     return raw
 
 
-def query(struct: type[msgspec.Struct]) -> dict[str, str | list[str]]:
-    """The parameters of the query. A list has commas, or is given several times, as some clients do.
-
-    Raises InvalidValue if any other is given twice.
-    """
-    lists, given = list_names(struct), dict[str, str | list[str]]()
+def read_query(struct: type[msgspec.Struct]) -> Any:
+    """The request's query. A list has commas or is repeated; no other parameter is given twice."""
+    fields: Any = properties(struct)
+    given: dict[str, str | list[str]] = {}
     for name in request.query:
-        raw = request.query.getall(name)
-        if len(raw) > 1 and name not in lists:
+        raw, is_list = request.query.getall(name), fields.get(name, {}).get("type") == "array"
+        if len(raw) > 1 and not is_list:
             raise InvalidValue("query.{}: must be given only once.", name[:40])
         try:
             text = ",".join(raw).encode("latin1").decode()  # Bottle gives a character for each byte
         except UnicodeDecodeError:
             raise InvalidValue("query.{}: must be UTF-8.", name[:40]) from None
-        given[name] = text.split(",") if name in lists else text
-    return given
+        given[name] = text.split(",") if is_list else text
+    return convert(given, struct, "query")
 
 
 @cache
-def list_names(struct: type[msgspec.Struct]) -> list[str]:
-    """The fields of a Struct that take a list."""
-    fields: Any = msgspec.json.schema_components([struct])[1][struct.__name__]["properties"]
-    return [name for name, field in fields.items() if field.get("type") == "array"]
+def properties(struct: type[msgspec.Struct]) -> Any:
+    """The JSON schemas of a Struct's fields."""
+    return msgspec.json.schema_components([struct])[1][struct.__name__]["properties"]
+
+
+def read_headers(struct: type[msgspec.Struct]) -> Any:
+    """Those headers of the request that have a field in this Struct."""
+    texts = {name: header(name) for name in rules(struct)}
+    return convert({name: text for name, text in texts.items() if text is not None}, struct, "headers")
 
 
 def convert(data: Any, kind: Any, place: str) -> Any:
-    """Strings from a path, a query or headers as the types of `kind`; InvalidValue names the field."""
+    """Strings from a path, a query or headers as the types of `kind`."""
     try:
         found = msgspec.convert(data, kind, strict=False)
     except msgspec.ValidationError as error:
         raise mistake(error, kind, place) from None
     # msgspec takes 1.0 and 01 for whole numbers, too, and 2026 for a time; we accept one spelling per value.
-    fields = {f"{place}.{name}": name for name in data} if isinstance(data, dict) else {place: None}
-    for where, name in fields.items():
-        text, value = (data[name], getattr(found, name, None)) if name else (data, found)
-        if isinstance(value, int) and str(value) != text:
-            raise InvalidValue(f"{where}: Expected `int`, got `{{}}`", f"{text:.40}")
-        if isinstance(value, datetime) and "-" not in text[1:]:
-            raise InvalidValue(f"{where}: {TIME}")
+    for name, text in (data if isinstance(data, dict) else {"": data}).items():
+        value = getattr(found, name, found)
+        other_number = isinstance(value, int) and str(value) != text
+        if other_number or (isinstance(value, datetime) and "-" not in text[1:]):
+            raise InvalidValue(f"{place}.{name}".rstrip(".") + f": {rules(kind)[name]}")
     return found
 
 
@@ -111,55 +112,45 @@ def authorize(token: str) -> None:
         raise errors.Unauthorized("Authorization: must bear the API token.")
 
 
-def preferred_wait(prefer: str) -> int | None:
-    """How many seconds `Prefer: wait=N` asks for (RFC 7240); None if it does not."""
-    wanted = re.search(r"(?:^|[,;])\s*wait\s*=\s*(\"?)(\d{1,4000})\1\s*(?:$|[,;])", prefer, re.IGNORECASE)
-    return int(wanted[2]) if wanted else None
-
-
-# Sentences
+# Mistakes
 
 
 def mistake(error: msgspec.ValidationError, kind: Any, place: str) -> InvalidValue:
-    """What msgspec found in a value of this type, after the name of the field in which it found it."""
-    reason, _, path = str(error).partition(" - at `$")
-    path = re.sub(r"\[\d+\]$", "", path.rstrip("`"))  # an item of a list
-    found = at(inspect.type_info(kind), list(filter(None, path.split("."))))
-    if unknown := re.match(r"Object contains unknown field `(.*)`", reason, re.DOTALL):
-        known = ", ".join(field.encode_name for field in getattr(found, "fields", ()))
-        return InvalidValue(f"{place}{path}.{{}}: is not one of {known}", f"{unknown[1]:.40}")
-    if missing := re.match(r"Object missing required field `(.*)`", reason):
-        return InvalidValue(f"{place}{path}.{missing[1]}: is missing")
-    value = re.match("Invalid enum value (.*)", reason, re.DOTALL)
-    return InvalidValue(f"{place}{path}: {better(reason, found)}", f"{value[1]:.40}" if value else None)
+    """The refusal for a mistake that msgspec found in a value of this type."""
+    text, right = str(error), rules(kind)
+    if unknown := re.fullmatch("Object contains unknown field `(.*)`", text, re.DOTALL):
+        return InvalidValue(f"{place}.{{}}: is not one of {', '.join(right)}", f"{unknown[1]:.40}")
+    if missing := re.fullmatch("Object missing required field `(.*)`", text):
+        return InvalidValue(f"{place}.{missing[1]}: is missing")
+    field = re.search(r"`\$\.([^.[`]+)[^`]*`$", text)
+    where, rule = (f"{place}.{field[1]}", right[field[1]]) if field else (place, right.get(""))
+    reason = text.partition(" - at `$")[0]
+    if not rule or ", got `" in reason:  # msgspec says it well
+        return InvalidValue(f"{where}: {reason}")
+    value = re.match("Invalid enum value (.*) - at", text, re.DOTALL)
+    return InvalidValue(f"{where}: {rule}", f"{value[1]:.40}" if value else None)
 
 
-def better(reason: str, kind: inspect.Type | None) -> str:
-    """The reason, with what is allowed if msgspec does not say it."""
-    if isinstance(kind, inspect.Metadata):
-        if "matching regex" in reason and kind.extra and "allowed" in kind.extra:
-            return f"must have {kind.extra['allowed']}"
-        kind = kind.type
-    if isinstance(kind, inspect.ListType):
-        kind = kind.item_type
-    if isinstance(kind, inspect.EnumType) and reason.startswith("Invalid enum value"):
-        return f"{{}} is not one of {', '.join(str(member.value) for member in kind.cls)}"
-    if isinstance(kind, inspect.IntType) and re.match("Expected `int` [<>]", reason):
-        return f"Expected `int` from {kind.ge} to {kind.le}"
-    return TIME if isinstance(kind, inspect.DateTimeType) else reason
+@cache
+def rules(kind: Any) -> dict[str, str]:
+    """A sentence for each field of a Struct, or for another type under the name ""; see `rule`."""
+    whole = inspect.type_info(kind)
+    if isinstance(whole, inspect.StructType):
+        return {field.encode_name: rule(field.type) for field in whole.fields}
+    return {"": rule(whole)}
 
 
-def at(kind: inspect.Type, path: list[str]) -> inspect.Type | None:
-    """The type of what is at this path in a value of this type, if that is one."""
-    if isinstance(kind, inspect.Metadata):
-        inner = at(kind.type, path)
-        return kind if inner is kind.type else inner
-    if isinstance(kind, inspect.UnionType):
-        kinds = [one for one in kind.types if not isinstance(one, inspect.NoneType)]
-        return at(kinds[0], path) if len(kinds) == 1 else None
-    if not path:
-        return kind
-    for field in kind.fields if isinstance(kind, inspect.StructType) else ():
-        if field.encode_name == path[0]:
-            return at(field.type, path[1:])
-    return None
+def rule(kind: inspect.Type) -> str:
+    """The values that this type allows, or "" if msgspec's own sentence is better."""
+    match kind:
+        case inspect.Metadata(type=inner, extra=extra):
+            return str(extra["allowed"]) if extra else rule(inner)
+        case inspect.UnionType(types=(inner, *_)) | inspect.ListType(item_type=inner):
+            return rule(inner)
+        case inspect.EnumType(cls=members):
+            return f"{{}} is not one of {', '.join(str(member.value) for member in members)}"
+        case inspect.IntType(ge=low, le=high):
+            return f"Expected `int` from {low} to {high}"
+        case inspect.DateTimeType():
+            return TIME
+    return ""

@@ -62,7 +62,7 @@ def test_any_key_of_1_to_255_characters_works(api, key):
 def test_a_key_of_another_length_is_refused(api, key):
     new_station(api)
     answer = send(api, "POST", "/transactions", {"station_id": 1}, Idempotency_Key=key)
-    assert_problem(answer, 422, "Invalid value", "headers.Idempotency-Key", "length")
+    assert_problem(answer, 422, "Invalid value", "headers.Idempotency-Key", "1 to 255")
     assert api.get("/transactions").json["items"] == []
 
 
