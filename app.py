@@ -29,7 +29,7 @@ from kit.api import Answer, Api
 from kit.errors import InvalidValue, NotFound, NotRead, NotRunning, PreconditionFailed, Unavailable
 from kit.settings import ROOT, VERSION, Settings
 from kit.sql import LONGEST_READ
-from kit.storage import CHECKING, Store, Unreadable, check
+from kit.storage import CHECKING, Store, Unreadable, ping
 from kit.threads import Threads, resolve
 from ledger import JobQueue, Ledger
 from models import Draft
@@ -251,7 +251,7 @@ async def create_transaction(
     if transaction.id != draft.id:
         answer.status = 200
         answer.headers["Idempotent-Replayed"] = "true"
-    return await stored(service, answer, transaction, headers.prefer)
+    return await preferred(service, answer, transaction, headers.prefer)
 
 
 @app.get("/transactions", answers=((200, "Link"),))
@@ -270,7 +270,7 @@ async def get_transaction(
 ) -> Transaction:
     """Read one transaction; with `Prefer: wait=N`, once it has its verdict."""
     transaction = await service.read(models.get_transaction, id)
-    return await stored(service, answer, transaction, headers.prefer)
+    return await preferred(service, answer, transaction, headers.prefer)
 
 
 @app.post(
@@ -283,7 +283,7 @@ async def retry_transaction(
     service: Service, answer: Answer, id: TransactionId, headers: schemas.WaitHeaders
 ) -> Transaction:
     """Ask about an EXPIRED transaction again: it is PENDING until its verdict or its new deadline."""
-    return await stored(service, answer, await service.ledger.retry(id), headers.prefer)
+    return await preferred(service, answer, await service.ledger.retry(id), headers.prefer)
 
 
 @app.get(
@@ -321,7 +321,7 @@ async def healthz(service: Service) -> schemas.Health:
     if not service.ledger.alive:
         raise NotRunning("The ledger's thread does not run.")
     if service.store.problem != CHECKING:  # that may take minutes
-        await service.look(check)
+        await service.look(ping)
     return schemas.Health(VERSION)
 
 
@@ -329,7 +329,7 @@ async def healthz(service: Service) -> schemas.Health:
 async def readyz(service: Service) -> Readiness:
     """Check that transactions can be stored, asked about and answered."""
     with suppress(NotRead):  # `problems` says why
-        await service.look(check)
+        await service.look(ping)
     return service.readiness()
 
 
@@ -339,7 +339,7 @@ async def read_metrics(service: Service) -> bytes:
     service.ledger.pending = None
     with suppress(NotRead):
         service.ledger.pending = await service.look(models.pending)
-    return metrics.text(service.metrics)
+    return metrics.render(service.metrics)
 
 
 @app.get("/openapi.json", token=False)
@@ -360,7 +360,7 @@ def document(token: bool) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(openapi.document(app.declarations, INFO, TAGS, token)))
 
 
-async def stored(service: Service, answer: Answer, transaction: Transaction, prefer: str) -> Transaction:
+async def preferred(service: Service, answer: Answer, transaction: Transaction, prefer: str) -> Transaction:
     """A stored transaction, after waiting for its verdict as `Prefer: wait=N` asks (RFC 7240)."""
     wanted = re.search(r"(?:^|[,;])\s*wait\s*=\s*(\"?)(\d{1,4000})\1\s*(?:$|[,;])", prefer, re.IGNORECASE)
     if not wanted:

@@ -69,8 +69,8 @@ def when_ready(server: Any) -> None:
 
     for name in unknown_names():
         warn("unknown_variable", f".env names {name}, which no program reads")
-    if (room := waits(server.cfg)) < settings.waits:
-        warn("few_waits", f"the limit of descriptors or connections leaves room for WAITS={room} only")
+    if (most := waits(server.cfg)) < settings.waits:
+        warn("few_waits", f"the limit of descriptors or connections leaves room for WAITS={most} only")
     for listener in server.LISTENERS if not settings.api_token else ():
         if (ip := address(listener)) and not ip.is_loopback:
             # A container does not know who can reach its port.

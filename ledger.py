@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PATIENCE = 10.0  # seconds that a request waits until its job is taken, and that a commit may be in doubt
+JOB_TIMEOUT = 10.0  # seconds that a request waits until its job is taken, and that a commit may be in doubt
 QUEUE = 10_000  # jobs that may wait
 BATCH = 500  # jobs that one commit takes
 BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
@@ -175,7 +175,7 @@ class Ledger:
         return result
 
     async def _run(self, job: Job) -> Any:
-        """Hand over a job and wait for its result; after PATIENCE, withdraw it if it was not taken."""
+        """Hand over a job and wait for its result; after JOB_TIMEOUT, withdraw it if it was not taken."""
         if self._stopped:
             raise NotStored(STOPPING)
         if problem := self.problem.replace(OPENING, ""):
@@ -185,18 +185,18 @@ class Ledger:
             self.queue.put(job)
         except Full:
             raise NotStored(FULL) from None
-        timer = self._loop.call_later(PATIENCE, self._withdraw, job.future, job)
+        timer = self._loop.call_later(JOB_TIMEOUT, self._withdraw, job.future, job)
         try:
             return await job.future
         finally:
             timer.cancel()
 
     def _withdraw(self, future: asyncio.Future[Any], job: Job) -> None:
-        """The request has waited for PATIENCE. It waits once more if its job is being committed."""
+        """The request has waited for JOB_TIMEOUT. It waits once more if its job is being committed."""
         if job.take():
             resolve([(future, NotStored(BUSY))])
         else:
-            more = 0 if job.in_doubt else PATIENCE
+            more = 0 if job.in_doubt else JOB_TIMEOUT
             self._loop.call_later(more, resolve, [(future, OutcomeUnknown(UNKNOWN))])
 
     # The thread

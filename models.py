@@ -15,7 +15,7 @@ from uuid import UUID
 import peewee
 from peewee import Database, Model
 
-from kit.clock import EPOCH, SECOND, below, moment, stored, uuid7
+from kit.clock import EPOCH, SECOND, below, microseconds, moment, uuid7
 from kit.errors import Locked, NotFound, Refusal
 from kit.sql import execute, is_postgresql, newest, placeholders, uuid
 from schemas import (
@@ -172,7 +172,7 @@ def list_transactions(
     created_to: datetime = LATEST,
 ) -> list[Transaction]:
     """At most `limit` transactions with an id below `after`, newest first; both ends of the time count."""
-    first, last = stored(created_from), stored(created_to)
+    first, last = microseconds(created_from), microseconds(created_to)
     ids = below(first), min(after or LAST, below(last + 1000))
     filters: list[tuple[str, Any]] = [] if station_id is None else [("station_id", station_id)]
     each = [[*filters, ("status", one.value)] for one in dict.fromkeys(status)] or [filters]
@@ -229,7 +229,7 @@ def changes(
 
 def cursor(transaction: Transaction) -> Cursor:
     """The cursor of a transaction's last change."""
-    return stored(transaction.updated), transaction.id
+    return microseconds(transaction.updated), transaction.id
 
 
 def transaction(row: Sequence[Any]) -> Transaction:

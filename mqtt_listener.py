@@ -50,7 +50,7 @@ UNACKNOWLEDGED = 1_000  # our Receive Maximum: past it the broker keeps the verd
 UNSTORED = 10_000  # verdicts in memory, also of earlier connections
 EQUIPMENT, NAME = 100, 200  # equipment that is remembered; characters of a name
 NO_DELAY = socket.IPPROTO_TCP, socket.TCP_NODELAY, 1  # else Nagle's algorithm adds 40 ms to a hop
-PATIENCE = 10 * SECOND  # that the broker may take for SUBACK, and for each PUBACK
+ACK_TIMEOUT = 10 * SECOND  # that the broker may take for SUBACK, and for each PUBACK
 decode_verdict = msgspec.json.Decoder(Verdict).decode
 
 
@@ -183,11 +183,11 @@ class Listener:
         return [question.transaction_id for since, (question, _) in held if since < before]
 
     def watch(self) -> None:
-        """Hang up if the broker has not answered for PATIENCE."""
+        """Hang up if the broker has not answered for ACK_TIMEOUT."""
         connection, now = self._connection, self._clock.steady()
-        if connection.awaited == "SUBSCRIBE" and now - connection.began > PATIENCE:
+        if connection.awaited == "SUBSCRIBE" and now - connection.began > ACK_TIMEOUT:
             self._lose(f"{self._broker} does not answer SUBSCRIBE")
-        elif connection.sent and now - connection.last_puback > PATIENCE:
+        elif connection.sent and now - connection.last_puback > ACK_TIMEOUT:
             self._refused = f"{self._broker} does not acknowledge what is published on {QUESTIONS}"
             self._lose(self._refused)
 

@@ -60,7 +60,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         self.use(None)
         self.declarations: dict[Route, Declaration] = {}
         self.requests = metrics.Requests()
-        self.add_hook("before_request", begin)
+        self.add_hook("before_request", before_request)
 
     def use(self, service: Any, token: str = "") -> None:
         """Hand this service to handlers from now on. If there is a `token`, clients must send it."""
@@ -196,7 +196,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         log.log(level, text, fields, extra=fields | {"event": "request"})
 
 
-def begin() -> None:
+def before_request() -> None:
     """Give a request its id, and ignore slashes at the end of its path."""
     environ = request.environ
     begin_request(header(REQUEST_ID))

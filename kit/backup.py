@@ -20,7 +20,7 @@ from kit.files import LEFT, Unusable, check_together, damage, left_behind, opene
 from kit.settings import ROOT, load
 from kit.storage import ERRORS, mend_indexes
 
-PATIENCE = 10  # seconds that a backup waits for a lock
+LOCK_TIMEOUT = 10  # seconds that a backup waits for a lock
 ORPHANS = 'SELECT count(*), "table", parent FROM pragma_foreign_key_check GROUP BY 2, 3'
 
 
@@ -28,7 +28,7 @@ def backup(database: Path) -> Path:
     """Write a copy of the database beside it, while others use it; returns its name once it is on disk."""
     if not database.is_file():
         raise Unusable(f"there is no file {database}")
-    with opened(database, "ro", PATIENCE) as source:
+    with opened(database, "ro", LOCK_TIMEOUT) as source:
         return vacuum(source, database, unused_name(database, ""))
 
 
@@ -59,7 +59,7 @@ def restore(file: Path, database: Path) -> Path | None:
     try:
         with open(file, "rb") as source, open(copy, "wb") as target:
             shutil.copyfileobj(source, target)
-        check(copy)
+        check_copy(copy)
         kept = replace(copy, database)
         sync(database.parent)
     finally:
@@ -111,7 +111,7 @@ def is_sound(database: Path) -> bool:
     return True
 
 
-def check(copy: Path) -> None:
+def check_copy(copy: Path) -> None:
     """Raise Unusable, or sqlite3.DatabaseError, unless it is whole and this release can use it."""
     with opened(copy, "rw") as source:
         if found := damage(source):

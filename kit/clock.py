@@ -27,7 +27,7 @@ def moment(microseconds: int) -> datetime:
     return EPOCH + timedelta(microseconds=microseconds)
 
 
-def stored(time: datetime) -> int:
+def microseconds(time: datetime) -> int:
     """A datetime with a zone as it is stored."""
     return (time - EPOCH) // timedelta(microseconds=1)
 

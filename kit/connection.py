@@ -24,7 +24,7 @@ CHUNK = re.compile(rb"([0-9A-Fa-f]+)(?:%b)*\r\n" % EXTENSION)
 TRAILERS = re.compile(rb"(?:%b:[\t -~\x80-\xff]*\r\n)*" % TOKEN)
 STATUSES = {"LimitRequestLine": 414, "LimitRequestHeaders": 431, "UnsupportedTransferCoding": 501}
 CONTINUE = b"100-continue"
-LOOK = 0.2  # seconds between two looks whether a client that sends nothing more is still there
+HANGUP_INTERVAL = 0.2  # seconds between two looks whether a client that sends nothing more is still there
 STUCK = 10_000  # milliseconds in which a client must have read something of what we sent
 REST = 2.0  # seconds in which a client may send the rest of a request that we refused
 
@@ -128,7 +128,7 @@ class Connection(Protocol):  # type: ignore[misc]
             self._refuse_body()
         if self._sent > 1:  # a stream
             self._task.cancel()
-        self.worker.loop.call_later(LOOK, self._look)
+        self.worker.loop.call_later(HANGUP_INTERVAL, self._look)
         return True
 
     def _look(self) -> None:
@@ -140,7 +140,7 @@ class Connection(Protocol):  # type: ignore[misc]
         elif not self._sent:
             self.transport.write(b"H")  # as every answer begins
             self._sent = 1
-        self.worker.loop.call_later(LOOK, self._look)
+        self.worker.loop.call_later(HANGUP_INTERVAL, self._look)
 
     def has(self, event: int) -> bool:
         """Whether the socket has this event of poll(2), or has ended."""

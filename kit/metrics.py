@@ -54,7 +54,7 @@ def registry(*collectors: Any) -> CollectorRegistry:
     return made
 
 
-def text(registry: CollectorRegistry) -> bytes:
+def render(registry: CollectorRegistry) -> bytes:
     """All current metrics in Prometheus' text format."""
     return exposition.generate_latest(registry)
 

@@ -98,11 +98,11 @@ def load() -> Settings:
         value = getattr(settings, FIELDS[name].name)
         if isinstance(value, int) and str(value) != text:  # msgspec takes 1.0 and 1e1, too
             raise refused(name)
-    check(settings)
+    check_values(settings)
     return settings
 
 
-def check(settings: Settings) -> None:
+def check_values(settings: Settings) -> None:
     """Check the rules that no type expresses. Raises SystemExit."""
     host, port = settings.address
     for name, text in (("BIND", host), ("MQTT_HOST", settings.mqtt_host)):

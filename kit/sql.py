@@ -12,7 +12,7 @@ import peewee
 from peewee import Database
 from playhouse.pool import PooledPostgresqlDatabase, PooledSqliteDatabase
 
-PATIENCE = 5  # seconds that a thread waits for a connection, or until the database is open
+POOL_TIMEOUT = 5  # seconds that a thread waits for a connection, or until the database is open
 PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "journal_size_limit": 2**23}
 PRAGMAS |= {"temp_store": "memory"}  # else most commits make a file in /var/tmp, which may be full
 # A server that vanishes without a word is noticed within eleven seconds (libpq, "Parameter Key Words").
@@ -27,16 +27,17 @@ COMMITTED = "READ COMMITTED, READ WRITE"  # what this code needs, whatever the s
 
 def connect(url: str, connections: int) -> Any:
     """A peewee database with a pool of so many connections; opens none."""
+    pool: dict[str, Any] = {"max_connections": connections, "timeout": POOL_TIMEOUT}
     if url.startswith("sqlite:///"):
         file = unquote(url.removeprefix("sqlite:///"))
         # mode=rw: a connection never creates the file, so none can stand in for one that was removed.
         # IMMEDIATE: a transaction that reads first and writes later would fail if another process writes.
-        options: dict[str, Any] = {"pragmas": PRAGMAS, "lock_type": "IMMEDIATE", "check_same_thread": False}
+        options = {"pragmas": PRAGMAS, "lock_type": "IMMEDIATE", "check_same_thread": False}
         uri = f"file://{quote(os.path.realpath(file))}?mode=rw"  # beside that SQLite keeps the log
-        return PooledSqliteDatabase(uri, uri=True, max_connections=connections, timeout=PATIENCE, **options)
+        return PooledSqliteDatabase(uri, uri=True, **pool, **options)
     options = {name: value for name, value in NETWORK.items() if f"{name}=" not in url}
     url = "postgresql" + url.removeprefix("postgresql").removeprefix("postgres")
-    options |= {"max_connections": connections, "timeout": PATIENCE, "client_encoding": "utf8"}
+    options |= pool | {"client_encoding": "utf8"}
     # PgBouncer gives each transaction another session, so nothing may be prepared in one.
     options["prepare_threshold"] = None
     return PooledPostgresqlDatabase(url, prefer_psycopg3=True, **options)

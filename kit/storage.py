@@ -20,7 +20,7 @@ from playhouse.schema_diff import diff_models
 from kit import files
 from kit.errors import Locked
 from kit.files import DAMAGED, NONE, Unusable, identity
-from kit.sql import PATIENCE, begin, connect, drop, execute, is_postgresql, limited, path
+from kit.sql import POOL_TIMEOUT, begin, connect, drop, execute, is_postgresql, limited, path
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -32,7 +32,7 @@ MISTAKES = (peewee.DataError, peewee.IntegrityError, peewee.ProgrammingError, pe
 MISUSE = (1, 21, 25)  # SQLite: ERROR, MISUSE and RANGE
 # PostgreSQL, "Error Codes". No right: someone has revoked it. No table, or no column: see _is_mistake.
 LOCK_NOT_AVAILABLE, NO_RIGHT, ABSENT = "55P03", "42501", ("42P01", "42703")
-LOOK = 0.2  # seconds
+FILES_INTERVAL = 0.2  # seconds
 OPENING, CHECKING = "it is not open yet", "the database is being checked"
 # What an index is made with; and what SQLite and PostgreSQL write differently.
 INDEX = re.compile(r"CREATE (UNIQUE )?INDEX (\S+) ON (\S+) \(([^)]*)\)")
@@ -81,7 +81,7 @@ class Store:
 
         Raises Unreadable, or what the function raises.
         """
-        self._tried.wait(PATIENCE)
+        self._tried.wait(POOL_TIMEOUT)
         if not self._opened:  # closing a connection would write an unchecked log into the file
             raise Unreadable(self.problem)
 
@@ -238,7 +238,7 @@ class Store:
     def _check_files(self, count: int = 4) -> None:
         """Raise Unusable if one of the first `count` files is no longer the one that was opened."""
         if count == 4:  # the last two do no harm at once, and each comparison takes time
-            self._next_look = time.monotonic() + LOOK
+            self._next_look = time.monotonic() + FILES_INTERVAL
         for name, noted in islice(self._files.items(), count):
             if identity(name) != noted:
                 what = "put there" if noted == NONE else "removed or replaced"
@@ -332,6 +332,6 @@ def probe(database: Database) -> None:
         execute(database, f"PRAGMA user_version = {version % 1_000_000 + 1}")
 
 
-def check(database: Database) -> None:
+def ping(database: Database) -> None:
     """Raise one of ERRORS if the database does not answer."""
     execute(database, "SELECT 1 FROM schema_migration WHERE id = 0")

@@ -207,7 +207,7 @@ def test_a_url_may_name_several_servers_and_a_password_of_any_kind(postgres, dat
     query = f"host=127.0.0.1,127.0.0.1&port={dead},{postgres.port}"
     query += "&target_session_attrs=read-write&connect_timeout=3"
     other = storage.connect(f"postgresql://energy2go:p%40ss%2Fword%25@/{name}?{query}", 1)
-    storage.check(other)
+    storage.ping(other)
     connection = other.connection()
     assert connection.info.port == postgres.port
     assert connection.info.password == "p@ss/word%"

@@ -92,7 +92,7 @@ def test_a_refused_change_hurts_no_other(bench):
 
 
 def test_a_request_withdraws_after_its_patience_and_is_never_written(bench, monkeypatch):
-    monkeypatch.setattr(ledgers, "PATIENCE", 0.2)
+    monkeypatch.setattr(ledgers, "JOB_TIMEOUT", 0.2)
     waiting = bench.submit(bench.ledger.create, Draft(1))
     with pytest.raises(Unavailable, match="nothing was stored"):
         waiting.result(5)
@@ -108,7 +108,7 @@ def test_a_job_that_was_taken_is_waited_for(bench, monkeypatch):
         release.wait(10)
         return "done"
 
-    monkeypatch.setattr(ledgers, "PATIENCE", 0.2)
+    monkeypatch.setattr(ledgers, "JOB_TIMEOUT", 0.2)
     job = bench.put(Job(change, slow))
     stepping = bench.run(bench.step)
     assert taken.wait(5)
@@ -125,7 +125,7 @@ def test_a_request_whose_job_takes_too_long_is_told_that_its_outcome_is_unknown(
         taken.set()
         release.wait(10)
 
-    monkeypatch.setattr(ledgers, "PATIENCE", 1)
+    monkeypatch.setattr(ledgers, "JOB_TIMEOUT", 1)
     waiting = bench.submit(bench.ledger.change, slow)
     stepping = bench.run(bench.step)
     assert taken.wait(5)

@@ -14,7 +14,7 @@ only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indire
 def every_query(queries) -> None:
     """Call everything in `models` that reads or writes."""
     (key,) = queries.create()
-    storage.check(queries.database)
+    storage.ping(queries.database)
     queries.get_station(1)
     queries.list_stations(5, 1)
     queries.change_station(1, "other")

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from programs import wait_until
 from tab import VERDICT, button, chart, live, outcome, rows, shown, took
 
-LOOK = 40_000  # ms in which the page looks for stations again
+REFRESH = 40_000  # ms in which the page looks for stations again
 
 
 def test_a_transaction_turns_from_pending_to_its_verdict_without_a_reload(running, tab):
@@ -79,10 +79,10 @@ def test_what_others_do_appears_by_itself(running, tab):
     expect(button(page, 2)).to_be_visible(timeout=10_000)  # a transaction of an unknown station
     service.post("/stations", {"description": "Depot"})
     service.request("PATCH", "/stations/1", {"description": "Flughafen"})
-    expect(button(page, 3)).to_be_visible(timeout=LOOK)
+    expect(button(page, 3)).to_be_visible(timeout=REFRESH)
     expect(page.locator("#stations")).to_contain_text("Flughafen")
     service.request("DELETE", "/stations/3")
-    expect(button(page, 3)).to_have_count(0, timeout=LOOK)
+    expect(button(page, 3)).to_have_count(0, timeout=REFRESH)
 
 
 def test_transactions_are_summed_up_and_paged(running, tab):
