@@ -87,8 +87,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
 
         def handle(name: str = "index.html") -> None:
             if name not in pages:
-                request.environ[ANSWER] = refuse(NothingHere("There is no file {}.", name))
-                return
+                raise NothingHere("There is no file {}.", name)
             body, kind, tag = pages[name]
             same = tag in (header("If-None-Match") or "")
             request.environ[ANSWER] = answer = Answer(304) if same else Answer(200, body, kind)
@@ -119,10 +118,10 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         self.requests.in_progress += 1
         try:
             refused = self._handle(environ)  # not `wsgi`, which goes on to make a WSGI answer
-            if isinstance(refused, HTTPError):
-                explain(refused)
-            found = environ.pop(ANSWER)
+            found = explain(refused) if isinstance(refused, HTTPError) else environ.pop(ANSWER)
             answer: Answer = found if isinstance(found, Answer) else await found
+        except Refusal as refusal:
+            answer = refuse(refusal)
         except asyncio.CancelledError:
             self.note(environ, Answer(GONE), time.perf_counter() - began)
             raise
@@ -148,9 +147,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
             elif inspect.isawaitable(result):
                 result = await result
         except OutcomeUnknown as refusal:
-            return refuse(OutcomeUnknown(f"{refusal} {declared.unknown}"))
-        except Refusal as refusal:
-            return refuse(refusal)
+            raise OutcomeUnknown(f"{refusal} {declared.unknown}") from None
         if result is not None and answer.status != 304:  # which has no content (RFC 9110, section 15.4.5)
             answer.headers["Content-Type"] = declared.media_type
             answer.body = result if isinstance(result, bytes) else msgspec.json.encode(result)
@@ -204,7 +201,7 @@ def before_request() -> None:
     try:  # Bottle leaves out the bytes that it cannot decode, and so would answer for another path
         environ["bottle.raw_path"].encode("latin1").decode()
     except UnicodeDecodeError:
-        raise HTTPError(404) from None
+        raise NothingHere("There is nothing here.") from None
 
 
 def refuse(refusal: Refusal) -> Answer:
@@ -215,16 +212,16 @@ def refuse(refusal: Refusal) -> Answer:
     return answer
 
 
-def explain(error: HTTPError) -> None:
-    """Answer an unknown path or method, as Bottle found it."""
+def explain(error: HTTPError) -> Answer:
+    """The answer for an unknown path or method, as Bottle found it."""
     if error.status_code == 404:
-        request.environ[ANSWER] = refuse(NothingHere("There is nothing here."))
-        return
+        raise NothingHere("There is nothing here.")
     methods = {*error.get_header("Allow").split(","), "OPTIONS"}
     methods |= {"HEAD"} if "GET" in methods else set()
     wrong = refuse(MethodNotAllowed("The path has no such method."))
-    request.environ[ANSWER] = answer = Answer(204) if request.method == "OPTIONS" else wrong
+    answer = Answer(204) if request.method == "OPTIONS" else wrong
     answer.headers["Allow"] = ", ".join(sorted(methods))
+    return answer
 
 
 def page(path: Path) -> tuple[bytes, str, str]:
