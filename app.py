@@ -26,7 +26,7 @@ import schemas
 from events import Changes
 from kit import logs, metrics, openapi
 from kit.api import Answer, Api
-from kit.errors import InvalidValue, NotFound, NotRead, NotRunning, PreconditionFailed, Unavailable
+from kit.errors import InvalidValue, NotRead, NotRunning, Unavailable
 from kit.settings import ROOT, VERSION, Settings
 from kit.sql import LONGEST_READ
 from kit.storage import CHECKING, Store, Unreadable, ping
@@ -181,7 +181,7 @@ async def list_stations(
     return schemas.StationPage(*await page(service, answer, "/stations", models.list_stations, query))
 
 
-@app.get("/stations/<id>", answers=((200, "ETag"), (304, "ETag")), errors=(NotFound,))
+@app.get("/stations/<id>", answers=((200, "ETag"), (304, "ETag")))
 async def get_station(
     service: Service, answer: Answer, id: StationId, headers: schemas.ReadHeaders
 ) -> Station:
@@ -193,7 +193,7 @@ async def get_station(
     return station
 
 
-@app.put("/stations/<id>", errors=(NotFound, PreconditionFailed))
+@app.put("/stations/<id>")
 async def replace_station(
     service: Service, id: StationId, body: NewStation, headers: schemas.ChangeHeaders
 ) -> Station:
@@ -202,7 +202,7 @@ async def replace_station(
     return await service.ledger.change(models.change_station, id, body.description, headers.if_match)
 
 
-@app.route("/stations/<id>", "PATCH", answers=((200, "ETag"),), errors=(NotFound, PreconditionFailed))
+@app.route("/stations/<id>", "PATCH", answers=((200, "ETag"),))
 async def change_station(
     service: Service,
     answer: Answer,
@@ -218,9 +218,7 @@ async def change_station(
     return station
 
 
-@app.delete(
-    "/stations/<id>", answers=((204,),), errors=(NotFound, schemas.HasTransactions, PreconditionFailed)
-)
+@app.delete("/stations/<id>", answers=((204,),), errors=(schemas.HasTransactions,))
 async def delete_station(service: Service, id: StationId, headers: schemas.ChangeHeaders) -> None:
     """Delete a station that has no transactions."""
     await service.ledger.change(models.delete_station, id, headers.if_match)
@@ -228,10 +226,7 @@ async def delete_station(service: Service, id: StationId, headers: schemas.Chang
 
 @app.post(
     "/transactions",
-    answers=(
-        (201, "Location", "Preference-Applied", "Retry-After"),
-        (200, "Location", "Preference-Applied", "Retry-After", "Idempotent-Replayed"),
-    ),
+    answers=((201, "Location"), (200, "Location", "Idempotent-Replayed")),
     errors=(schemas.KeyMalformed, schemas.NoStation, schemas.KeyUsed),
     unknown="With an Idempotency-Key, send the request again; without one, look for the transaction first.",
 )
@@ -264,7 +259,7 @@ async def list_transactions(
     )
 
 
-@app.get("/transactions/<id>", answers=((200, "Preference-Applied", "Retry-After"),), errors=(NotFound,))
+@app.get("/transactions/<id>")
 async def get_transaction(
     service: Service, answer: Answer, id: TransactionId, headers: schemas.WaitHeaders
 ) -> Transaction:
@@ -275,8 +270,7 @@ async def get_transaction(
 
 @app.post(
     "/transactions/<id>/retry",
-    answers=((200, "Preference-Applied", "Retry-After"),),
-    errors=(NotFound, schemas.NotExpired),
+    errors=(schemas.NotExpired,),
     unknown="Send the retry again: it gets 409 if the first one was stored.",
 )
 async def retry_transaction(

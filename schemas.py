@@ -9,7 +9,7 @@ from uuid import UUID
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field, json
 
-from kit.errors import NotStored, PreconditionFailed, Problem, Refusal, Unavailable
+from kit.errors import NotStored, PreconditionFailed, Problem, Unavailable, kind
 
 
 class Status(StrEnum):
@@ -170,32 +170,13 @@ class Unready(Problem, kw_only=True):
     equipment: Equipment
 
 
-class KeyMalformed(Refusal, status=400):
-    """The Idempotency-Key was sent twice, or has a comma."""
-
-
-class HasTransactions(Refusal, status=409):
-    """The station has transactions."""
-
-
-class NotExpired(Refusal, status=409):
-    """The transaction is not EXPIRED."""
-
-
-class NoStation(Refusal, status=422):
-    """There is no such station."""
-
-
-class KeyUsed(Refusal, status=422):
-    """The Idempotency-Key was used before, with another body."""
-
-
-class NoMoreIds(NotStored):
-    """All ids of stations have been used, so nothing was stored."""
-
-
-class TooManyClients(Unavailable):
-    """Too many clients wait or follow events."""
+KeyMalformed = kind(400, "Key malformed", "The Idempotency-Key was sent twice, or has a comma.")
+HasTransactions = kind(409, "Has transactions", "The station has transactions.")
+NotExpired = kind(409, "Not expired", "The transaction is not EXPIRED.")
+NoStation = kind(422, "No station", "There is no such station.")
+KeyUsed = kind(422, "Key used", "The Idempotency-Key was used before, with another body.")
+NoMoreIds = kind(503, "No more ids", "All ids of stations have been used, so nothing was stored.", NotStored)
+TooManyClients = kind(503, "Too many clients", "Too many clients wait or follow events.", Unavailable)
 
 
 class Health(Struct):
@@ -209,8 +190,7 @@ class Readiness(Struct):
     equipment: Equipment
 
 
-class NotReady(Unavailable, shape=Unready):
-    """The whole job cannot be done now. The detail has a sentence for each problem."""
+NotReady = kind(503, "Not ready", "The whole job cannot be done now.", Unavailable, shape=Unready)
 
 
 class Question(Struct, frozen=True):

@@ -1,6 +1,5 @@
 """Every error that a client can get: a class for each cause, and one shape for all of them (RFC 9457)."""
 
-import re
 from http import HTTPStatus
 from typing import Annotated, Any, ClassVar
 
@@ -26,13 +25,12 @@ class Problem(Struct):
 class Refusal(Exception):
     """Base of all errors that a client can get. Its text is the detail; `headers` go with the answer.
 
-    The name of a subclass becomes the title and the type of its problem; if it is `plain`, its status does.
     `quoted` is a text from the client and replaces {} in the detail. It may be a secret that went astray, so
-    `logged` is without it. The docstring of a subclass is its description in the document.
+    `logged` is without it. `cause` is the type of its problem.
     """
 
     title: ClassVar[str] = "Internal Server Error"
-    cause: ClassVar[str] = "about:blank"  # the type of its problem
+    cause: ClassVar[str] = "about:blank"
     status: ClassVar[int] = 500
     headers: ClassVar[dict[str, str]] = {}
     shape: ClassVar[type[Problem]] = Problem  # the type of its body; `more` fills the fields that it adds
@@ -42,81 +40,35 @@ class Refusal(Exception):
         self.more = more
         self.logged = detail if quoted is None else detail.replace("{}", "…")
 
-    def __init_subclass__(cls, plain: bool = False, **declared: Any) -> None:
-        for name, value in declared.items():
-            setattr(cls, name, value)
-        words = re.sub("(?<!^)[A-Z]", r" \g<0>", cls.__name__).lower()
-        cls.title = title(cls.status) if plain else words.capitalize()
-        cls.cause = "about:blank" if plain else "/problems/" + words.replace(" ", "-")
-
     def problem(self) -> Problem:
         """The body of the answer."""
         return self.shape(self.title, self.status, str(self), self.cause, **self.more)
 
 
-class MalformedBody(Refusal, status=400):
-    """The body is not JSON."""
+def kind(status: int, name: str, meaning: str, base: type[Refusal] = Refusal, **more: Any) -> type[Refusal]:
+    """A class of refusals. `meaning` is for the document; without a name, the status explains it."""
+    cause = "/problems/" + name.lower().replace(" ", "-") if name else "about:blank"
+    named = {"status": status, "title": name or title(status), "cause": cause, "__doc__": meaning}
+    return type(name or title(status), (base,), named | more)
 
 
-class IncompleteBody(Refusal, status=400):
-    """The body did not come completely."""
-
-
-class KeyNotTaken(Refusal, status=400):
-    """This route takes no Idempotency-Key."""
-
-
-class Unauthorized(Refusal, status=401, headers={"WWW-Authenticate": "Bearer"}):  # RFC 6750, section 3
-    """The API token is missing or wrong."""
-
-
-class NotFound(Refusal, status=404):
-    """There is no such thing."""
-
-
-class NothingHere(Refusal, status=404, plain=True):
-    """The path is unknown."""
-
-
-class MethodNotAllowed(Refusal, status=405, headers={"Allow": ""}, plain=True):  # `kit.api` fills it in
-    """The path does not have this method."""
-
-
-class PreconditionFailed(Refusal, status=412):
-    """It has changed: it no longer has a tag that If-Match names. Read it again first."""
-
-
-class ContentTooLarge(Refusal, status=413, plain=True):
-    """The body is too long."""
-
-
-class UnsupportedMediaType(Refusal, status=415, plain=True):
-    """The body is not declared as application/json, or it is encoded."""
-
-
-class InvalidValue(Refusal, status=422):
-    """A field is missing, unknown, of the wrong type or out of its range."""
-
-
-class Unavailable(Refusal, status=503, headers={"Retry-After": "5"}):
-    """Base of errors that may be gone soon."""
-
-
-class NotRunning(Unavailable):
-    """The service does not run."""
-
-
-class NotRead(Unavailable):
-    """The database cannot be read."""
-
-
-class NotStored(Unavailable):
-    """Nothing was stored; the detail says why."""
-
-
-class Locked(NotStored):
-    """Another database session has locked a row, so nothing was stored."""
-
-
-class OutcomeUnknown(Unavailable):
-    """The outcome is unknown; the detail says what to do, which depends on the route."""
+BEARER = {"WWW-Authenticate": "Bearer"}  # RFC 6750, section 3
+MalformedBody = kind(400, "Malformed body", "The body is not JSON.")
+IncompleteBody = kind(400, "Incomplete body", "The body did not come completely.")
+KeyNotTaken = kind(400, "Key not taken", "This route takes no Idempotency-Key.")
+Unauthorized = kind(401, "Unauthorized", "The API token is missing or wrong.", headers=BEARER)
+NotFound = kind(404, "Not found", "There is no such thing.")
+NothingHere = kind(404, "", "The path is unknown.")
+MethodNotAllowed = kind(405, "", "The path does not have this method.", headers={"Allow": ""})
+PreconditionFailed = kind(412, "Precondition failed", "It no longer has a tag of If-Match; read it again.")
+ContentTooLarge = kind(413, "", "The body is too long.")
+UnsupportedMediaType = kind(415, "", "The body is not declared as application/json, or it is encoded.")
+InvalidValue = kind(
+    422, "Invalid value", "A field is missing, unknown, of the wrong type or out of its range."
+)
+Unavailable = kind(503, "Unavailable", "Base of errors that may be gone soon.", headers={"Retry-After": "5"})
+NotRunning = kind(503, "Not running", "The service does not run.", Unavailable)
+NotRead = kind(503, "Not read", "The database cannot be read.", Unavailable)
+NotStored = kind(503, "Not stored", "Nothing was stored; the detail says why.", Unavailable)
+Locked = kind(503, "Locked", "Another session has locked a row, so nothing was stored.", NotStored)
+OutcomeUnknown = kind(503, "Outcome unknown", "The outcome is unknown; the detail is advice.", Unavailable)

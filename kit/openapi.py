@@ -41,7 +41,7 @@ class Declaration:
     `answer` takes the status and headers of the answer. All other arguments are parts of the path. The
     decorator's options:
 
-    answers: the status of each success and the names of its headers; the first one is the default
+    answers: the status of each success and its headers; the first one is the default
     errors: in addition to those that follow from the inputs
     token: require the API token, if there is one
     unknown: advice for a client that does not know the outcome
@@ -60,7 +60,7 @@ class Declaration:
         token: bool = True,
         unknown: str = AGAIN,
     ):
-        self.name, self.answers, self.media_type = handler.__name__, answers, media_type
+        self.name, self.media_type = handler.__name__, media_type
         self.status, self.token, self.unknown = answers[0][0], token, unknown
         self.summary, _, self.description = (inspect.getdoc(handler) or "").partition("\n\n")
         if not self.summary:
@@ -80,6 +80,8 @@ class Declaration:
         json = [self.returns] if media_type == JSON else []
         msgspec.json.schema_components([*self.structs.values(), *hints.values(), *json])  # may find none
         headers = rules(self.structs["headers"]) if "headers" in self.structs else {}
+        waits = ("Preference-Applied", "Retry-After") if "Prefer" in headers else ()
+        self.answers = [(*answer, *waits) for answer in answers]
         self.keyless = method == "POST" and "Idempotency-Key" not in headers
         changes, body = method != "GET", "body" in self.structs
         implied: dict[type[Refusal], Any] = {
@@ -88,6 +90,8 @@ class Declaration:
             kinds.Unauthorized: token,
             kinds.MalformedBody: body,
             kinds.KeyNotTaken: self.keyless,
+            kinds.NotFound: self.path,
+            kinds.PreconditionFailed: "If-Match" in headers,
             kinds.NotRunning: self.service,
             kinds.NotRead: self.service and not changes,
         } | dict.fromkeys(CHANGE, changes)
@@ -168,7 +172,7 @@ def failure(refusals: list[type[Refusal]], found: Json) -> Json:
     shapes = [schema(shape, found) for shape in dict.fromkeys(refusal.shape for refusal in refusals)]
     content: Json = {"schema": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}
     content["examples"] = {
-        one.__name__: {"value": msgspec.to_builtins(one(str(one.__doc__)).problem())}
+        one.title: {"value": msgspec.to_builtins(one(str(one.__doc__)).problem())}
         for one in refusals
         if one.shape is Problem
     }

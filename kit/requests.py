@@ -115,7 +115,7 @@ def authorize(token: str) -> None:
 # Mistakes
 
 
-def mistake(error: msgspec.ValidationError, kind: Any, place: str) -> InvalidValue:
+def mistake(error: msgspec.ValidationError, kind: Any, place: str) -> errors.Refusal:
     """The refusal for a mistake that msgspec found in a value of this type."""
     text, right = str(error), rules(kind)
     if unknown := re.fullmatch("Object contains unknown field `(.*)`", text, re.DOTALL):
