@@ -26,23 +26,21 @@ StationId = Annotated[int, Meta(ge=1, le=LARGEST_ID, examples=[1])]
 ID = "019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"
 TransactionId = Annotated[UUID, Meta(description="UUIDv7", examples=[ID])]
 Time = Annotated[datetime, Meta(tz=True)]
+SEARCH = "stations with this text in their description, in any letter case and however accents were typed"
+WAIT = "`wait=N`: wait for the verdict, up to N seconds or 30 (RFC 7240)"
+KEY = "makes repeats safe: a text without a comma, new for each transaction"
 NO_NUL = r"^[^\u0000]*$"  # the one character that PostgreSQL cannot store in a text
-NOT_BLANK = r"^\s*[^\s\u0000][^\u0000]*$"
+BLANK = r"\s\u001c-\u001f\u0085\ufeff"  # the same in Python and in JSON Schema
+NOT_BLANK = rf"^[{BLANK}]*[^{BLANK}\u0000][^\u0000]*$"
 Short = Annotated[str, Meta(min_length=1, max_length=255)]
 Text = Annotated[Short, Meta(pattern=NO_NUL, extra={"allowed": "must have 1 to 255 characters, and no NUL"})]
 NOT_ONLY = {"allowed": "must have 1 to 255 characters, not only blanks, and no NUL"}
 Description = Annotated[Short, Meta(pattern=NOT_BLANK, examples=["Teste"], extra=NOT_ONLY)]
 TAG = r'(?:W/)?("[!#-~]*")'  # an entity tag (RFC 9110, section 8.8.3)
 TAGS = rf"^(\s*\*\s*|[\s,]*{TAG}(\s*,[\s,]*{TAG})*[\s,]*)$"  # empty items are allowed
-IfMatch = Annotated[
-    str,
-    Meta(
-        pattern=TAGS,
-        examples=["*"],
-        description="tags, or `*`: get 412 and change nothing unless the station still has one of them",
-        extra={"allowed": 'must have tags in quotes, such as "x", "y", or * for any'},
-    ),
-]
+IN_QUOTES = {"allowed": 'must have tags in quotes, such as "x", "y", or * for any'}
+UNLESS = "tags, or `*`: get 412 and change nothing unless the station still has one of them"
+IfMatch = Annotated[str, Meta(pattern=TAGS, examples=["*"], description=UNLESS, extra=IN_QUOTES)]
 Statuses = Annotated[list[Status], Meta(min_length=1, description="one status, or several with commas")]
 Limit = Annotated[int, Meta(ge=1, le=200, description="items on a page", examples=[20])]
 OfStation = Annotated[StationId | UnsetType, Meta(description="of this station")]
@@ -82,18 +80,13 @@ class Station(Struct, frozen=True):
 
 
 class StationQuery(Struct, forbid_unknown_fields=True):
-    q: Annotated[
-        Text | UnsetType,
-        Meta(description="stations with this text in their description, in any letter case, however typed"),
-    ] = UNSET
+    q: Annotated[Text | UnsetType, Meta(description=SEARCH)] = UNSET
     limit: Limit = 50
     after: Annotated[StationId | UnsetType, Meta(description="stations with a higher id")] = UNSET
 
 
 class ReadHeaders(Struct, rename={"if_none_match": "If-None-Match"}):
-    if_none_match: Annotated[str, Meta(description="tags: get 304 if the station still has one of them")] = (
-        ""
-    )
+    if_none_match: Annotated[str, Meta(description="tags: get 304 if the station still has one")] = ""
 
 
 class ChangeHeaders(Struct, rename={"if_match": "If-Match"}):
@@ -127,9 +120,7 @@ class Transaction(Struct, frozen=True):
     updated: Annotated[datetime, Meta(tz=True, examples=["2026-03-28T00:18:13.788410Z"])]
     attempts: Annotated[int, Meta(ge=0, description="questions since its deadline started")]
     asked: Annotated[Time | None, Meta(description="time of the last question; null: not asked yet")]
-    expires: Annotated[
-        Time | None, Meta(description="null with a verdict, and while its clock stands still")
-    ]
+    expires: Annotated[Time | None, Meta(description="null with a verdict, or while its clock is stopped")]
 
 
 class TransactionQuery(Struct, forbid_unknown_fields=True):
@@ -146,20 +137,12 @@ class TransactionPage(Struct):
     next: Next
 
 
-class WaitHeaders(Struct):
-    prefer: Annotated[
-        str,
-        Meta(
-            description="`wait=N`: wait for the verdict, up to N seconds or 30 (RFC 7240)",
-            examples=["wait=5"],
-        ),
-    ] = field(default="", name="Prefer")
+class WaitHeaders(Struct, rename={"prefer": "Prefer", "idempotency_key": "Idempotency-Key"}):
+    prefer: Annotated[str, Meta(description=WAIT, examples=["wait=5"])] = ""
 
 
 class TransactionHeaders(WaitHeaders):
-    idempotency_key: Annotated[
-        Text | None, Meta(description="makes repeats safe: a text without a comma, new for each transaction")
-    ] = field(default=None, name="Idempotency-Key")
+    idempotency_key: Annotated[Text | None, Meta(description=KEY)] = None
 
 
 class Unready(Problem, kw_only=True):

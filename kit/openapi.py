@@ -17,7 +17,6 @@ AGAIN = "Send the request again; 404 or 412 may then mean that it was carried ou
 CHANGE = [kinds.IncompleteBody, kinds.ContentTooLarge, kinds.UnsupportedMediaType]
 CHANGE += [kinds.NotStored, kinds.Locked, kinds.OutcomeUnknown]
 REFERENCE = "#/components/schemas/{name}"
-HEADER = "#/components/headers/"
 Json = dict[str, Any]
 HEADERS = {
     "Allow": "The methods that this path has.",
@@ -70,9 +69,7 @@ class Declaration:
             raise TypeError("every argument and the result need a type")
         self.returns = hints.pop("return")
         self.service, self.answer = (hints.pop(name, None) is not None for name in ("service", "answer"))
-        self.structs: dict[str, Any] = {
-            name: hints.pop(name) for name in ("query", "headers", "body") if name in hints
-        }
+        self.structs = {name: hints.pop(name) for name in ("query", "headers", "body") if name in hints}
         if hints.keys() != set(re.findall(r"<(\w+)>", rule)):
             raise TypeError(f"the arguments {sorted(hints)} are not those of the path")
         if not all(issubclass(struct, msgspec.Struct) for struct in self.structs.values()):
@@ -136,24 +133,19 @@ def operation(declared: Declaration, found: Json) -> Json:
     responses = {str(status): success(declared, status, names, found) for status, *names in declared.answers}
     for status, same in groupby(declared.errors, lambda refusal: refusal.status):
         responses[str(status)] = failure(list(same), found)
+    path = {"in": "path", "required": True}
+    taken = [path | {"name": name, "schema": schema(hint, found)} for name, hint in declared.path.items()]
+    for name, place in (("query", "query"), ("headers", "header")):
+        taken += parameters(declared.structs[name], place) if name in declared.structs else []
     described: Json = {
         "operationId": declared.name,
         "summary": declared.summary,
         "description": declared.description,
-        "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": schema(hint, found)}
-            for name, hint in declared.path.items()
-        ],
+        "parameters": taken,
         "responses": responses,
     }
-    for name, struct in declared.structs.items():
-        if name == "body":
-            described["requestBody"] = {
-                "required": True,
-                "content": {JSON: {"schema": schema(struct, found)}},
-            }
-        else:
-            described["parameters"] += parameters(struct, name.removesuffix("s"))
+    if body := declared.structs.get("body"):
+        described["requestBody"] = {"required": True, "content": {JSON: {"schema": schema(body, found)}}}
     return described
 
 
@@ -185,7 +177,7 @@ def failure(refusals: list[type[Refusal]], found: Json) -> Json:
 
 def headers(names: Iterable[str]) -> Json:
     """The headers of an answer; every answer has the id of its request."""
-    return {name: {"$ref": HEADER + name} for name in sorted({*names, "X-Request-ID"})}
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in sorted({*names, "X-Request-ID"})}
 
 
 def parameters(struct: type[msgspec.Struct], place: str) -> list[Json]:
