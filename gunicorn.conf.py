@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from kit import logs, server
-from kit.mqtt import decode_faster
 from kit.settings import VERSION, load, refusal, shown, unknown_names
 
 if sys.stderr is None:  # it is closed; otherwise a socket might get its number, and then the log's lines
@@ -83,7 +82,6 @@ def post_worker_init(worker: Any) -> None:
     from app import Service
 
     stay_on_one_processor()
-    decode_faster()
     gc.freeze()  # the collector need not check modules and routes again
     gc.set_threshold(10_000)
     threading.excepthook = lambda args: logs.end_the_process("a thread died", args.exc_value)

@@ -18,6 +18,7 @@ from typing import Any, Self
 from uuid import UUID
 
 import msgspec
+from paho.mqtt import _packet
 from paho.mqtt.client import Client, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
@@ -30,7 +31,7 @@ from kit import metrics
 from kit.clock import SECOND, Clock
 from kit.errors import Unavailable
 from kit.logs import note
-from kit.mqtt import Packed, lost, unusable
+from kit.mqtt import Packed, Received, lost, unusable
 from kit.settings import Settings
 from ledger import Job
 from models import Asked
@@ -46,8 +47,7 @@ SUBSCRIPTIONS = [(f"$share/energy2go/{VERDICTS}", 1), (f"{STATUSES}+", 1)]
 KEEPALIVE = 5  # seconds
 IN_FLIGHT = 20  # publishes that wait for their PUBACK; a broker may allow fewer (Receive Maximum)
 PACKET = 512  # bytes; a question with its topic and properties is well below that
-UNACKNOWLEDGED = 1_000  # our Receive Maximum: past it the broker keeps the verdicts
-UNSTORED = 10_000  # verdicts in memory, also of earlier connections
+UNACKNOWLEDGED = 1_000  # our Receive Maximum: the broker keeps all verdicts past it
 EQUIPMENT, NAME = 100, 200  # equipment that is remembered; characters of a name
 NO_DELAY = socket.IPPROTO_TCP, socket.TCP_NODELAY, 1  # else Nagle's algorithm adds 40 ms to a hop
 ACK_TIMEOUT = 10 * SECOND  # that the broker may take for SUBACK, and for each PUBACK
@@ -75,29 +75,24 @@ class Listener:
     `problem` is empty while questions can be asked, else one sentence with the reason.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        put: Callable[[Job], None],
-        clock: Clock | None = None,
-        client: Client | None = None,
-    ):
+    def __init__(self, settings: Settings, put: Callable[[Job], None]):
         self.equipment: dict[str, str] = {}  # its status by name; the latest news is at the end
         self.unreadable = 0  # messages that were ignored
         self.session = 0  # how often it was subscribed
-        self._put, self._clock = put, clock or Clock()
+        self._put, self._clock = put, Clock()
         self._broker = f"{settings.mqtt_host}:{settings.mqtt_port}"
         self._ca_file = settings.mqtt_ca_file
-        # Why nothing is subscribed, and the last such sentence that was logged.
-        self._disconnected = self._logged = f"not connected to {self._broker} yet"
+        self._reported = f"not connected to {self._broker} yet"  # "" after SUBACK
         self._reason = ""  # why this connection is about to end, if we know
         self._refused = ""  # why the broker takes no questions; outlives a connection, until it takes one
         self._connection = Connection()
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._again: Job | None = None  # the last one that asks everything again because of an `online`
-        self._taken = self._done = 0  # verdicts; paho's thread counts the first, the ledger's the second
-        self._client = client or new_client()
+        _packet.Properties = Received  # type: ignore[attr-defined]  # a Client has no setting for it
+        # The id is unique to this process: two with one id would disconnect each other (MQTT 5, 3.1.4).
+        name, version = f"energy2go-{os.getpid()}-{token_hex(6)}", CallbackAPIVersion.VERSION2
+        self._client = Client(version, name, protocol=MQTTProtocolVersion.MQTTv5, manual_ack=True)
         self._set_callbacks(self._client)
         if settings.mqtt_username:
             self._client.username_pw_set(settings.mqtt_username, settings.mqtt_password)
@@ -108,11 +103,11 @@ class Listener:
     def _set_callbacks(self, client: Client) -> None:
         client.max_inflight_messages_set(0)  # no limit of paho's: ours follows the broker's
         client.reconnect_delay_set(0.1, 2)  # type: ignore[arg-type]  # until it is connected first
+        # Not guarded: paho takes its OSError for a failed attempt to connect.
+        client.on_pre_connect = lambda *_: self._on_pre_connect()
         guard = self._guarded
-        # paho takes an OSError of this one, and only of this one, for a failed attempt.
-        client.on_pre_connect = guard(lambda *_: self._on_pre_connect(), OSError)
         client.on_socket_open = guard(lambda _, __, connection: connection.setsockopt(*NO_DELAY))
-        client.on_connect_fail = guard(lambda *_: self._on_connect_fail(sys.exception()))
+        client.on_connect_fail = guard(lambda *_: self._on_connect_fail())
         client.on_connect = guard(lambda _, __, flags, code, limits: self._on_connect(code, limits))
         client.on_subscribe = guard(lambda _, __, mid, codes, properties: self._on_subscribe(codes))
         client.on_disconnect = guard(lambda _, __, flags, code, ___: self._on_disconnect(flags, code))
@@ -126,7 +121,7 @@ class Listener:
     def __exit__(self, *_: object) -> None:
         """Disconnect, and wait at most a second for that to be sent."""
         self._stopping = True  # from here on the end of the thread is no accident
-        self._reason = self._logged = "the service is stopping"
+        self._reason = self._reported = "the service is stopping"
         if self._client.disconnect() == MQTTErrorCode.MQTT_ERR_SUCCESS and self._thread:
             self._thread.join(1)
 
@@ -151,14 +146,13 @@ class Listener:
         return self._connection.answered or "online" in self.equipment.values()
 
     @property
-    def unstored(self) -> int:
-        """How many verdicts wait for their commit."""
-        return self._taken - self._done
-
-    @property
     def problem(self) -> str:
         """Why questions cannot be asked; empty if they can."""
-        return "; ".join(filter(None, {self._disconnected: 1, self._refused: 1}))
+        if self._connection.awaited == "CONNECT":
+            return self._reported
+        if self._refused or self.subscribed:
+            return self._refused
+        return f"{self._broker} has not answered SUBSCRIBE yet"
 
     def collect(self) -> Iterator[Metric]:
         """The gauges of the connection and the equipment."""
@@ -206,11 +200,8 @@ class Listener:
                 connection.last_puback = self._clock.steady()
             connection.sent.append((since, (question, backoff)))
             payload = msgspec.json.encode(question)
-            info = self._client.publish(QUESTIONS, payload, connection.qos, properties=properties)
-            if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                text = "%(transaction)s was not published; it is asked again"
-                note(log.warning, "publish_failed", text, transaction=key)
-                return  # the connection is gone, and this window with it
+            # If this fails, the connection is gone, and this window with it.
+            self._client.publish(QUESTIONS, payload, connection.qos, properties=properties)
 
     def _lose(self, reason: str) -> None:
         """Hang up for this reason. paho notices, calls `on_disconnect`, and connects again after a while."""
@@ -221,47 +212,48 @@ class Listener:
                 sock.shutdown(socket.SHUT_RDWR)
 
     def _report(self, sentence: str) -> None:
-        """Note how the connection is; empty: questions can be asked. Log it if it is news."""
-        self._disconnected = sentence
-        if sentence != self._logged:
-            self._logged = sentence
+        """Note why we are disconnected, or "" once we are subscribed. Log it if it is news."""
+        if sentence != self._reported:
+            self._reported = sentence
             level = logging.WARNING if sentence else logging.INFO
             text = sentence or f"subscribed at {self._broker}"
             log.log(level, "%s", text, extra={"event": "connection_changed"})
 
-    def _guarded(self, callback: Callable[..., None], *passes: type[BaseException]) -> Callable[..., None]:
+    def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
         """A callback whose exceptions cost one reconnect. One that escapes would end paho's thread."""
 
         def call(*arguments: Any) -> None:
             try:
                 callback(*arguments)
-            except passes:
-                raise
             except Exception as error:
                 log.exception("an MQTT callback failed; connecting anew", extra={"event": "callback_failed"})
-                self._connection = Connection()
-                self._disconnected = f"a packet from {self._broker} cannot be handled: {error!r}"
-                self._lose(self._disconnected)
+                self._lose(f"a packet from {self._broker} cannot be handled: {error!r}")
+                self._end(self._reason)
 
         return call
+
+    def _end(self, reason: str) -> None:
+        """Forget the connection. The next broker sends all that it retains about equipment."""
+        self._report(reason)
+        self._connection, self.equipment = Connection(), {}
 
     # Callbacks, in paho's thread
 
     def _on_pre_connect(self) -> None:
         self._thread = threading.current_thread()
-        self._connection, self._reason = Connection(), ""
+        self._reason = ""
         self._client._keepalive = KEEPALIVE  # the last broker may have chosen another
         if self._ca_file:  # read for each connection, as it may have been renewed
             try:
                 context = ssl.create_default_context(cafile=self._ca_file)
             except OSError as error:
-                self._reason = f"MQTT_CA_FILE={self._ca_file} cannot be read: {error.strerror or error}"
-                raise
+                text = f"MQTT_CA_FILE={self._ca_file} cannot be read: {error.strerror or error}"
+                raise OSError(text) from error
             self._client._ssl_context = None  # otherwise paho refuses another
             self._client.tls_set_context(context)
 
-    def _on_connect_fail(self, error: BaseException | None) -> None:
-        self._report(self._reason or f"{self._broker} cannot be reached: {error}")
+    def _on_connect_fail(self) -> None:
+        self._report(f"{self._broker} cannot be reached: {sys.exception()}")
 
     def _on_connect(self, code: ReasonCode, limits: Any) -> None:
         client = self._client
@@ -273,7 +265,6 @@ class Listener:
             self._lose(f"{self._broker} {problem}")
         else:
             self._connection = Connection("SUBSCRIBE", limits, self._clock.steady())
-            self._disconnected = f"{self._broker} has not answered SUBSCRIBE yet"
             client.subscribe(SUBSCRIPTIONS if self._connection.wildcards else SUBSCRIPTIONS[:1])
 
     def _on_subscribe(self, codes: list[ReasonCode]) -> None:
@@ -290,8 +281,7 @@ class Listener:
         awaited, cut = self._connection.awaited, self._client._in_packet["command"] != 0
         packet = flags.is_disconnect_packet_from_server
         self._reason = self._reason or lost(self._broker, awaited, code, packet, cut)
-        self._connection, self.equipment = Connection(), {}  # the next broker sends all that it retains
-        self._report(self._reason)
+        self._end(self._reason)
 
     def _on_publish(self, code: ReasonCode) -> None:
         connection = self._connection
@@ -331,18 +321,13 @@ class Listener:
         """Hand a verdict to the ledger. If it cannot be stored, the broker must not hear that it was."""
 
         def done(result: Any) -> None:
-            self._done += 1
             if not isinstance(result, Unavailable):
                 acknowledge()
 
         text = f"%(transaction)s is answered: {verdict.status}"
         note(log.debug, "transaction_answered", text, transaction=verdict.transaction_id)
         self._connection.answered = True
-        if self.unstored >= UNSTORED:
-            self._lose("too many verdicts wait for the database")
-        else:
-            self._taken += 1
-            self._put(Job(settle, verdict, done))
+        self._put(Job(settle, verdict, done))
 
     def _note(self, name: str, status: str, retained: bool) -> None:
         """Note whether this equipment is there. If there is too much of it, forget the oldest `offline`."""
@@ -350,14 +335,12 @@ class Listener:
             raise ValueError(f"the name is longer than {NAME} characters")
         if status not in ("online", "offline"):
             raise ValueError("neither online nor offline")
-        others = {other: said for other, said in self.equipment.items() if other != name}
         write = log.warning if name in self.equipment else log.info
-        if len(others) == EQUIPMENT:
-            others.pop(next((other for other, said in others.items() if said == "offline"), name), None)
-        if len(others) < EQUIPMENT:
-            self.equipment = others | {name: status}
-        # A retained message was published before we subscribed, and SUBACK has asked everything again.
-        if retained:
+        known = {other: said for other, said in self.equipment.items() if other != name} | {name: status}
+        if len(known) > EQUIPMENT:
+            known.pop(next((other for other, said in known.items() if said == "offline"), name))
+        self.equipment = known  # a new dictionary, as other threads read it
+        if retained:  # published before we subscribed, and then we asked everything again
             return
         text = "equipment %(equipment).80r is %(status)s"
         note(write, "equipment_status", text, equipment=name, status=status)
@@ -365,13 +348,3 @@ class Listener:
         if status == "online" and (self._again is None or self._again.taken):
             self._again = Job(ask_again, 0)
             self._put(self._again)
-
-
-def new_client() -> Client:
-    # Unique to this process: two with one id would disconnect each other endlessly (MQTT 5, 3.1.4).
-    return Client(
-        CallbackAPIVersion.VERSION2,
-        f"energy2go-{os.getpid()}-{token_hex(6)}",
-        protocol=MQTTProtocolVersion.MQTTv5,
-        manual_ack=True,
-    )

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from paho.mqtt import _packet
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties, VariableByteIntegers
 from paho.mqtt.reasoncodes import ReasonCode
@@ -12,19 +11,15 @@ class Packed:
     """The properties of a request (MQTT 5, section 3.3.2.3). With paho's, a publish costs twice as much."""
 
     def __init__(self, seconds: int, response_topic: str, correlation: bytes):
-        expiry = b"\x02" + seconds.to_bytes(4, "big")
-        topic, kind = text(0x08, response_topic.encode()), text(0x03, b"application/json")
-        packed = expiry + topic + kind + text(0x09, correlation)
+        packed = b"\x02" + seconds.to_bytes(4, "big")  # Message Expiry Interval
+        # Response Topic, Content Type, Correlation Data
+        for identifier, value in (8, response_topic.encode()), (3, b"application/json"), (9, correlation):
+            packed += bytes([identifier]) + len(value).to_bytes(2, "big") + value
         self._packed = bytes([len(packed)]) + packed  # a length below 128 is one byte
 
     def pack(self) -> bytes:
         """Called by paho."""
         return self._packed
-
-
-def text(identifier: int, value: bytes) -> bytes:
-    """A property that is a string or binary data: both have two bytes of length before them."""
-    return bytes([identifier]) + len(value).to_bytes(2, "big") + value
 
 
 class Received(Properties):
@@ -44,11 +39,6 @@ class Received(Properties):
             return super().unpack(buffer)  # type: ignore[no-any-return, no-untyped-call]
         length, size = VariableByteIntegers.decode(buffer)  # type: ignore[no-untyped-call]
         return self, length + size
-
-
-def decode_faster() -> None:
-    """Let all paho clients of this process read properties in that way; a Client has no setting for it."""
-    _packet.Properties = Received  # type: ignore[attr-defined]
 
 
 def unusable(code: ReasonCode, limits: Any, packet: int) -> str:
