@@ -63,7 +63,7 @@ class Connection:
         self.slots = threading.Semaphore(min(IN_FLIGHT, getattr(limits, "ReceiveMaximum", IN_FLIGHT)))
         self.waiting: deque[tuple[int, Asked]] = deque()  # not sent yet, and since when
         self.sent: deque[tuple[int, Asked]] = deque()  # PUBACKs come in the same order (MQTT 5, 4.6)
-        self.began = self.last_puback = now
+        self.owed_since = now  # SUBACK, or the next PUBACK
         self.wildcards = getattr(limits, "WildcardSubscriptionAvailable", 1) == 1
         self.knows_equipment = self.wildcards and getattr(limits, "RetainAvailable", 1) == 1
         self.answered = False  # a verdict has come since equipment last went offline
@@ -178,10 +178,12 @@ class Listener:
 
     def watch(self) -> None:
         """Hang up if the broker has not answered for ACK_TIMEOUT."""
-        connection, now = self._connection, self._clock.steady()
-        if connection.awaited == "SUBSCRIBE" and now - connection.began > ACK_TIMEOUT:
+        connection = self._connection
+        if self._clock.steady() - connection.owed_since < ACK_TIMEOUT:
+            return
+        if connection.awaited == "SUBSCRIBE":
             self._lose(f"{self._broker} does not answer SUBSCRIBE")
-        elif connection.sent and now - connection.last_puback > ACK_TIMEOUT:
+        elif connection.sent:
             self._refused = f"{self._broker} does not acknowledge what is published on {QUESTIONS}"
             self._lose(self._refused)
 
@@ -197,7 +199,7 @@ class Listener:
             properties: Any = Packed(max(1, backoff // SECOND), VERDICTS, key.bytes)
             note(log.debug, "transaction_asked", "%(transaction)s is asked", transaction=key)
             if not connection.sent:
-                connection.last_puback = self._clock.steady()
+                connection.owed_since = self._clock.steady()
             connection.sent.append((since, (question, backoff)))
             payload = msgspec.json.encode(question)
             # If this fails, the connection is gone, and this window with it.
@@ -291,7 +293,7 @@ class Listener:
         elif connection.sent:
             self._refused = ""
             connection.sent.popleft()
-            connection.last_puback = self._clock.steady()
+            connection.owed_since = self._clock.steady()
             connection.slots.release()
             self._send(connection)
 
