@@ -19,7 +19,7 @@ check: lint ## check style and types and run the unit tests on SQLite, in 30 s
 	@mkdir -p var
 	$(PYTEST) -n 2 --sqlite-only tests/unit
 
-fix: .venv/dev ## fix what ruff can fix, and format the Python and the C
+fix: .venv/dev ## apply ruff's fixes, and format the Python and the C
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 	.venv/bin/clang-format -i validator/*.[ch]
@@ -45,7 +45,7 @@ docker-test: .venv/dev ## build the containers, run them, break them, and remove
 	@sh tests/system/docker-test.sh
 	@sh tests/system/docker-replicas-test.sh
 
-bench: .venv/dev setup ## measure speed, growth and crowds, with AGAINST=<commit> beside that release, in 6 minutes
+bench: .venv/dev setup ## measure the service in 6 minutes; AGAINST=<commit> compares it with that release
 	@$(BENCH) tests/bench/run.py --against "$(AGAINST)"
 
 soak: .venv/dev setup ## run a year in ten minutes, with retention and faults, and print what grows

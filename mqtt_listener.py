@@ -103,9 +103,9 @@ class Listener:
     def _set_callbacks(self, client: Client) -> None:
         client.max_inflight_messages_set(0)  # no limit of paho's: ours follows the broker's
         client.reconnect_delay_set(0.1, 2)  # type: ignore[arg-type]  # until it is connected first
-        # Not guarded: paho takes its OSError for a failed attempt to connect.
-        client.on_pre_connect = lambda *_: self._on_pre_connect()
         guard = self._guarded
+        # paho takes an OSError of this one, and only of this one, for a failed attempt.
+        client.on_pre_connect = guard(lambda *_: self._on_pre_connect(), OSError)
         client.on_socket_open = guard(lambda _, __, connection: connection.setsockopt(*NO_DELAY))
         client.on_connect_fail = guard(lambda *_: self._on_connect_fail())
         client.on_connect = guard(lambda _, __, flags, code, limits: self._on_connect(code, limits))
@@ -221,12 +221,14 @@ class Listener:
             text = sentence or f"subscribed at {self._broker}"
             log.log(level, "%s", text, extra={"event": "connection_changed"})
 
-    def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
+    def _guarded(self, callback: Callable[..., None], *passes: type[Exception]) -> Callable[..., None]:
         """A callback whose exceptions cost one reconnect. One that escapes would end paho's thread."""
 
         def call(*arguments: Any) -> None:
             try:
                 callback(*arguments)
+            except passes:
+                raise
             except Exception as error:
                 log.exception("an MQTT callback failed; connecting anew", extra={"event": "callback_failed"})
                 self._lose(f"a packet from {self._broker} cannot be handled: {error!r}")
