@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from bottle import Bottle, HTTPError, Route, request
 
-from kit import asgi, metrics, requests
+from kit import metrics, requests
 from kit.errors import KeyNotTaken, MethodNotAllowed, NothingHere, NotRunning, OutcomeUnknown, Refusal
 from kit.logs import REQUEST, REQUEST_ID, begin_request
 from kit.openapi import Declaration
@@ -100,7 +100,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         """Answer a request from an ASGI server, which cancels this if the client goes."""
         if scope["type"] != "http":
             return
-        answer = await self.reply(asgi.environment(scope, await asgi.receive_body(receive)))
+        answer = await self.reply(requests.environment(scope, await requests.receive_body(receive)))
         encoded = [(name.encode("latin1"), value.encode("latin1")) for name, value in answer.headers.items()]
         async with aclosing(answer.more) if answer.more else nullcontext():
             await send({"type": "http.response.start", "status": answer.status, "headers": encoded})
@@ -169,7 +169,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         for name, struct in declared.structs.items():
             given[name] = READERS[name](struct)
         if "body" not in given and request.method not in ("GET", "HEAD"):
-            requests.receive()  # a request that was cut off must not change anything
+            requests.whole_body()  # a request that was cut off must not change anything
         return given
 
     def note(self, environ: dict[str, Any], answer: Answer, seconds: float) -> None:

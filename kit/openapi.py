@@ -76,26 +76,29 @@ class Declaration:
             raise TypeError("query, headers and body must be Structs")
         json = [self.returns] if media_type == JSON else []
         msgspec.json.schema_components([*self.structs.values(), *hints.values(), *json])  # may find none
-        headers = rules(self.structs["headers"]) if "headers" in self.structs else {}
-        waits = ("Preference-Applied", "Retry-After") if "Prefer" in headers else ()
+        self.headers = rules(self.structs["headers"]) if "headers" in self.structs else {}
+        waits = ("Preference-Applied", "Retry-After") if "Prefer" in self.headers else ()
         self.answers = [(*answer, *waits) for answer in answers]
-        self.keyless = method == "POST" and "Idempotency-Key" not in headers
-        changes, body = method != "GET", "body" in self.structs
-        implied: dict[type[Refusal], Any] = {
-            kinds.MethodNotAllowed: True,
-            kinds.InvalidValue: self.path or self.structs,
-            kinds.Unauthorized: token,
-            kinds.MalformedBody: body,
-            kinds.KeyNotTaken: self.keyless,
-            kinds.NotFound: self.path,
-            kinds.PreconditionFailed: "If-Match" in headers,
-            kinds.NotRunning: self.service,
-            kinds.NotRead: self.service and not changes,
-        } | dict.fromkeys(CHANGE, changes)
-        refusals = {*errors, *(refusal for refusal, occurs in implied.items() if occurs)}
+        self.keyless = method == "POST" and "Idempotency-Key" not in self.headers
+        refusals = {*errors, *self._implied(method != "GET")}
         if not all(issubclass(refusal, Refusal) for refusal in refusals):
             raise TypeError("errors must be Refusals")
         self.errors = sorted(refusals, key=lambda refusal: refusal.status)
+
+    def _implied(self, changes: bool) -> list[type[Refusal]]:
+        """The errors that follow from the inputs."""
+        occurs: dict[type[Refusal], Any] = {
+            kinds.MethodNotAllowed: True,
+            kinds.InvalidValue: self.path or self.structs,
+            kinds.Unauthorized: self.token,
+            kinds.MalformedBody: "body" in self.structs,
+            kinds.KeyNotTaken: self.keyless,
+            kinds.NotFound: self.path,
+            kinds.PreconditionFailed: "If-Match" in self.headers,
+            kinds.NotRunning: self.service,
+            kinds.NotRead: self.service and not changes,
+        }
+        return [kind for kind, reason in occurs.items() if reason] + (CHANGE if changes else [])
 
 
 def document(routes: Mapping[Any, Declaration], info: Json, tags: dict[str, str], token: bool) -> Json:

@@ -1,13 +1,17 @@
-"""The parts of a request, converted and checked: its path, query, headers, token and body.
+"""A request: its WSGI environment, which Bottle reads, and its inputs, converted and checked.
 
-A refusal names the field and says in one sentence what is wrong, or what would be right.
+A refusal names the field and the mistake, or the values that are allowed.
 """
 
+import asyncio
 import hmac
 import re
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import cache, lru_cache
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from bottle import request
@@ -18,6 +22,7 @@ from kit.errors import InvalidValue
 
 JSON = "application/json"
 LARGEST_BODY = 64 * 1024  # bytes
+LONGEST_BODY = 30.0  # seconds in which a body must have come
 TIME = "must be a time with its zone, such as 2026-03-28T00:18:13Z (in a URL, write + as %2B)"
 BODY = "kit.body"  # where a request's environment has its body, or None if that did not come completely
 
@@ -27,6 +32,40 @@ def cgi_name(name: str) -> str:
     """The name of a header in a WSGI environment."""
     text = name.upper().replace("-", "_")
     return text if text in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{text}"
+
+
+def environment(scope: dict[str, Any], body: bytes | None) -> dict[str, Any]:
+    """A request from an ASGI server as a WSGI environment (PEP 3333); `body` is that of `receive_body`."""
+    path = scope["raw_path"]
+    if path.startswith(b"http") and path.count(b"/") > 2:  # the whole URL (RFC 9112, section 3.2.2)
+        path = b"/" + path.split(b"/", 3)[3]
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": scope["method"],
+        "PATH_INFO": unquote_to_bytes(path).decode("latin1"),
+        "QUERY_STRING": scope["query_string"].decode("latin1"),
+        "REMOTE_ADDR": scope["client"][0] if scope["client"] else "",
+        BODY: body,
+    }
+    for name, value in scope["headers"]:
+        key, text = cgi_name(name.decode("latin1")), value.decode("latin1")
+        environ[key] = f"{environ[key]},{text}" if key in environ else text
+    return environ
+
+
+async def receive_body(receive: Callable[[], Awaitable[dict[str, Any]]]) -> bytes | None:
+    """A request's body, at most one byte more than LARGEST_BODY; None if it does not come completely."""
+    message = await receive()
+    if message["type"] == "http.request" and not message["more_body"]:
+        return bytes(message["body"])
+    body = bytearray()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LONGEST_BODY):
+            while message["type"] == "http.request":
+                body += message["body"]
+                if not message["more_body"] or len(body) > LARGEST_BODY:
+                    return bytes(body)
+                message = await receive()
+    return None
 
 
 def header(name: str) -> str | None:
@@ -79,19 +118,19 @@ def convert(data: Any, kind: Any, place: str) -> Any:
 
 
 def read_body(struct: type[msgspec.Struct]) -> Any:
-    """The request's JSON body; raises what `receive` raises, or InvalidValue."""
+    """The request's JSON body; raises a Refusal."""
     if (header("Content-Type") or "").partition(";")[0].strip().lower() != JSON:
         raise errors.UnsupportedMediaType(f"Content-Type: must be {JSON}.")
     try:
-        return msgspec.json.decode(receive(), type=struct)
+        return msgspec.json.decode(whole_body(), type=struct)
     except msgspec.ValidationError as error:
         raise mistake(error, struct, "body") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.MalformedBody(f"body: is not JSON: {error}") from None
 
 
-def receive() -> bytes:
-    """The request's body, complete; raises IncompleteBody, ContentTooLarge or UnsupportedMediaType."""
+def whole_body() -> bytes:
+    """The request's body; raises IncompleteBody, ContentTooLarge or UnsupportedMediaType."""
     if header("Content-Encoding") is not None:
         raise errors.UnsupportedMediaType("Content-Encoding: must not be used.")
     if (header("Transfer-Encoding") or "chunked").lower() != "chunked":
