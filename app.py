@@ -372,7 +372,7 @@ async def page(
     service: Service, answer: Answer, path: str, find: Callable[..., list[T]], query: Any
 ) -> tuple[list[T], str | None]:
     """One page of a list, and the URL of the next page, which is also in `Link`."""
-    texts = msgspec.to_builtins(query)  # without what is not set
+    texts = msgspec.to_builtins(query)  # without unset fields
     filters = {name: getattr(query, name) for name in texts} | {"limit": query.limit + 1}
     found: list[Any] = await service.read(find, **filters)
     items = found[: query.limit]

@@ -71,7 +71,7 @@ class Declaration:
         self.service, self.answer = (hints.pop(name, None) is not None for name in ("service", "answer"))
         self.structs = {name: hints.pop(name) for name in ("query", "headers", "body") if name in hints}
         if hints.keys() != set(re.findall(r"<(\w+)>", rule)):
-            raise TypeError(f"the arguments {sorted(hints)} are not those of the path")
+            raise TypeError(f"the path has other parts than the arguments {sorted(hints)}")
         if not all(issubclass(struct, msgspec.Struct) for struct in self.structs.values()):
             raise TypeError("query, headers and body must be Structs")
         json = [self.returns] if media_type == JSON else []
@@ -120,7 +120,7 @@ def document(routes: Mapping[Any, Declaration], info: Json, tags: dict[str, str]
     return {
         "openapi": "3.0.3",
         "info": info,
-        "servers": [{"url": "/", "description": "the service that this document is from"}],
+        "servers": [{"url": "/", "description": "this service"}],
         "tags": [{"name": name, "description": text} for name, text in tags.items()],
         "paths": paths,
         "components": {
@@ -132,7 +132,7 @@ def document(routes: Mapping[Any, Declaration], info: Json, tags: dict[str, str]
 
 
 def operation(declared: Declaration, found: Json) -> Json:
-    """A route in the document; adds the components that it refers to to `found`."""
+    """A route in the document; the components that it needs go to `found`."""
     responses = {str(status): success(declared, status, names, found) for status, *names in declared.answers}
     for status, same in groupby(declared.errors, lambda refusal: refusal.status):
         responses[str(status)] = failure(list(same), found)
@@ -199,7 +199,7 @@ def parameters(struct: type[msgspec.Struct], place: str) -> list[Json]:
 
 
 def schema(hint: Any, found: Json) -> Json:
-    """The schema of a type; adds the components that it refers to to `found`."""
+    """The schema of a type; the components that it needs go to `found`."""
     (described,), components = msgspec.json.schema_components([hint], ref_template=REFERENCE)
     found |= components
     return dict(in_3_0(described))

@@ -69,7 +69,7 @@ async def receive_body(receive: Callable[[], Awaitable[dict[str, Any]]]) -> byte
 
 
 def header(name: str) -> str | None:
-    """A header of the request, one character per byte. (Bottle's own fails where that is not UTF-8.)"""
+    """A header of the request, one character per byte. (Bottle's own fails if it is not UTF-8.)"""
     raw: str | None = request.environ.get(cgi_name(name))
     return raw
 
@@ -97,9 +97,9 @@ def properties(struct: type[msgspec.Struct]) -> Any:
 
 
 def read_headers(struct: type[msgspec.Struct]) -> Any:
-    """Those headers of the request that have a field in this Struct."""
-    texts = {name: header(name) for name in rules(struct)}
-    return convert({name: text for name, text in texts.items() if text is not None}, struct, "headers")
+    """The request's headers that have a field in this Struct."""
+    given = {name: text for name in rules(struct) if (text := header(name)) is not None}
+    return convert(given, struct, "headers")
 
 
 def convert(data: Any, kind: Any, place: str) -> Any:
@@ -164,7 +164,7 @@ def mistake(error: msgspec.ValidationError, kind: Any, place: str) -> errors.Ref
     field = re.search(r"`\$\.([^.[`]+)[^`]*`$", text)
     where, rule = (f"{place}.{field[1]}", right[field[1]]) if field else (place, right.get(""))
     reason = text.partition(" - at `$")[0]
-    if not rule or ", got `" in reason:  # msgspec says it well
+    if not rule or ", got `" in reason:  # msgspec's own sentence is better
         return InvalidValue(f"{where}: {reason}")
     value = re.match("Invalid enum value (.*) - at", text, re.DOTALL)
     return InvalidValue(f"{where}: {rule}", f"{value[1]:.40}" if value else None)

@@ -51,7 +51,7 @@ REFUSED = {
     "blanks in PATCH": (
         "PATCH",
         "/stations/1",
-        {"description": "\u00a0\u2003\u3000"},
+        {"description": "\u00a0\u2003\u3000\u001c\u0085\ufeff"},
         422,
         "body.description",
     ),

@@ -4,6 +4,7 @@ import re
 
 from app import app
 from kit.errors import Refusal
+from kit.openapi import AGAIN
 from programs import ROOT
 
 README, HTTP = (ROOT / "README.md").read_text(), (ROOT / "docs/http.md").read_text()
@@ -28,6 +29,7 @@ def test_the_proxy_gives_the_same_advice_as_the_service():
     proxy = (ROOT / "deploy/nginx.conf").read_text()
     for route, declared in app.declarations.items():
         assert route.method == "GET" or f"$unknown {declared.unknown}" in proxy
+        assert (route.method == "POST") == (declared.unknown != AGAIN)  # only a POST is not idempotent
 
 
 def kinds(kind=Refusal):
