@@ -89,7 +89,6 @@ def post_worker_init(worker: Any) -> None:
     own = msgspec.structs.replace(settings, waits=waits(worker.cfg))
     service = worker.service.enter_context(Service(own, worker.loop))
     worker.on_stop = service.end_waits
-    worker.started_by = os.getpid()
     threading.Thread(target=log_when_ready, args=(worker, service), name="ready", daemon=True).start()
 
 
@@ -125,7 +124,6 @@ def stay_on_one_processor() -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Stop the service. gunicorn may call this twice, and in the master for a worker that never started."""
-    if getattr(worker, "started_by", None) == os.getpid():
-        worker.started_by = None
-        worker.service.close()
+    """Stop the service. gunicorn may call this twice, and in the master, which has none."""
+    if service := getattr(worker, "service", None):
+        service.close()

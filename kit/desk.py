@@ -66,7 +66,7 @@ class Program:
 
 
 def say(name: str, line: bytes) -> None:
-    """Print one line. If it cannot be printed, stop: the terminal was closed."""
+    """Print one line. If that fails, stop: the terminal was closed."""
     try:
         os.write(1, b"%-9s | %s\n" % (name.encode(), line.rstrip(b"\r\n")))
     except OSError:

@@ -9,6 +9,7 @@ from prometheus_client.core import Metric
 from prometheus_client.metrics import disable_created_metrics
 
 CONTENT_TYPE: str = exposition.CONTENT_TYPE_LATEST
+render = exposition.generate_latest
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 DURATIONS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds
 
@@ -52,11 +53,6 @@ def registry(*collectors: Any) -> CollectorRegistry:
     for collector in (*collectors, ProcessCollector(registry=None)):
         made.register(collector)
     return made
-
-
-def render(registry: CollectorRegistry) -> bytes:
-    """All current metrics in Prometheus' text format."""
-    return exposition.generate_latest(registry)
 
 
 def series(kind: str, name: str, text: str, values: float | Mapping[str, float], label: str = "") -> Metric:

@@ -19,9 +19,7 @@ from psycopg.pq import PGconn
 
 ROOT = Path(__file__).parent.parent
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
-# A label of a name has 1 to 63 characters; Python raises UnicodeError for others, not OSError.
-NAME, IPV6 = r"[^\s:\[\]/.]{1,63}(\.[^\s:\[\]/.]{1,63})*\.?", "[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
-HOST, ADDRESS = f"^(?!.{{254}})({NAME}|{IPV6})$", rf"^(\[{IPV6}\]|{NAME}):[0-9]{{1,5}}$"
+HOST, ADDRESS = r"^[^\s\[\]/]+$", r"^(\[[^\s\[\]/]+\]|[^\s:\[\]/]+):[0-9]{1,5}$"
 URL = r"^sqlite:///(?!:memory:)[^?#]*[^?#/]$|^postgres(ql)?://.+"
 UNREACHABLE = "255.255.255.255"  # no packet is sent there
 SECRETS = ("DATABASE_URL", "MQTT_PASSWORD", "API_TOKEN")  # never shown
@@ -107,8 +105,8 @@ def check_values(settings: Settings) -> None:
     host, port = settings.address
     for name, text in (("BIND", host), ("MQTT_HOST", settings.mqtt_host)):
         try:
-            socket.inet_pton(socket.AF_INET6, text if ":" in text else "::")
-        except OSError:
+            socket.inet_pton(socket.AF_INET6, text) if ":" in text else text.encode("idna")
+        except (OSError, UnicodeError):
             raise refused(name) from None
     if not 1 <= port <= 65535:
         raise refused("BIND")
