@@ -7,6 +7,7 @@ import asyncio
 import logging
 import platform
 import re
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import cache, partial
@@ -91,7 +92,7 @@ class Service:
 
     def end_waits(self) -> None:
         """End all waits and streams, because the process is about to stop. Call this in the loop."""
-        self.ledger.stopping = True
+        self.ledger.stopping = time.monotonic()
         self.changes.end()
 
     async def read(

@@ -86,7 +86,7 @@ class JobQueue(SimpleQueue[Job | None]):
 class Ledger:
     """The single writer, which runs while it is entered as a context manager.
 
-    `changed` is called after each change of a status. `stopping` is set when the process is about to stop.
+    `changed` is called after each change of a status. `stopping` is the time.monotonic() of SIGTERM, or 0.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Ledger:
             "energy2go_verdict_seconds", "Question to verdict", registry=None, buckets=DELAYS
         )
         self.sizes = Histogram("energy2go_batch_jobs", "Jobs in a batch", registry=None, buckets=BATCH_SIZES)
-        self.stopping = False
+        self.stopping = 0.0
         self.pending: tuple[int, int | None] | None = None  # what models.pending said last; None: not known
         self._session, self._deleted = 0, FIRST  # see Batch
         self._newest = 0  # no transaction is newer
@@ -132,7 +132,8 @@ class Ledger:
         """Write what is still in the queue, and end the thread."""
         self._stopped = True
         self.queue.put(None)
-        self._thread.join(0.5 if self.stopping else 3)  # gunicorn kills us 3 s after `stopping` was set
+        # gunicorn kills us 3 s after SIGTERM, and connections must be closed before.
+        self._thread.join(max(0.1, self.stopping + 2.4 - time.monotonic()) if self.stopping else 3)
 
     @property
     def problem(self) -> str:

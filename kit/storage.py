@@ -179,8 +179,10 @@ class Store:
         return 0
 
     def close(self) -> None:
-        """Close all connections."""
-        self.database.close_all()
+        """Close all connections. If PostgreSQL is frozen, a thread that connects keeps peewee's lock."""
+        closer = threading.Thread(target=self.database.close_all, daemon=True)
+        closer.start()
+        closer.join(0.2 if is_postgresql(self.database) else None)
 
     def fail(self, problem: str) -> None:
         """Note why the database cannot be written."""
