@@ -133,7 +133,7 @@ class Ledger:
         self._stopped = True
         self.queue.put(None)
         # gunicorn kills us 3 s after SIGTERM, and connections must be closed before.
-        self._thread.join(max(0.1, self.stopping + 2.4 - time.monotonic()) if self.stopping else 3)
+        self._thread.join(max(0.1, self.stopping + 2.2 - time.monotonic()) if self.stopping else 3)
 
     @property
     def problem(self) -> str:
