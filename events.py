@@ -33,6 +33,7 @@ HEARTBEAT_INTERVAL = 15.0  # seconds without an event
 PAGE = 100  # changes in one read, and events in one chunk
 RECENT = 1000  # events that we keep in memory
 TURN = 200  # streams that are woken at once
+Read = Callable[..., Awaitable[Any]]  # calls a function of `models` in a thread; may raise Unavailable
 
 
 class Event(NamedTuple):
@@ -44,17 +45,10 @@ class Event(NamedTuple):
 class Changes:
     """The clients that wait or follow, at most `places`. All of it runs in the loop, except `wake`.
 
-    `read` calls a function of `models` in a thread; it may raise Unavailable. `ready` returns the body of
-    /readyz.
+    `ready` returns the body of /readyz.
     """
 
-    def __init__(
-        self,
-        read: Callable[..., Awaitable[Any]],
-        ready: Callable[[], bytes],
-        places: int,
-        loop: asyncio.AbstractEventLoop,
-    ):
+    def __init__(self, read: Read, ready: Callable[[], bytes], places: int, loop: asyncio.AbstractEventLoop):
         self._read, self._ready, self._places, self._loop = read, ready, places, loop
         self.clients, self._read_until = Counter(waits=0, streams=0), 0.0
         self._waits: defaultdict[UUID, set[asyncio.Future[Transaction | None]]] = defaultdict(set)
@@ -80,7 +74,7 @@ class Changes:
         self._wake_streams()
 
     async def wait(self, transaction: Transaction, seconds: float) -> Transaction:
-        """A transaction once it is not PENDING, or as it is after so many seconds; raises Unavailable."""
+        """Wait at most this long until a transaction is not PENDING, and return it; raises Unavailable."""
         if transaction.status is not Status.PENDING:
             return transaction
         with self._place("waits"):
@@ -103,7 +97,7 @@ class Changes:
                     del self._waits[transaction.id]
 
     async def follow(self, cursor: Cursor | None, station_id: int | None) -> AsyncGenerator[bytes, None]:
-        """A stream of what changes after `cursor`, or from now on. Its first step may raise Unavailable."""
+        """Stream the changes after `cursor`, or from now on. The first step may raise Unavailable."""
         with self._place("streams"):
             await self._start_reading()
             deleted, newest = await self._read(models.known_changes)
@@ -138,7 +132,7 @@ class Changes:
 
     @contextmanager
     def _place(self, kind: str) -> Iterator[None]:
-        """A client's place, for as long as it is there; raises Unavailable."""
+        """Hold a place while a client waits or follows; raises Unavailable."""
         if self.clients.total() >= self._places:
             raise TooManyClients("Too many clients are waiting or following.")
         self.clients[kind] += 1
@@ -161,14 +155,14 @@ class Changes:
             except Unavailable:
                 await asyncio.sleep(RETRY_INTERVAL)
                 return b"", cursor
-            if len(found) < PAGE:  # it has everything that had been read before
+            if len(found) < PAGE:  # these are all the changes up to `position`
                 cursor = max(cursor, position)
         if found:
             cursor = max(cursor, found[-1].cursor)
         return b"".join(event.text for event in found if station_id in (None, event.station_id)), cursor
 
     async def _start_reading(self) -> None:
-        """Start the task that reads all changes from here on, unless it runs."""
+        """Start the task that reads all changes from here on, unless it is running."""
         if self._reader is None:
             newest = await self._read(models.newest_change)
             if self._reader is None:  # another client may have been faster
@@ -176,7 +170,7 @@ class Changes:
                 self._reader = self._loop.create_task(self._read_on())
 
     async def _read_on(self) -> None:
-        """Read what changes, until there has been no client for POLL_INTERVAL."""
+        """Read changes until there has been no client for POLL_INTERVAL."""
         while not self._ended and (self.clients.total() or self._loop.time() < self._read_until):
             self._due = self._loop.create_future()
             try:
@@ -192,7 +186,7 @@ class Changes:
         self._reader = None
 
     def _add(self, changes: list[Transaction]) -> None:
-        """Hand over what has changed."""
+        """Hand changes to those clients that they concern."""
         settled = [change for change in changes if change.status is not Status.PENDING]
         resolve([(changed, one) for one in settled for changed in self._waits.get(one.id, ())])
         self._position = models.cursor(changes[-1])
@@ -215,7 +209,7 @@ class Changes:
             self._loop.call_soon(self._wake_streams, idle[TURN:])
 
     def _look_at_readiness(self) -> None:
-        """Describe to all streams how ready the service is, if that has changed."""
+        """Announce the body of /readyz to all streams if it has changed."""
         before, self._readiness = self._readiness, block("ready", self._ready())
         if self._readiness != before:
             self._wake_streams()

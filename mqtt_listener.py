@@ -48,9 +48,9 @@ KEEPALIVE = 5  # seconds
 IN_FLIGHT = 20  # publishes that wait for their PUBACK; a broker may allow fewer (Receive Maximum)
 PACKET = 512  # bytes; a question with its topic and properties is well below that
 UNACKNOWLEDGED = 1_000  # our Receive Maximum: the broker keeps all verdicts past it
-EQUIPMENT, NAME = 100, 200  # equipment that is remembered; characters of a name
-NO_DELAY = socket.IPPROTO_TCP, socket.TCP_NODELAY, 1  # else Nagle's algorithm adds 40 ms to a hop
-ACK_TIMEOUT = 10 * SECOND  # that the broker may take for SUBACK, and for each PUBACK
+EQUIPMENT, NAME = 100, 200  # names of equipment that we remember; characters of a name
+NO_DELAY = socket.IPPROTO_TCP, socket.TCP_NODELAY, 1  # otherwise Nagle's algorithm adds 40 ms to a hop
+ACK_TIMEOUT = 10 * SECOND  # for SUBACK, and for each PUBACK
 decode_verdict = msgspec.json.Decoder(Verdict).decode
 
 
@@ -64,19 +64,18 @@ class Connection:
         self.waiting: deque[tuple[int, Asked]] = deque()  # not sent yet, and since when
         self.sent: deque[tuple[int, Asked]] = deque()  # PUBACKs come in the same order (MQTT 5, 4.6)
         self.owed_since = now  # SUBACK, or the next PUBACK
-        self.wildcards = getattr(limits, "WildcardSubscriptionAvailable", 1) == 1
-        self.knows_equipment = self.wildcards and getattr(limits, "RetainAvailable", 1) == 1
         self.answered = False  # a verdict has come since equipment last went offline
 
 
 class Listener:
     """Connected while it is entered as a context manager, now and after every loss.
 
-    `problem` is empty while questions can be asked, else one sentence with the reason.
+    `problem` is one sentence while we cannot ask questions, otherwise empty.
     """
 
     def __init__(self, settings: Settings, put: Callable[[Job], None]):
         self.equipment: dict[str, str] = {}  # its status by name; the latest news is at the end
+        self.knows_equipment = True  # False if this broker does not forward all statuses
         self.unreadable = 0  # messages that were ignored
         self.session = 0  # how often it was subscribed
         self._put, self._clock = put, Clock()
@@ -136,11 +135,6 @@ class Listener:
         return not self._connection.awaited
 
     @property
-    def knows_equipment(self) -> bool:
-        """False if this broker does not pass on the status of equipment."""
-        return self._connection.knows_equipment
-
-    @property
     def served(self) -> bool:
         """True if some equipment works: it is online, or a verdict has come since one went offline."""
         return self._connection.answered or "online" in self.equipment.values()
@@ -164,14 +158,14 @@ class Listener:
     # Called by the ledger
 
     def publish(self, questions: Iterable[Asked]) -> None:
-        """Ask these, as fast as the broker takes them. Without a connection, drop them: the rows stay."""
+        """Ask these, as fast as the broker accepts them. Without a connection, drop them: the rows stay."""
         connection, now = self._connection, self._clock.steady()
         if not connection.awaited:
             connection.waiting.extend((now, question) for question in questions)
             self._send(connection)
 
     def held(self, microseconds: int) -> list[UUID]:
-        """The questions that the broker has not acknowledged for so long, sent or not."""
+        """The questions that the broker has not acknowledged for this long, sent or not."""
         connection, before = self._connection, self._clock.steady() - microseconds
         held = [*connection.sent.copy(), *connection.waiting.copy()]
         return [question.transaction_id for since, (question, _) in held if since < before]
@@ -269,7 +263,9 @@ class Listener:
             self._lose(f"{self._broker} {problem}")
         else:
             self._connection = Connection("SUBSCRIBE", limits, self._clock.steady())
-            client.subscribe(SUBSCRIPTIONS if self._connection.wildcards else SUBSCRIPTIONS[:1])
+            wildcards = getattr(limits, "WildcardSubscriptionAvailable", 1) == 1
+            self.knows_equipment = wildcards and getattr(limits, "RetainAvailable", 1) == 1
+            client.subscribe(SUBSCRIPTIONS if wildcards else SUBSCRIPTIONS[:1])
 
     def _on_subscribe(self, codes: list[ReasonCode]) -> None:
         if refusals := [code for code in codes if code.is_failure]:
@@ -309,7 +305,7 @@ class Listener:
         self.receive(message.topic, bytes(message.payload), message.retain, acknowledge)
 
     def receive(self, topic: str, payload: bytes, retained: bool, acknowledge: Callable[[], None]) -> None:
-        """Deal with one message. Every message is acknowledged, a verdict after its commit."""
+        """Handle one message. We acknowledge every message, a verdict after its commit."""
         try:
             if topic == VERDICTS:
                 self._settle(decode_verdict(payload), acknowledge)
@@ -322,7 +318,7 @@ class Listener:
         acknowledge()
 
     def _settle(self, verdict: Verdict, acknowledge: Callable[[], None]) -> None:
-        """Hand a verdict to the ledger. If it cannot be stored, the broker must not hear that it was."""
+        """Hand a verdict to the ledger. Do not acknowledge it if it cannot be stored."""
 
         def done(result: Any) -> None:
             if not isinstance(result, Unavailable):
@@ -334,7 +330,7 @@ class Listener:
         self._put(Job(settle, verdict, done))
 
     def _note(self, name: str, status: str, retained: bool) -> None:
-        """Note whether this equipment is there. If there is too much of it, forget the oldest `offline`."""
+        """Note the status of this equipment. Past EQUIPMENT names, forget the oldest `offline`."""
         if len(name) > NAME:
             raise ValueError(f"the name is longer than {NAME} characters")
         if status not in ("online", "offline"):

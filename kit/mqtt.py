@@ -1,4 +1,4 @@
-"""MQTT 5 beside paho: cheaper properties, and sentences about brokers that we cannot work with."""
+"""Additions to paho: cheaper properties, and a sentence for each broker that we cannot use."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ class Packed:
 
 
 class Received(Properties):
-    """The properties of a packet that came. paho builds its tables anew for each; these share one copy.
+    """The properties of a received packet. paho builds its tables for each packet; these share one copy.
 
     We use no property of a PUBLISH, so we skip them. Together this saves a tenth of the service's CPU.
     """
@@ -42,7 +42,7 @@ class Received(Properties):
 
 
 def unusable(code: ReasonCode, limits: Any, packet: int) -> str:
-    """Why a broker that sends this CONNACK is of no use to us, or "" (MQTT 5, section 3.2.2.3)."""
+    """Why we cannot use a broker that sends this CONNACK, or "" (MQTT 5, section 3.2.2.3)."""
     if code.is_failure:
         added = [getattr(limits, name, "")[:100] for name in ("ReasonString", "ServerReference")]
         return ", ".join([f"refuses the connection: {code}", *(repr(words) for words in added if words)])
