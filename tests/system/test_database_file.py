@@ -69,7 +69,8 @@ def test_a_file_that_is_removed_or_replaced_takes_no_transaction(started, folder
     started.start()
     recovers(started, 15)
     # What it accepted on the way is in no file; it answered none of that with 201 after it had noticed.
-    assert len(load.accepted) - before < 60
+    # A journal, at which it looks five times a second, harms no row.
+    assert len(load.accepted) - before < (600 if harm is put_a_journal_there else 60)
     assert started.post("/stations", {"description": "Teste"}).status == 201
     accepted = started.post("/transactions", {"station_id": 1}).json["id"]
     assert digits([accepted]) <= stored(folder)
