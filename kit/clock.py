@@ -44,5 +44,5 @@ def uuid7(created: int, counter: int) -> UUID:
 
 
 def below(created: int) -> UUID:
-    """What all ids of this millisecond and later ones are above."""
+    """The lowest id of this millisecond."""
     return UUID(int=max(0, created) // 1000 << 80)

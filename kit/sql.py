@@ -1,4 +1,4 @@
-"""SQL in two databases: connections, transactions and statements that work in SQLite and in PostgreSQL."""
+"""Connections, transactions and statements that work in both SQLite and PostgreSQL."""
 
 import os
 import time
@@ -18,28 +18,32 @@ PRAGMAS |= {"temp_store": "memory"}  # else most commits make a file in /var/tmp
 # A server that vanishes without a word is noticed within eleven seconds (libpq, "Parameter Key Words").
 NETWORK = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 NETWORK |= {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
-WRITERS = 20260328  # advisory lock id that serialises the writers of one PostgreSQL database
 LONGEST_READ = 5  # seconds
 LONGEST_WRITE = 5.0  # seconds; SQLite waits as long for a lock
-LONGEST_ROW_LOCK = 0.2  # seconds
-COMMITTED = "READ COMMITTED, READ WRITE"  # what this code needs, whatever the server's defaults are
+WRITERS = 20260328  # advisory lock id that serialises the writers of one PostgreSQL database
+# In a transaction on PostgreSQL. We wait for other writers first, and then only a moment for a locked row.
+# If this process freezes, the server ends its session, so that other replicas can write.
+BEGIN = f"""SELECT set_config('idle_in_transaction_session_timeout', '{LONGEST_WRITE}s', true),
+    set_config('lock_timeout', '{LONGEST_WRITE}s', true), pg_advisory_xact_lock({WRITERS}),
+    set_config('lock_timeout', '0.2s', true)"""
+# Only for one transaction: PgBouncer gives the same session to other clients afterwards.
+READ_ONLY = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '{}s'"
 
 
 def connect(url: str, connections: int) -> Any:
-    """A peewee database with a pool of so many connections; opens none."""
+    """A peewee database with a pool for this number of connections; opens none."""
     pool: dict[str, Any] = {"max_connections": connections, "timeout": POOL_TIMEOUT}
     if url.startswith("sqlite:///"):
         file = unquote(url.removeprefix("sqlite:///"))
-        # mode=rw: a connection never creates the file, so none can stand in for one that was removed.
-        # IMMEDIATE: a transaction that reads first and writes later would fail if another process writes.
+        # mode=rw: if the file was removed, a connection must not create another one.
+        # IMMEDIATE: a transaction that reads first and writes later fails if another process writes.
         options = {"pragmas": PRAGMAS, "lock_type": "IMMEDIATE", "check_same_thread": False}
-        uri = f"file://{quote(os.path.realpath(file))}?mode=rw"  # beside that SQLite keeps the log
+        uri = f"file://{quote(os.path.realpath(file))}?mode=rw"  # SQLite keeps the log beside that
         return PooledSqliteDatabase(uri, uri=True, **pool, **options)
     options = {name: value for name, value in NETWORK.items() if f"{name}=" not in url}
     url = "postgresql" + url.removeprefix("postgresql").removeprefix("postgres")
     options |= pool | {"client_encoding": "utf8"}
-    # PgBouncer gives each transaction another session, so nothing may be prepared in one.
-    options["prepare_threshold"] = None
+    options["prepare_threshold"] = None  # PgBouncer may give each transaction another session
     return PooledPostgresqlDatabase(url, prefer_psycopg3=True, **options)
 
 
@@ -55,24 +59,16 @@ def path(database: Any) -> str:
 
 @contextmanager
 def begin(database: Any) -> Iterator[None]:
-    """A database transaction that makes every other writer wait until it ends.
-
-    Inside it, this one waits only a moment for a row that some other session has locked. If this process
-    freezes, the server ends the session, so that other replicas can write.
-    """
-    with database.atomic(COMMITTED if is_postgresql(database) else None):  # SQLite: IMMEDIATE
+    """A database transaction that makes every other writer wait until it ends."""
+    with database.atomic("READ COMMITTED, READ WRITE" if is_postgresql(database) else None):
         if is_postgresql(database):
-            limit = "set_config('{}', '{}s', true)".format
-            before = limit("lock_timeout", LONGEST_WRITE)
-            before += ", " + limit("idle_in_transaction_session_timeout", LONGEST_WRITE)
-            after = limit("lock_timeout", LONGEST_ROW_LOCK)
-            execute(database, f"SELECT {before}, pg_advisory_xact_lock(?), {after}", WRITERS)
+            execute(database, BEGIN)
         yield
 
 
 @contextmanager
 def limited(database: Any) -> Iterator[None]:
-    """Let no statement in this block run for longer than LONGEST_READ. It must only read."""
+    """End each statement in this block after LONGEST_READ. The block must only read."""
     if not is_postgresql(database):
         connection, until = database.connection(), time.monotonic() + LONGEST_READ
         connection.set_progress_handler(lambda: time.monotonic() > until, 100_000)  # steps, about 1 ms
@@ -81,9 +77,7 @@ def limited(database: Any) -> Iterator[None]:
         finally:
             connection.set_progress_handler(None, 0)
         return
-    # Only for this transaction: PgBouncer gives the same session to other clients afterwards.
-    begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"
-    execute(database, f"{begin}; SET LOCAL statement_timeout = '{LONGEST_READ}s'")
+    execute(database, READ_ONLY.format(LONGEST_READ))
     try:
         yield
     finally:
@@ -108,7 +102,7 @@ def placeholders(values: Sized) -> str:
 
 
 def uuid(found: str | UUID) -> UUID:
-    """An id as the database returns it. SQLite knows no such type and stores 32 hexadecimal digits."""
+    """An id from a column. SQLite has no UUID type and stores 32 hexadecimal digits."""
     return found if isinstance(found, UUID) else UUID(found)
 
 

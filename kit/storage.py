@@ -1,8 +1,7 @@
-"""The database: its schema, one way to read and one to write, and what is wrong with it."""
+"""The database: its schema, one way to read, one way to write, and the reason if either fails."""
 
 import logging
 import os
-import re
 import sqlite3
 import threading
 import time
@@ -26,19 +25,14 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Anything that can be wrong with the database, and mistakes in our queries or in what a client sent.
 ERRORS = (peewee.DatabaseError, peewee.InterfaceError, MaxConnectionsExceeded)
 MISTAKES = (peewee.DataError, peewee.IntegrityError, peewee.ProgrammingError, peewee.NotSupportedError)
-MISUSE = (1, 21, 25)  # SQLite: ERROR, MISUSE and RANGE
-# PostgreSQL, "Error Codes". No right: someone has revoked it. No table, or no column: see _is_mistake.
-LOCK_NOT_AVAILABLE, NO_RIGHT, ABSENT = "55P03", "42501", ("42P01", "42703")
-FILES_INTERVAL = 0.2  # seconds
-OPENING, CHECKING = "it is not open yet", "the database is being checked"
-# What an index is made with; and what SQLite and PostgreSQL write differently.
-INDEX = re.compile(r"CREATE (UNIQUE )?INDEX (\S+) ON (\S+) \(([^)]*)\)")
-NOISE = re.compile(r'using btree|(\w+|"[^"]+")\.|["()\s]')
-TWICE = """SELECT min(CAST(id AS text)), max(CAST(id AS text)) FROM {table}
+LOCK_NOT_AVAILABLE, INSUFFICIENT_PRIVILEGE = "55P03", "42501"  # PostgreSQL
+DAMAGE, DISK = ("SQLITE_CORRUPT", "SQLITE_NOTADB"), ("SQLITE_IOERR", "SQLITE_CANTOPEN")
+FILES_INTERVAL = 0.2  # seconds, for all four files
+TWINS = """SELECT min(CAST(id AS text)), max(CAST(id AS text)) FROM "{table}"
     WHERE {key} IS NOT NULL GROUP BY {key} HAVING count(*) > 1 LIMIT 1"""
+OPENING, CHECKING = "it is not open yet", "the database is being checked"
 
 
 class NotWritten(Exception):
@@ -46,7 +40,7 @@ class NotWritten(Exception):
 
 
 class InDoubt(Exception):
-    """COMMIT failed, so it is not known whether the database transaction is stored."""
+    """COMMIT failed; the database transaction may or may not be stored."""
 
 
 class Unreadable(Exception):
@@ -59,8 +53,8 @@ FAULTS = (*ERRORS, sqlite3.Error, Unusable, NotWritten, InDoubt, OSError)
 class Store:
     """A database with a pool of connections. One thread writes to it.
 
-    `problem` says in one sentence why it cannot be written, `read_problem` why it cannot be read. Both are
-    empty if the last write and the last read worked.
+    `problem` is the reason, in one sentence, why the last write failed, or empty; `read_problem` is the same
+    for the last read.
     """
 
     def __init__(self, url: str, connections: int, migrations: str, models: list[type[Model]]):
@@ -69,49 +63,45 @@ class Store:
         self.problem, self.read_problem = OPENING, ""
         self._migrations, self._models = migrations, models
         self._opened = False
-        self._tried = threading.Event()  # to open it, for the first time
-        self._unusable = ""  # why it must not be used until a restart
+        self._tried = threading.Event()  # the first attempt to open it has ended
+        self._unusable = ""  # why we do not use it again until a restart
         self._in_doubt = False  # a COMMIT failed
         self.writing_since = 0.0  # time.monotonic() at the start of this database transaction; 0: none
-        self._next_look = 0.0  # time.monotonic() from which on all four files are compared again
-        self._files: dict[str, tuple[int, int]] = {}  # device and inode of what SQLite keeps: four files
+        self._next_comparison = 0.0  # time.monotonic() when we compare all four files again
+        self._files: dict[str, tuple[int, int]] = {}  # device and inode of SQLite's four files
 
     def read(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs) -> T:
-        """Call `function(database, …)`, which only reads; once more if the connection was broken.
+        """Call `function(database, …)`, which only reads; if the connection was broken, call it once more.
 
-        Raises Unreadable, or what the function raises.
+        Raises Unreadable, or the function's own error.
         """
         self._tried.wait(POOL_TIMEOUT)
         if not self._opened:  # closing a connection would write an unchecked log into the file
             raise Unreadable(self.problem)
-
-        def once() -> T:
-            with self.database.connection_context(), limited(self.database):
-                result = function(self.database, *values, **named)
-            self.read_problem = ""
-            return result
-
-        try:
-            return once()
-        except ERRORS as error:
-            if self._is_mistake(error):
-                raise
-        drop(self.database)
-        try:
-            return once()
-        except ERRORS as error:
-            drop(self.database)
-            self.read_problem = self._sentence(error)
-            raise Unreadable(self.read_problem) from error
+        again = False
+        while True:
+            try:
+                with self.database.connection_context(), limited(self.database):
+                    result = function(self.database, *values, **named)
+                self.read_problem = ""
+                return result
+            except ERRORS as error:
+                if self._is_mistake(error):
+                    raise
+                drop(self.database)
+                if again:
+                    self.read_problem = self._reason(error)
+                    raise Unreadable(self.read_problem) from error
+                again = True
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """One database transaction: on disk afterwards. Raises NotWritten or InDoubt if it is not.
+        """One database transaction, which is on disk at the end; else raises NotWritten or InDoubt.
 
         In WAL mode SQLite writes a transaction to the log before the fsync that makes it durable. If that
-        fsync fails, it may or may not be found again: an error from COMMIT leaves that in doubt.
+        fsync fails, COMMIT fails, but a restart may still find the transaction in the log.
         """
-        if self._in_doubt:  # until `recover` has emptied the log
+        if self._in_doubt:  # `recover` empties the log first
             raise NotWritten(self.problem)
         locked = committing = False
         self.writing_since = time.monotonic()
@@ -119,30 +109,30 @@ class Store:
             with begin(self.database):
                 locked = True
                 yield
-                self._check_files(4 if self.writing_since > self._next_look else 2)
+                self._compare_files(4 if self.writing_since > self._next_comparison else 2)
                 committing = True
-            self._check_files(2)  # the file and its log: in these is what is stored
+            self._compare_files(2)  # the file and its log hold all that is stored
         except FAULTS as error:
-            if locked and getattr(cause(error), "sqlstate", None) == LOCK_NOT_AVAILABLE:
+            if locked and cause(error)[1] == LOCK_NOT_AVAILABLE:
                 raise Locked("A row is locked by another database session; nothing was stored.") from error
             if not committing and self._is_mistake(error):
                 raise
             self._in_doubt |= committing
             self._let_go()
-            raise (InDoubt if committing else NotWritten)(self._sentence(error)) from error
+            raise (InDoubt if committing else NotWritten)(self._reason(error)) from error
         finally:
             self.writing_since = 0.0
         self.problem = self._unusable
 
     def recover(self) -> None:
-        """Find out with a write of our own whether the database can be written; if so, clear `problem`."""
+        """Open the database if it is not open, write to it, and clear `problem` if that works."""
         if self._unusable:
             return
         try:
             if not self._opened:
                 self._open()
             self._note_files()
-            if self._in_doubt:
+            if self._in_doubt:  # the log may hold that transaction
                 checkpoint(self.database)
                 self._in_doubt = False
             with self.transaction():
@@ -150,8 +140,7 @@ class Store:
             log.info("the database can be written", extra={"event": "database_writable"})
         except FAULTS as error:
             self._let_go()
-            self._unusable = str(error) if isinstance(error, Unusable) and not self._opened else ""
-            self.fail(self._sentence(error))
+            self.fail(self._reason(error))
         finally:
             self._tried.set()
 
@@ -161,15 +150,15 @@ class Store:
             self.database = connect(self._url, self._connections)  # a link may lead elsewhere by now
             file = path(self.database)
             self._files = {file: identity(file)} if os.path.exists(file) else {}  # a restore may replace it
-            if (left := files.left_behind(file)) and not files.is_open(file):  # else it is in use, not left
+            if (left := files.left_behind(file)) and not files.is_open(file):
                 self.problem = CHECKING
-                self._tried.set()  # readers need not wait for it
+                self._tried.set()  # readers are refused at once
                 log.warning("%s was left, so %s", left[0], CHECKING, extra={"event": "database_checked"})
                 files.check_together(file)
         prepare(self.database, self._migrations, self._models)
         self._opened = True
         if not is_postgresql(self.database):
-            files.warn_of_other_names(path(self.database))
+            files.warn_of_mount(path(self.database))
 
     @property
     def log_size(self) -> int:
@@ -191,45 +180,44 @@ class Store:
         self.problem = problem
 
     def _is_mistake(self, error: BaseException) -> bool:
-        """True if this is about a query of ours, or about what a client sent, and not about the database."""
-        first = cause(error)
-        state, code, text = getattr(first, "sqlstate", ""), getattr(first, "sqlite_errorcode", 0), str(first)
-        if state in ABSENT or re.match("no such (table|column)|.* has no column", text):
-            with suppress(*ERRORS), self.database.connection_context():
-                return not diff(self.database, self._models)  # or someone has changed the schema
+        """True if one of our queries or a client's value is wrong, but not the database or its schema."""
+        first, code = cause(error)
+        wrong = code == "SQLITE_ERROR" and not str(first).startswith("cannot")  # begin, commit or roll back
+        if not (wrong or isinstance(error, MISTAKES)) or code == INSUFFICIENT_PRIVILEGE:
             return False
-        misuse = code & 0xFF in MISUSE and not text.startswith("cannot")  # end or begin a transaction
-        return (misuse or isinstance(error, MISTAKES)) and state != NO_RIGHT
+        with suppress(*ERRORS), self.database.connection_context():
+            return not diff(self.database, self._models)
+        return False
 
-    def _sentence(self, error: BaseException) -> str:
-        error = cause(error)
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (11, 26):  # CORRUPT, NOTADB
-            self._unusable = f"{DAMAGED} ({error})"
-            self.fail(self._unusable)
-        if code in (10, 14) and files.is_full(path(self.database)):  # IOERR, CANTOPEN
+    def _reason(self, error: BaseException) -> str:
+        """The reason for an error in one sentence. If the database is unusable, that stays the reason."""
+        first, code = cause(error)
+        if code.startswith(DISK) and files.is_full(path(self.database)):
             return "the disk is full"
-        return self._unusable or str(error).partition("\n")[0]  # PostgreSQL goes on about the statement
+        if isinstance(first, Unusable) or code.startswith(DAMAGE):
+            self._unusable = str(first) if isinstance(first, Unusable) else DAMAGED.format(first)
+            self.fail(self._unusable)
+        return self._unusable or str(first).partition("\n")[0]  # PostgreSQL adds the statement
 
     def _let_go(self) -> None:
         """Close the connections, as they may be broken. SQLite removes its log with the last one."""
         try:
-            self._check_files()
-            kept = [name for name in self._files if not name.endswith(("-wal", "-shm"))]
-            self._files = {name: self._files[name] for name in kept}
-        except Unusable:
-            # This connection still has a log that was removed: save what is only there. A new one has not.
+            self._compare_files()
+            for end in ("-wal", "-shm"):
+                self._files.pop(f"{path(self.database)}{end}", None)
+        except FileNotFoundError:
+            # If the log was removed, only this connection can still write it into the file.
             if not self.database.is_closed():
                 with suppress(*ERRORS):
                     execute(self.database, "PRAGMA wal_checkpoint(FULL)")
             if os.path.exists(f"{path(self.database)}-journal"):
-                return  # a foreign one; if no connection were open, the next would write it into the file
+                return  # while a connection is open, SQLite does not write a foreign journal into the file
         drop(self.database)
 
     def _note_files(self) -> None:
-        """Note which files these are, unless that was noted before."""
+        """Note the identity of each file that we have not noted before."""
         if not is_postgresql(self.database):
-            self._check_files()
+            self._compare_files()
             execute(self.database, "SELECT 1 FROM sqlite_schema")  # now the log exists
             file = path(self.database)
             names = [file + end for end in ("", "-wal", "-shm", "-journal")]
@@ -237,21 +225,21 @@ class Store:
             if NONE in list(self._files.values())[:3]:
                 raise peewee.OperationalError(f"SQLite cannot keep {file}-wal and -shm beside the file")
 
-    def _check_files(self, count: int = 4) -> None:
-        """Raise Unusable if one of the first `count` files is no longer the one that was opened."""
+    def _compare_files(self, count: int = 4) -> None:
+        """Raise FileNotFoundError if one of the first `count` files is not the one that we opened."""
         if count == 4:  # the last two do no harm at once, and each comparison takes time
-            self._next_look = time.monotonic() + FILES_INTERVAL
+            self._next_comparison = time.monotonic() + FILES_INTERVAL
         for name, noted in islice(self._files.items(), count):
             if identity(name) != noted:
                 what = "put there" if noted == NONE else "removed or replaced"
-                raise Unusable(f"{name} was {what} while the service runs")
+                raise FileNotFoundError(f"{name} was {what} while the service runs")
 
 
-def cause(error: BaseException) -> BaseException:
-    """The first error. (If SQLite rolled back by itself, peewee's rollback fails.)"""
+def cause(error: BaseException) -> tuple[BaseException, str]:
+    """The first error and its code. (If SQLite rolls back by itself, peewee's rollback fails too.)"""
     while error.__context__:
         error = error.__context__
-    return error
+    return error, getattr(error, "sqlstate", "") or getattr(error, "sqlite_errorname", "")
 
 
 def prepare(database: Any, migrations: str, models: list[type[Model]]) -> None:
@@ -261,17 +249,14 @@ def prepare(database: Any, migrations: str, models: list[type[Model]]) -> None:
     """
     if not is_postgresql(database):
         files.create(path(database))
-    database.connect(reuse_if_open=True)
-    if is_postgresql(database):
-        found = database.connection().info.parameter_status("server_encoding")
-        if found != "UTF8":
-            raise Unusable(f"its encoding is {found}, but must be UTF8: docs/operations.md converts it")
+    elif (found := execute(database, "SHOW server_encoding")[0][0]) != "UTF8":
+        raise Unusable(f"its encoding is {found}, but must be UTF8: docs/operations.md converts it")
     with begin(database):
         runner = Runner(database, migrations)
         if later := [migration.name for migration in runner.status() if migration.path is None]:
             raise Unusable(f"the schema is of a later release, which has the migration {later[0]}")
         runner.up()
-        # playhouse says what would mend it, such as "add column station.description".
+        # Each difference is a change that is missing, such as "add column station.description".
         if difference := diff(database, models):
             raise Unusable("the schema is not that of this release: " + "; ".join(difference))
         mend_indexes(database, runner)
@@ -283,41 +268,33 @@ def diff(database: Database, models: list[type[Model]]) -> list[str]:
 
 
 def mend_indexes(database: Database, runner: Runner) -> None:
-    """Create each index of ours that is missing or has another definition; raises Unusable if it cannot be.
+    """Create each index of the applied migrations that is missing; raises Unusable if its key is not unique.
 
-    The migrations that are applied say which there are, in a database in memory. Others are ignored.
+    The migrations run in a database in memory, which then has all our indexes. We ignore other indexes.
     """
-    applied, ours = runner.applied(), Runner(peewee.SqliteDatabase(":memory:"), runner.directory)
+    ours = Runner(peewee.SqliteDatabase(":memory:"))
     with ours.database.connection_context():
-        for migration in ours.migrations():
-            if migration.name in applied:
-                migration.load().up(ours.migrator, ours.database)
+        for migration in runner.migrations()[: len(runner.applied())]:
+            migration.load().up(ours.migrator, ours.database)
         wanted = indexes(ours.database)
-    found = indexes(database)
-    for statement in [wanted[plain] for plain in wanted if plain not in found]:
-        ((unique, name, table, key),) = INDEX.findall(statement)
-        same = TWICE.format(table=table, key=key)
-        for pair in execute(database, same) if unique else []:
-            raise Unusable("rows {} and {} of {} have the same {}: change one".format(*pair, table, key))
-        execute(database, f"DROP INDEX IF EXISTS {name}")
-        execute(database, statement)
-        log.warning("the index %s was missing and is created again", name, extra={"event": "index_created"})
+    for index in wanted.keys() - indexes(database).keys():
+        name, table, unique, *_, key = index
+        for first, last in execute(database, TWINS.format(table=table, key=key)) if unique else []:
+            raise Unusable(f'rows {first} and {last} of "{table}" have the same "{key}": change one')
+        execute(database, f'DROP INDEX IF EXISTS "{name}"')
+        execute(database, wanted[index])
+        text = 'the index "%s" was missing and is created again'
+        log.warning(text, name, extra={"event": "index_created"})
 
 
-def indexes(database: Database) -> dict[str, str]:
-    """The statement that makes each index, by its words without what the two databases write differently."""
-    statement = "SELECT sql FROM sqlite_schema WHERE type = 'index' AND sql NOT NULL"
-    if is_postgresql(database):
-        statement = """SELECT pg_get_indexdef(indexrelid) FROM pg_index
-            WHERE indisvalid AND indrelid >= 16384 AND pg_table_is_visible(indrelid)"""
-    return {NOISE.sub("", sql.lower()): sql for (sql,) in execute(database, statement)}
+def indexes(database: Any) -> dict[tuple[Any, ...], str]:
+    """The statement that creates each index, by its name, table, uniqueness and columns."""
+    found = [index for table in database.get_tables() for index in database.get_indexes(table) if index.sql]
+    return {(index.name, index.table, index.unique, *index.columns): index.sql for index in found}
 
 
 def checkpoint(database: Database) -> None:
-    """After a COMMIT that failed: write all of SQLite's log to the file, so that what is stored is known.
-
-    Raises OperationalError while that is not possible. PostgreSQL settles this itself.
-    """
+    """Write all of SQLite's log to the file, or raise OperationalError. PostgreSQL needs no help."""
     if not is_postgresql(database):
         state = execute(database, "PRAGMA wal_checkpoint(TRUNCATE)")
         if state != [(0, 0, 0)]:

@@ -1,48 +1,37 @@
 """Stations and transactions. Tables from before there were migrations stay as they are."""
 
-from peewee import (
-    AutoField,
-    BigIntegerField,
-    CharField,
-    ForeignKeyField,
-    Model,
-    SmallIntegerField,
-    SqliteDatabase,
-    UUIDField,
-)
+import peewee
 from playhouse.sqlite_ext import AutoIncrementField
+
+INDEXES = [("station", "id"), ("status", "id"), ("station", "status", "id")]
 
 
 def up(migrator, db):
-    class Station(Model):
-        # SQLite has to be told that an id must not be given out again after its row was deleted.
-        id = AutoIncrementField() if isinstance(db, SqliteDatabase) else AutoField()
-        description = CharField(255)
+    class Station(peewee.Model):
+        # Without AUTOINCREMENT, SQLite gives the id of a deleted row to a new one.
+        id = AutoIncrementField() if isinstance(db, peewee.SqliteDatabase) else peewee.AutoField()
+        description = peewee.CharField(255)
 
         class Meta:
             database = db
 
-    class Transaction(Model):
-        id = UUIDField(primary_key=True)
-        station = ForeignKeyField(Station, on_delete="RESTRICT", index=False)
-        status = CharField(9)
-        created = BigIntegerField()
-        updated = BigIntegerField()
-        idempotency_key = CharField(255, null=True)
-        attempts = SmallIntegerField()
-        asked_at = BigIntegerField(null=True)
-        retry_at = BigIntegerField(null=True)
-        expires_at = BigIntegerField(null=True)
+    class Transaction(peewee.Model):
+        id = peewee.UUIDField(primary_key=True)
+        station = peewee.ForeignKeyField(Station, on_delete="RESTRICT", index=False)
+        status = peewee.CharField(9)
+        created = peewee.BigIntegerField()
+        updated = peewee.BigIntegerField()
+        idempotency_key = peewee.CharField(255, null=True)
+        attempts = peewee.SmallIntegerField()
+        asked_at = peewee.BigIntegerField(null=True)
+        retry_at = peewee.BigIntegerField(null=True)
+        expires_at = peewee.BigIntegerField(null=True)
 
         class Meta:
             database = db
-            indexes = (
-                (("station", "id"), False),
-                (("status", "id"), False),
-                (("station", "status", "id"), False),
-            )
+            indexes = tuple((columns, False) for columns in INDEXES)
 
-    # Those of `models.WAITS` and `models.OPEN`: what waits to be asked, and what was asked and not answered.
+    # For the conditions `models.WAITING` and `models.OPEN`.
     pending, keyed = Transaction.retry_at.is_null(False), Transaction.idempotency_key.is_null(False)
     waits, opened = pending & Transaction.expires_at.is_null(), pending & (Transaction.expires_at > 0)
     Transaction.add_index(Transaction.index(Transaction.retry_at, where=waits))
