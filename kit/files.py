@@ -19,7 +19,7 @@ DAMAGED = "the file is damaged: {} (as when a backup is copied over a file but i
 
 
 class Unusable(Exception):
-    """The database must not be used until someone has looked at it."""
+    """We must not use the database until someone has looked at it."""
 
 
 def identity(name: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Columns for a verdict's reason, for search and for what was deleted; an index for events of a station."""
+"""Columns for a verdict's reason and for search, a table for retention, an index for a station's events."""
 
 from uuid import UUID
 
