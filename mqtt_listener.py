@@ -156,10 +156,7 @@ class Listener:
     # Called by the ledger
 
     def publish(self, questions: Iterable[Asked]) -> None:
-        """Ask these; paho sends them as fast as the broker accepts them. Hold no lock: callbacks hold one.
-
-        Without a connection, or if it breaks now, questions are lost: the rows stay.
-        """
+        """Ask these, as fast as the broker accepts them. Without a connection, drop them: the rows stay."""
         connection, now = self._connection, self._clock.steady()
         if connection.awaited:
             return
