@@ -60,8 +60,9 @@ class Connection:
     def __init__(self, awaited: str = "CONNECT", limits: Any = None, now: int = 0):
         self.awaited = awaited  # the packet that the broker has not answered yet; "" once we are subscribed
         self.qos = min(1, getattr(limits, "MaximumQoS", 1))
-        # Questions without a PUBACK, and since when. PUBACKs come in the same order (MQTT 5, 4.6).
-        self.unacknowledged: deque[tuple[int, UUID]] = deque()
+        self.slots = threading.Semaphore(min(IN_FLIGHT, getattr(limits, "ReceiveMaximum", IN_FLIGHT)))
+        self.waiting: deque[tuple[int, Asked]] = deque()  # not sent yet, and since when
+        self.sent: deque[tuple[int, Asked]] = deque()  # PUBACKs come in the same order (MQTT 5, 4.6)
         self.owed_since = now  # SUBACK, or the next PUBACK
         self.answered = False  # a verdict has come since equipment last went offline
 
@@ -99,6 +100,7 @@ class Listener:
         self._client.connect_async(*address, KEEPALIVE, clean_start=True, properties=ours)
 
     def _set_callbacks(self, client: Client) -> None:
+        client.max_inflight_messages_set(0)  # no limit of paho's: ours follows the broker's
         client.reconnect_delay_set(0.1, 2)  # type: ignore[arg-type]  # until it is connected first
         guard = self._guarded
         # paho takes an OSError of this one, and only of this one, for a failed attempt.
@@ -158,22 +160,15 @@ class Listener:
     def publish(self, questions: Iterable[Asked]) -> None:
         """Ask these, as fast as the broker accepts them. Without a connection, drop them: the rows stay."""
         connection, now = self._connection, self._clock.steady()
-        if connection.awaited:
-            return
-        for question, backoff in questions:
-            key = question.transaction_id
-            properties: Any = Packed(max(1, backoff // SECOND), VERDICTS, key.bytes)
-            note(log.debug, "transaction_asked", "%(transaction)s is asked", transaction=key)
-            if not connection.unacknowledged:
-                connection.owed_since = now
-            connection.unacknowledged.append((now, key))
-            payload = msgspec.json.encode(question)
-            self._client.publish(QUESTIONS, payload, connection.qos, properties=properties)
+        if not connection.awaited:
+            connection.waiting.extend((now, question) for question in questions)
+            self._send(connection)
 
     def held(self, microseconds: int) -> list[UUID]:
         """The questions that the broker has not acknowledged for this long, sent or not."""
         connection, before = self._connection, self._clock.steady() - microseconds
-        return [key for since, key in connection.unacknowledged.copy() if since < before]
+        held = [*connection.sent.copy(), *connection.waiting.copy()]
+        return [question.transaction_id for since, (question, _) in held if since < before]
 
     def watch(self) -> None:
         """Hang up if the broker has not answered for ACK_TIMEOUT."""
@@ -182,9 +177,27 @@ class Listener:
             return
         if connection.awaited == "SUBSCRIBE":
             self._lose(f"{self._broker} does not answer SUBSCRIBE")
-        elif connection.unacknowledged:
+        elif connection.sent:
             self._refused = f"{self._broker} does not acknowledge what is published on {QUESTIONS}"
             self._lose(self._refused)
+
+    def _send(self, connection: Connection) -> None:
+        """Publish while there are questions and slots. Hold no lock: paho calls `on_publish` with one."""
+        while connection.waiting and connection.slots.acquire(blocking=False):
+            try:
+                since, (question, backoff) = connection.waiting.popleft()
+            except IndexError:  # the other thread was faster; look again, it may have left something
+                connection.slots.release()
+                continue
+            key = question.transaction_id
+            properties: Any = Packed(max(1, backoff // SECOND), VERDICTS, key.bytes)
+            note(log.debug, "transaction_asked", "%(transaction)s is asked", transaction=key)
+            if not connection.sent:
+                connection.owed_since = self._clock.steady()
+            connection.sent.append((since, (question, backoff)))
+            payload = msgspec.json.encode(question)
+            # If this fails, the connection is gone, and this window with it.
+            self._client.publish(QUESTIONS, payload, connection.qos, properties=properties)
 
     def _lose(self, reason: str) -> None:
         """Hang up for this reason. paho notices, calls `on_disconnect`, and connects again after a while."""
@@ -250,9 +263,6 @@ class Listener:
             self._lose(f"{self._broker} {problem}")
         else:
             self._connection = Connection("SUBSCRIBE", limits, self._clock.steady())
-            # paho ignores this limit, and its setter refuses a new one while it is connected.
-            client._inflight_messages = 0
-            client._max_inflight_messages = min(IN_FLIGHT, getattr(limits, "ReceiveMaximum", IN_FLIGHT))
             wildcards = getattr(limits, "WildcardSubscriptionAvailable", 1) == 1
             self.knows_equipment = wildcards and getattr(limits, "RetainAvailable", 1) == 1
             client.subscribe(SUBSCRIPTIONS if wildcards else SUBSCRIPTIONS[:1])
@@ -278,10 +288,12 @@ class Listener:
         if code.is_failure:
             self._refused = f"{self._broker} refuses what is published on {QUESTIONS}: {code}"
             self._lose(self._refused)
-        elif connection.unacknowledged:
+        elif connection.sent:
             self._refused = ""
-            connection.unacknowledged.popleft()
+            connection.sent.popleft()
             connection.owed_since = self._clock.steady()
+            connection.slots.release()
+            self._send(connection)
 
     def _on_message(self, message: MQTTMessage) -> None:
         connection = self._connection

@@ -253,5 +253,5 @@ def test_a_puback_may_come_before_publish_returns(start, scripted):
     wait_until(lambda: pair.count("COMPLETED") == 5000, "all are settled", 60)
     assert len(broker.connection().received(PUBLISH)) == 5000
     wait_until(lambda: len(broker.connection().received(PUBACK)) == 5000, "each verdict is acknowledged")
-    assert not pair.listener._connection.unacknowledged
-    assert pair.listener._client._inflight_messages == 0
+    connection = pair.listener._connection
+    assert [connection.slots.acquire(blocking=False) for _ in range(21)] == [True] * 20 + [False]
