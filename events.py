@@ -58,7 +58,7 @@ class Changes:
         self._idle: set[asyncio.Future[None]] = set()  # each wakes a stream
         self._waking: asyncio.TimerHandle | None = None  # will wake the streams
         self._readiness = b""  # the event that describes it
-        self._catching_up = asyncio.Lock()  # streams that are behind leave the other threads to requests
+        self._one_at_a_time = asyncio.Lock()  # for reads that may come in crowds, so requests get theirs
         self._reader: asyncio.Task[None] | None = None
         self._ended = False
 
@@ -150,7 +150,7 @@ class Changes:
             found = self._recent[start : start + PAGE]
         else:
             try:
-                async with self._catching_up:
+                async with self._one_at_a_time:
                     found = encoded(await self._read(models.changes, cursor, PAGE, station_id))
             except Unavailable:
                 await asyncio.sleep(RETRY_INTERVAL)
@@ -163,9 +163,11 @@ class Changes:
 
     async def _start_reading(self) -> None:
         """Start the task that reads all changes from here on, unless it is running."""
-        if self._reader is None:
-            newest = await self._read(models.newest_change)
+        if self._reader:
+            return
+        async with self._one_at_a_time:
             if self._reader is None:  # another client may have been faster
+                newest = await self._read(models.newest_change)
                 self._recent, self._since, self._position = [], newest, newest
                 self._reader = self._loop.create_task(self._read_on())
 

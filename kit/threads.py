@@ -8,7 +8,7 @@ from contextlib import suppress
 from queue import Full, SimpleQueue
 from typing import Any
 
-WAITING = 1000  # calls that may wait for a thread
+WAITING = 10_000  # calls that may wait for a thread
 
 
 class Threads:
