@@ -169,9 +169,12 @@ class Store:
 
     def close(self) -> None:
         """Close all connections. If PostgreSQL is frozen, a thread that connects keeps peewee's lock."""
-        closer = threading.Thread(target=self.database.close_all, daemon=True)
-        closer.start()
-        closer.join(0.2 if is_postgresql(self.database) else None)
+        if is_postgresql(self.database):
+            closer = threading.Thread(target=self.database.close_all, daemon=True)
+            closer.start()
+            closer.join(0.2)
+        else:
+            self.database.close_all()
 
     def fail(self, problem: str) -> None:
         """Note why the database cannot be written."""

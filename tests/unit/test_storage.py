@@ -145,7 +145,7 @@ def test_an_index_of_ours_that_is_missing_or_other_is_created_again(
     execute(store.database, f"DROP INDEX {name}")
     if instead:
         execute(store.database, instead.format(name))
-    store.close()
+    store.database.close_all()
     for _ in range(2):  # the second start finds nothing to do
         again = Store(database_url, 1, MIGRATIONS, models.TABLES)
         again.recover()
@@ -169,7 +169,7 @@ def test_two_rows_that_share_a_key_are_named_and_nothing_starts(store, database_
     execute(store.database, "DROP INDEX transaction_idempotency_key")
     for number in (1, 2, 3):
         execute(store.database, ROW.format(number))
-    store.close()
+    store.database.close_all()
     again = Store(database_url, 1, MIGRATIONS, models.TABLES)
     again.recover()
     assert re.search(
