@@ -95,7 +95,7 @@ def packages(tmp_path):
     return packages
 
 
-MISSING = r"mosquitto mosquitto-clients gcc curl openssl .*python3-venv"
+MISSING = r"mosquitto mosquitto-clients gcc curl openssl .*python3-venv python3-dev"
 AS_ROOT = (
     rf"These packages are missing. As root, run: apt-get install -y --no-install-recommends {MISSING}\n"
 )
