@@ -9,8 +9,6 @@ import time
 from uuid import UUID
 
 import pytest
-from paho.mqtt import _packet
-from paho.mqtt.properties import Properties
 
 from mqtt_listener import QUESTIONS, STATUSES, VERDICTS, Listener
 from peer import Peer
@@ -36,8 +34,7 @@ def verdict(key: UUID, status: str = "COMPLETED") -> bytes:
     return json.dumps({"transaction_id": str(key), "status": status}).encode()
 
 
-def test_a_question_carries_what_the_contract_says(pair, peer, monkeypatch):
-    monkeypatch.setattr(_packet, "Properties", Properties)  # the listener's skip those of a PUBLISH
+def test_a_question_carries_what_the_contract_says(pair, peer):
     key = pair.create()
     message = wait_until(lambda: peer.messages and peer.messages[0], "the question")
     assert message.topic == QUESTIONS
