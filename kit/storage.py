@@ -32,6 +32,7 @@ DAMAGE, DISK = ("SQLITE_CORRUPT", "SQLITE_NOTADB"), ("SQLITE_IOERR", "SQLITE_CAN
 FILES_INTERVAL = 0.2  # seconds, for all four files
 TWINS = """SELECT min(CAST(id AS text)), max(CAST(id AS text)) FROM "{table}"
     WHERE {key} IS NOT NULL GROUP BY {key} HAVING count(*) > 1 LIMIT 1"""
+CHECK_TIMEOUT = 1.0  # seconds that requests wait for a check of the database; then they are refused at once
 OPENING, CHECKING = "it is not open yet", "the database is being checked"
 
 
@@ -151,14 +152,23 @@ class Store:
             file = path(self.database)
             self._files = {file: identity(file)} if os.path.exists(file) else {}  # a restore may replace it
             if (left := files.left_behind(file)) and not files.is_open(file):
-                self.problem = CHECKING
-                self._tried.set()  # readers are refused at once
                 log.warning("%s was left, so %s", left[0], CHECKING, extra={"event": "database_checked"})
-                files.check_together(file)
+                refusing = threading.Timer(CHECK_TIMEOUT, self._refuse_meanwhile)
+                refusing.start()
+                try:
+                    files.check_together(file)
+                finally:
+                    refusing.cancel()
+                    refusing.join()
         prepare(self.database, self._migrations, self._models)
         self._opened = True
         if not is_postgresql(self.database):
             files.warn_of_mount(path(self.database))
+
+    def _refuse_meanwhile(self) -> None:
+        """From now on, refuse reads and writes at once while the database is being checked."""
+        self.problem = CHECKING
+        self._tried.set()
 
     @property
     def log_size(self) -> int:
