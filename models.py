@@ -285,9 +285,8 @@ def create_transactions(
             draft.id, draft.created = uuid7(now, counter), now
     stations, locked = _stations(database, {draft.station_id for draft in drafts})
     valid = [draft for draft in drafts if draft.station_id in stations]
-    # attempts, asked_at, expires_at, retry_at
     asked = 1, clock, clock + timeouts.timeout, clock + timeouts.retry
-    waiting = 0, None, None, clock
+    waiting = 0, None, None, clock  # attempts, asked_at, expires_at, retry_at
     _insert(database, now, valid[:room], asked)
     _insert(database, now, valid[room:], waiting)
     first = {draft.id for draft in valid[:room]}

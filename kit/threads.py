@@ -44,7 +44,7 @@ class Threads:
     def _work(self) -> None:
         while call := self._calls.get():
             function, future = call
-            if future.done():  # nobody waits for it any more
+            if future.done():  # its request has gone
                 continue
             try:
                 result = function()
