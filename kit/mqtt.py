@@ -25,8 +25,7 @@ class Packed:
 class Received(Properties):
     """The properties of a received packet. paho builds its tables for each packet; these share one copy.
 
-    We use no property of a PUBLISH, so we decode them only if someone asks. Together this saves a tenth of
-    the service's CPU.
+    We use no property of a PUBLISH, so we decode them only if someone asks.
     """
 
     _tables = vars(Properties(PacketTypes.PUBLISH))  # type: ignore[no-untyped-call]
