@@ -196,7 +196,10 @@ class Connection(Protocol):  # type: ignore[misc]
         client = (self.transport.get_extra_info("peername") or [""])[0]
         # After a colon, gunicorn quotes what it cannot read, which may be a mistyped header with a token.
         self.log.warning("Invalid request from ip=%s: %s", client, message.split(": ")[0], extra=about)
-        problem = Problem(title(status), status, f"This is not HTTP as we take it: {message}")
+        detail = f"This is not HTTP as we take it: {message}"
+        if status == 500:  # our answer could not be sent, as when the clock is beyond what Python can tell
+            detail = "The service failed while it answered. The outcome is unknown."
+        problem = Problem(title(status), status, detail)
         body = msgspec.json.encode(problem)
         head = (
             f"HTTP/1.1 {status} {problem.title}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
