@@ -30,7 +30,7 @@ from kit.api import Answer, Api
 from kit.errors import InvalidValue, NotRead, NotRunning, Unavailable
 from kit.settings import ROOT, VERSION, Settings
 from kit.sql import LONGEST_READ
-from kit.storage import CHECKING, Store, Unreadable, ping
+from kit.storage import CHECKING, Store, Unreadable, ping, sizes
 from kit.threads import Threads, resolve
 from ledger import JobQueue, Ledger
 from models import Draft
@@ -72,6 +72,7 @@ class Service:
         self.listener = Listener(settings, queue.put)
         self.changes = Changes(self.read, self.ready, settings.waits, loop)
         self.ledger = Ledger(settings, self.store, queue, self.listener, loop, self.changes.wake)
+        self.sizes = dict[str, int]()  # in bytes, while /metrics is read
         self.metrics = metrics.registry(app.requests, self.ledger, self.listener, self)
         self._started = ExitStack()
         self._looks = dict[Callable[[Database], Any], asyncio.Future[Any]]()
@@ -156,6 +157,10 @@ class Service:
         ready = {part: int(not problem) for part, problem in self.problems().items()}
         yield gauge("energy2go_ready", "1 while this part of /readyz works", ready, "part")
         yield counter("energy2go_log_lines_dropped", "Log lines that were lost", logs.Background.dropped)
+        for name, size in self.sizes.items():
+            yield gauge(
+                f"energy2go_{name}_bytes", "Size of the database, of SQLite's log, or of free space", size
+            )
         build = {"version": VERSION, "python": platform.python_version()}
         yield InfoMetricFamily("energy2go_build", "The versions of the service and of Python", build)
 
@@ -331,9 +336,10 @@ async def readyz(service: Service) -> Readiness:
 @app.get("/metrics", media_type=metrics.CONTENT_TYPE)
 async def read_metrics(service: Service) -> bytes:
     """Read the service's metrics. Gauges that need the database are omitted while it is down."""
-    service.ledger.pending = None
+    service.ledger.pending, service.sizes = None, {}
     with suppress(NotRead):
         service.ledger.pending = await service.look(models.pending)
+        service.sizes = await service.look(sizes)
     return metrics.render(service.metrics)
 
 

@@ -115,7 +115,6 @@ class Ledger:
         self._session, self._deleted = 0, FIRST  # see Batch
         self._newest = 0  # no transaction is newer
         self._behind = False  # the wall clock is behind that
-        self._wal_bytes = 0  # of SQLite's log, as of the last round
         self._deletions = Summary(log.info, "transactions_deleted", "%(count)d transactions were deleted")
         expired = "%(count)d questions expired without an answer"
         self._expirations = Summary(log.warning, "questions_expired", expired)
@@ -250,7 +249,6 @@ class Ledger:
         if not self.listener.alive:
             raise RuntimeError("the MQTT thread died")
         self.listener.watch()
-        self._wal_bytes = self.store.log_size
         self._next_round = clock + min(ROUND, self._timeouts.retry // 2)
         if self.store.problem:
             return []
@@ -400,7 +398,6 @@ class Ledger:
         yield gauge("energy2go_clock_behind_seconds", "How far the newest transaction is ahead", behind)
         yield gauge("energy2go_queue_jobs", "Jobs that wait for the ledger", self.queue.qsize())
         yield gauge("energy2go_held_jobs", "Verdicts and creations that wait to be stored", len(self._held))
-        yield gauge("energy2go_wal_bytes", "Size of SQLite's log", self._wal_bytes)
         if self.pending:
             count, oldest = self.pending
             age = max(0, self.clock.wall() - oldest) / SECOND if oldest else 0

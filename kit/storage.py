@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -170,13 +171,6 @@ class Store:
         self.problem = CHECKING
         self._tried.set()
 
-    @property
-    def log_size(self) -> int:
-        """The size of SQLite's log in bytes. An open reader lets it grow without limit."""
-        with suppress(OSError):
-            return 0 if is_postgresql(self.database) else os.path.getsize(f"{path(self.database)}-wal")
-        return 0
-
     def close(self) -> None:
         """Close all connections. If PostgreSQL is frozen, a thread that connects keeps peewee's lock."""
         if is_postgresql(self.database):
@@ -327,3 +321,19 @@ def probe(database: Database) -> None:
 def ping(database: Database) -> None:
     """Raise one of ERRORS if the database does not answer."""
     execute(database, "SELECT 1 FROM schema_migration WHERE id = 0")
+
+
+def sizes(database: Database) -> dict[str, int]:
+    """The size of the database; for SQLite also of its log and of the free space on its disk. In bytes.
+
+    An open reader lets the log grow without limit.
+    """
+    if is_postgresql(database):
+        ((size,),) = execute(database, "SELECT pg_database_size(current_database())")
+        return {"database": size}
+    found, file = dict[str, int](), path(database)
+    with suppress(OSError):  # a file may be removed at any moment
+        found["disk_free"] = shutil.disk_usage(os.path.dirname(file)).free
+        found["database"] = os.path.getsize(file)
+        found["wal"] = os.path.getsize(f"{file}-wal")
+    return found

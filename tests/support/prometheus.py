@@ -32,6 +32,7 @@ class Prometheus(HttpServer):
         for found, wanted in (
             (r"interval: 15s", "interval: 1s"),
             (r"/tmp/token", str(folder / "token")),
+            ("alertmanager:9093", f"127.0.0.1:{free_port()}"),
             (r"dns_sd_configs: .*", f"static_configs: [{{targets: {targets}}}]"),
         ):
             text, count = re.subn(found, wanted, text)

@@ -28,8 +28,8 @@ MADE = [  # each service where it is made; another file may change it
 ]
 
 
-def test_the_files_have_six_services():
-    assert len(MADE) == 6
+def test_the_files_have_seven_services():
+    assert len(MADE) == 7
 
 
 @pytest.mark.parametrize("service", MADE)
@@ -41,6 +41,9 @@ def test_every_service_has_a_healthcheck_limits_and_a_log_that_cannot_fill_the_d
     assert service["restart"] == "unless-stopped"
     assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
     assert "no-new-privileges:true" in service["security_opt"]
+    assert (
+        "image" in service or service["pull_policy"] == "build"
+    )  # or `up` would keep the image of the last release
 
 
 def test_compose_passes_on_every_variable_but_those_of_the_container():
