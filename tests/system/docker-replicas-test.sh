@@ -25,7 +25,7 @@ roll() {
     done
 }
 
-# readyz: what the first replica says of itself; nginx does not pass that on.
+# readyz: what the first replica says of itself.
 readyz() {
     compose exec -T service python -c '
 from http.client import HTTPConnection
@@ -69,7 +69,8 @@ check "a transaction gets its verdict" \
     gets 201 "$verdict" POST /transactions -H "$bearer" -H 'Prefer: wait=10' -d "{\"station_id\": $station}"
 kept=$(id)
 check "nginx answers with problems" gets 414 '^application/problem.json' GET "/$(printf '%09000d' 0)"
-check "nginx does not pass on what describes one replica" gets 403 '^application/problem.json' GET /readyz
+check "nginx does not pass on the metrics of one replica" gets 403 '^application/problem.json' GET /metrics
+check "nginx passes on what the page needs" gets 200 '"broker":"ok"' GET /readyz
 check "nginx compresses" compressed
 check "events come through nginx at once" follows
 check "Prometheus reads all three replicas" within 60 targets '"health":"up"' 3
