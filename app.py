@@ -7,7 +7,6 @@ import asyncio
 import logging
 import platform
 import re
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import cache, partial
@@ -68,8 +67,8 @@ class Service:
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop):
         self.settings, self.loop = settings, loop
         self.store = Store(settings.database_url, settings.threads + 2, MIGRATIONS, models.TABLES)
-        queue = JobQueue()
-        self.listener = Listener(settings, queue.put)
+        clock, queue = self.store.clock, JobQueue()
+        self.listener = Listener(settings, queue.put, clock)
         self.changes = Changes(self.read, self.ready, settings.waits, loop)
         self.ledger = Ledger(settings, self.store, queue, self.listener, loop, self.changes.wake)
         self.sizes = dict[str, int]()  # in bytes, while /metrics is read
@@ -93,7 +92,7 @@ class Service:
 
     def end_waits(self) -> None:
         """End all waits and streams, because the process is about to stop. Call this in the loop."""
-        self.ledger.stopping = time.monotonic()
+        self.ledger.stopping = self.store.clock.steady()
         self.changes.end()
 
     async def read(

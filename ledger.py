@@ -22,7 +22,7 @@ from prometheus_client.core import Metric
 import batch
 from batch import BEHIND, ROUND, Batch
 from kit import metrics
-from kit.clock import SECOND, Clock
+from kit.clock import SECOND
 from kit.errors import NotStored, OutcomeUnknown, Refusal
 from kit.logs import REQUEST, Summary, end_the_process, note
 from kit.settings import Settings
@@ -86,7 +86,7 @@ class JobQueue(SimpleQueue[Job | None]):
 class Ledger:
     """The single writer, which runs while it is entered as a context manager.
 
-    `changed` is called after each change of a status. `stopping` is the time.monotonic() of SIGTERM, or 0.
+    `changed` is called after each change of a status. `stopping` is when SIGTERM came, or 0.
     """
 
     def __init__(
@@ -97,9 +97,8 @@ class Ledger:
         listener: "Listener",
         loop: asyncio.AbstractEventLoop,
         changed: Callable[[], None] = lambda: None,
-        clock: Clock | None = None,
     ):
-        self.store, self.queue, self.listener, self.clock = store, queue, listener, clock or Clock()
+        self.store, self.queue, self.listener, self.clock = store, queue, listener, store.clock
         self._loop, self._changed = loop, changed
         retry, timeout = settings.validation_retry, settings.validation_timeout
         self._timeouts = Timeouts(
@@ -110,7 +109,7 @@ class Ledger:
             "energy2go_verdict_seconds", "Question to verdict", registry=None, buckets=DELAYS
         )
         self.sizes = Histogram("energy2go_batch_jobs", "Jobs in a batch", registry=None, buckets=BATCH_SIZES)
-        self.stopping = 0.0
+        self.stopping = 0
         self.pending: tuple[int, int | None] | None = None  # what models.pending said last; None: not known
         self._session, self._deleted = 0, FIRST  # see Batch
         self._newest = 0  # no transaction is newer
@@ -132,13 +131,14 @@ class Ledger:
         self._stopped = True
         self.queue.put(None)
         # gunicorn kills us 3 s after SIGTERM, and connections must be closed before.
-        self._thread.join(max(0.1, self.stopping + 2.2 - time.monotonic()) if self.stopping else 3)
+        left = 2.2 - (self.clock.steady() - self.stopping) / SECOND
+        self._thread.join(max(0.1, left) if self.stopping else 3)
 
     @property
     def problem(self) -> str:
         """Why nothing can be written now; empty if the ledger can write."""
         since = self.store.writing_since
-        slow = bool(since) and time.monotonic() - since > LONGEST_WRITE
+        slow = bool(since) and self.clock.steady() - since > LONGEST_WRITE * SECOND
         return self.store.problem or ("a write takes too long" if slow else "")
 
     @property
@@ -276,7 +276,7 @@ class Ledger:
 
     def _commit(self, jobs: list[Job], again: bool = True) -> None:
         """Run these jobs in one database transaction, and hand over their results after its commit."""
-        results, began = list[tuple[Job, Any]](), time.monotonic()
+        results, began = list[tuple[Job, Any]](), self.clock.steady()
         try:
             with self.store.transaction():
                 about = self.store.database, self.listener, self.clock, self._timeouts
@@ -285,7 +285,7 @@ class Ledger:
                     if group := [job for job in jobs if job.function is function]:
                         results += zip(group, function(work, [job.item for job in group]), strict=True)
         except (NotWritten, InDoubt) as error:
-            quick = time.monotonic() - began < LONGEST_WRITE
+            quick = self.clock.steady() - began < LONGEST_WRITE * SECOND
             if again and quick and isinstance(error, NotWritten) and is_postgresql(self.store.database):
                 # The connection was lost while it was idle.
                 self._commit(jobs, again=False)

@@ -73,12 +73,12 @@ class Listener:
     `problem` is one sentence while we cannot ask questions, otherwise empty.
     """
 
-    def __init__(self, settings: Settings, put: Callable[[Job], None]):
+    def __init__(self, settings: Settings, put: Callable[[Job], None], clock: Clock, client: Any = Client):
         self.equipment: dict[str, str] = {}  # its status by name; the latest news is at the end
         self.knows_equipment = True  # False if this broker does not forward all statuses
         self.unreadable = 0  # messages that were ignored
         self.session = 0  # how often it was subscribed
-        self._put, self._clock = put, Clock()
+        self._put, self._clock = put, clock
         self._broker = f"{settings.mqtt_host}:{settings.mqtt_port}"
         self._ca_file = settings.mqtt_ca_file
         self._reported = f"not connected to {self._broker} yet"  # "" after SUBACK
@@ -91,7 +91,7 @@ class Listener:
         _packet.Properties = Received  # type: ignore[attr-defined]  # a Client has no setting for it
         # The id is unique to this process: two with one id would disconnect each other (MQTT 5, 3.1.4).
         name, version = f"energy2go-{os.getpid()}-{token_hex(6)}", CallbackAPIVersion.VERSION2
-        self._client = Client(version, name, protocol=MQTTProtocolVersion.MQTTv5, manual_ack=True)
+        self._client: Client = client(version, name, protocol=MQTTProtocolVersion.MQTTv5, manual_ack=True)
         self._set_callbacks(self._client)
         if settings.mqtt_username:
             self._client.username_pw_set(settings.mqtt_username, settings.mqtt_password)

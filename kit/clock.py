@@ -1,8 +1,8 @@
 """Time in whole microseconds since 1970 (UTC), and ids that sort by it."""
 
-import secrets
 import time
 from datetime import UTC, datetime, timedelta
+from secrets import randbits
 from uuid import UUID
 
 SECOND = 1_000_000
@@ -39,7 +39,7 @@ def uuid7(created: int, counter: int) -> UUID:
     """
     milliseconds, microseconds = divmod(created, 1000)
     high = milliseconds << 16 | 7 << 12 | microseconds * 4096 // 1000
-    low = 2 << 62 | counter << 48 | secrets.randbits(48)
+    low = 2 << 62 | counter << 48 | randbits(48)
     return UUID(int=high << 64 | low)
 
 

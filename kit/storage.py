@@ -5,7 +5,6 @@ import os
 import shutil
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -18,6 +17,7 @@ from playhouse.pool import MaxConnectionsExceeded
 from playhouse.schema_diff import diff_models
 
 from kit import files
+from kit.clock import SECOND, Clock
 from kit.errors import Locked
 from kit.files import DAMAGED, NONE, Unusable, identity
 from kit.sql import POOL_TIMEOUT, begin, connect, drop, execute, is_postgresql, limited, path
@@ -30,7 +30,7 @@ ERRORS = (peewee.DatabaseError, peewee.InterfaceError, MaxConnectionsExceeded)
 MISTAKES = (peewee.DataError, peewee.IntegrityError, peewee.ProgrammingError, peewee.NotSupportedError)
 LOCK_NOT_AVAILABLE, INSUFFICIENT_PRIVILEGE = "55P03", "42501"  # PostgreSQL
 DAMAGE, DISK = ("SQLITE_CORRUPT", "SQLITE_NOTADB"), ("SQLITE_IOERR", "SQLITE_CANTOPEN")
-FILES_INTERVAL = 0.2  # seconds, for all four files
+FILES_INTERVAL = SECOND // 5  # for all four files
 TWINS = """SELECT min(CAST(id AS text)), max(CAST(id AS text)) FROM "{table}"
     WHERE {key} IS NOT NULL GROUP BY {key} HAVING count(*) > 1 LIMIT 1"""
 CHECK_TIMEOUT = 1.0  # seconds that requests wait for a check of the database; then they are refused at once
@@ -53,23 +53,25 @@ FAULTS = (*ERRORS, sqlite3.Error, Unusable, NotWritten, InDoubt, OSError)
 
 
 class Store:
-    """A database with a pool of connections. One thread writes to it.
+    """A database and at most `pool` connections to it. One thread writes to it.
 
     `problem` is the reason, in one sentence, why the last write failed, or empty; `read_problem` is the same
     for the last read.
     """
 
-    def __init__(self, url: str, connections: int, migrations: str, models: list[type[Model]]):
-        self._url, self._connections = url, connections
-        self.database = connect(url, connections)
+    def __init__(
+        self, url: str, pool: int, migrations: str, models: list[type[Model]], clock: Clock | None = None
+    ):
+        self._url, self._pool, self.clock = url, pool, clock or Clock()
+        self.database = connect(url, pool)
         self.problem, self.read_problem = OPENING, ""
         self._migrations, self._models = migrations, models
         self._opened = False
         self._tried = threading.Event()  # the first attempt to open it has ended
         self._unusable = ""  # why we do not use it again until a restart
         self._in_doubt = False  # a COMMIT failed
-        self.writing_since = 0.0  # time.monotonic() at the start of this database transaction; 0: none
-        self._next_comparison = 0.0  # time.monotonic() when we compare all four files again
+        self.writing_since = 0  # when this database transaction began; 0: none
+        self._next_comparison = 0  # when we compare all four files again
         self._files: dict[str, tuple[int, int]] = {}  # device and inode of SQLite's four files
 
     def read(self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs) -> T:
@@ -106,7 +108,7 @@ class Store:
         if self._in_doubt:  # `recover` empties the log first
             raise NotWritten(self.problem)
         locked = committing = False
-        self.writing_since = time.monotonic()
+        self.writing_since = self.clock.steady()
         try:
             with begin(self.database):
                 locked = True
@@ -123,7 +125,7 @@ class Store:
             self._let_go()
             raise (InDoubt if committing else NotWritten)(self._reason(error)) from error
         finally:
-            self.writing_since = 0.0
+            self.writing_since = 0
         self.problem = self._unusable
 
     def recover(self) -> None:
@@ -149,7 +151,7 @@ class Store:
     def _open(self) -> None:
         """Check the database, and bring its schema up to date."""
         if not is_postgresql(self.database):
-            self.database = connect(self._url, self._connections)  # a link may lead elsewhere by now
+            self.database = connect(self._url, self._pool)  # a link may lead elsewhere by now
             file = path(self.database)
             self._files = {file: identity(file)} if os.path.exists(file) else {}  # a restore may replace it
             if (left := files.left_behind(file)) and not files.is_open(file):
@@ -235,7 +237,7 @@ class Store:
     def _compare_files(self, count: int = 4) -> None:
         """Raise FileNotFoundError if one of the first `count` files is not the one that we opened."""
         if count == 4:  # the last two do no harm at once, and each comparison takes time
-            self._next_comparison = time.monotonic() + FILES_INTERVAL
+            self._next_comparison = self.clock.steady() + FILES_INTERVAL
         for name, noted in islice(self._files.items(), count):
             if identity(name) != noted:
                 what = "put there" if noted == NONE else "removed or replaced"

@@ -16,21 +16,21 @@ from schemas import Status
 
 
 class Pair:
-    """Both start when this object is made; `clock` is the ledger's clock."""
+    """Both start when this object is made; `clock` is for both."""
 
     def __init__(self, folder, port: int, clock=None, **options):
         accounts = {name.lower(): value for name, value in ACCOUNTS.items() if name.startswith("MQTT")}
         url = f"sqlite:///{folder}/energy2go.db"
         options = {"validation_retry": 1} | accounts | options
         self.settings = Settings(database_url=url, mqtt_port=port, **options)
-        self.store, queue = Store(url, 20, MIGRATIONS, models.TABLES), JobQueue()
-        self.listener = Listener(self.settings, queue.put)
+        self.store, queue = Store(url, 20, MIGRATIONS, models.TABLES, clock), JobQueue()
+        self.listener = Listener(self.settings, queue.put, self.store.clock)
         self.unheard: list[str] = []  # sentences since the last one that `says` or `ready` waited for
         say = self.listener._report
         self.listener._report = lambda sentence: (self.unheard.append(sentence), say(sentence))
         self.started = ExitStack()
         self.loop = self.started.enter_context(looping())
-        self.ledger = Ledger(self.settings, self.store, queue, self.listener, self.loop, clock=clock)
+        self.ledger = Ledger(self.settings, self.store, queue, self.listener, self.loop)
         self.started.enter_context(self.ledger)
         self.started.enter_context(self.listener)
         wait_until(lambda: not self.ledger.store.problem, "the database is open")

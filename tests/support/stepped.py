@@ -55,8 +55,8 @@ class Publisher:
 
 def ledger(settings: Settings, loop, publisher=None, clock=None, kind=Ledger) -> Ledger:
     """A ledger on its own database and queue, not started."""
-    store = Store(settings.database_url, 80, MIGRATIONS, models.TABLES)
-    return kind(settings, store, JobQueue(), publisher or Publisher(), loop, clock=clock)
+    store = Store(settings.database_url, 80, MIGRATIONS, models.TABLES, clock)
+    return kind(settings, store, JobQueue(), publisher or Publisher(), loop)
 
 
 class Bench:

@@ -205,7 +205,7 @@ def test_a_refused_publish_is_said_in_words_and_mended_without_a_restart(start, 
 
 
 def test_two_listeners_do_not_disconnect_each_other(pair, broker):
-    with Listener(pair.settings, pair.ledger.queue.put) as other:
+    with Listener(pair.settings, pair.ledger.queue.put, pair.store.clock) as other:
         wait_until(lambda: not other.problem, "the other is ready")
         key = pair.create()
         with Peer(broker) as peer:

@@ -21,7 +21,7 @@ AT_ONCE = 80  # messages per example
 def bench(tmp_path):
     """A ledger that is called step by step, and a listener that is not connected."""
     bench = Bench(Settings(database_url=f"sqlite:///{tmp_path}/energy2go.db"))
-    bench.listener = Listener(bench.settings, bench.ledger.queue.put)
+    bench.listener = Listener(bench.settings, bench.ledger.queue.put, bench.clock)
     yield bench
     bench.close()
 
