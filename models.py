@@ -104,7 +104,7 @@ def list_stations(database: Database, limit: int, after: int = 0, q: str = "") -
     """At most `limit` stations with an id above `after` and `q` in their description, newest last."""
     found, values = "", []
     if q:  # release 1.1 leaves `folded` null
-        found = "AND coalesce(folded, description) LIKE ? ESCAPE '!'"
+        found = "AND coalesce(folded, lower(description)) LIKE ? ESCAPE '!'"
         values = ["%" + re.sub("([%_!])", r"!\1", fold(q)) + "%"]
     statement = f"SELECT id, description FROM station WHERE id > ? {found} ORDER BY id LIMIT ?"
     return [Station(*row) for row in execute(database, statement, after, *values, limit)]

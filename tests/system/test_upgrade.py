@@ -1,8 +1,11 @@
-"""A database of the first release, and a PostgreSQL that comes later."""
+"""Upgrades from earlier releases and the way back, and a PostgreSQL that comes later."""
 
 import contextlib
+import os
 import re
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -13,7 +16,7 @@ import pytest
 import models
 from kit import storage
 from kit.clock import SECOND, moment
-from programs import MIGRATIONS, wait_until
+from programs import MIGRATIONS, ROOT, Service, wait_until
 
 FIRST_RELEASE = """
 CREATE TABLE "station" ("id" INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
@@ -80,6 +83,72 @@ def test_a_file_of_the_first_release_is_upgraded_and_keeps_its_rows(tmp_path, se
     storage.prepare(new, MIGRATIONS, models.TABLES)
     storage.drop(new)
     assert schema(old) == schema(tmp_path / "new.db")
+
+
+@pytest.fixture(scope="module")
+def release_1_1(tmp_path_factory) -> Path:
+    """The folder of release 1.1."""
+    folder = tmp_path_factory.mktemp("release")
+    packed = subprocess.run(
+        ["git", "-C", ROOT, "archive", "2e50e55"], capture_output=True, check=True
+    ).stdout
+    subprocess.run(["tar", "-x", "-C", folder], input=packed, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_release_1_1_is_upgraded_and_comes_back(kind, request, tmp_path, release_1_1, programs, equipment):
+    url = f"sqlite:///{tmp_path}/energy2go.db"
+    if kind == "postgresql":
+        url = request.getfixturevalue("postgres").create()
+    equipment(VALIDATOR_CONFIRM_RATE="0")
+    broker = programs[0]
+    posted = []
+
+    def start(root: Path, name: str) -> Service:
+        programs.append(Service(tmp_path, broker, name=name, DATABASE_URL=url))
+        programs[-1].root = root
+        return programs[-1].start()
+
+    def works(service: Service) -> dict:
+        """It has every transaction, and one more gets its verdict."""
+        wait_until(service.ready, "it is ready")
+        new = service.post("/transactions", {"station_id": 1}, Prefer="wait=20").json
+        assert new["status"] == "ERROR"
+        posted.append(new["id"])
+        assert {service.get(f"/transactions/{key}").json["status"] for key in posted} == {"ERROR"}
+        return new
+
+    def undo() -> subprocess.CompletedProcess:
+        """The command of docs/operations.md."""
+        command, environment = [sys.executable, "-m", "kit.undo"], os.environ | {"DATABASE_URL": url}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    old = start(release_1_1, "old")
+    wait_until(old.ready, "it is ready")
+    old.post("/stations", {"description": "Teste"})
+    works(old)
+    if kind == "sqlite":
+        old.stop()
+    new = start(ROOT, "new")
+    works(new)
+    if (
+        kind == "postgresql"
+    ):  # a rolling replacement: the old one still works, and the new one finds its rows
+        works(old)
+        old.post("/stations", {"description": "Hof"})
+        assert [one["description"] for one in new.get("/stations?q=hof").json["items"]] == ["Hof"]
+        old.stop()
+    else:
+        assert "so stop the service first" in undo().stderr
+    old = start(release_1_1, "refused")
+    wait_until(lambda: "later release" in old.said(), "it refuses", 30)
+    old.stop()
+    works(new)
+    new.stop()
+    assert undo().stdout == "Undone: 0003_reasons_search_retention. Now start the release before this one.\n"
+    assert undo().stderr.startswith("Nothing was undone: 0002_order_of_updates does not define down()")
+    works(start(release_1_1, "back"))
 
 
 def test_a_postgresql_that_is_away_at_the_start_is_waited_for(postgres, service):

@@ -1,0 +1,30 @@
+"""Undo the newest migration, so that the release before it can use the database: `python -m kit.undo`.
+
+Stop the service first. What the migration has added is lost.
+"""
+
+from peewee import DatabaseError
+from playhouse.migrations import MigrationError, Runner
+
+from kit.files import is_open
+from kit.settings import ROOT, load
+from kit.sql import begin, connect, is_postgresql, path
+
+
+def main() -> None:
+    """Undo it; raises SystemExit with a sentence if that fails."""
+    database = connect(load().database_url, 1)
+    if not is_postgresql(database) and is_open(path(database)):
+        raise SystemExit(
+            f"Nothing was undone: a process has {path(database)} open, so stop the service first."
+        )
+    try:
+        with begin(database):
+            undone = Runner(database, str(ROOT / "migrations")).down()
+    except (DatabaseError, MigrationError) as error:
+        raise SystemExit(f"Nothing was undone: {error}") from None
+    print(f"Undone: {', '.join(undone) or 'nothing'}. Now start the release before this one.")
+
+
+if __name__ == "__main__":
+    main()
