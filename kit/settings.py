@@ -11,11 +11,8 @@ from typing import Annotated, Literal
 from urllib.parse import unquote
 
 import msgspec
-import psycopg
 from dotenv import dotenv_values
 from msgspec import Meta
-from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conninfo
-from psycopg.pq import PGconn
 
 ROOT = Path(__file__).parent.parent
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
@@ -125,10 +122,14 @@ def check_values(settings: Settings) -> None:
 
 def check_postgresql(url: str) -> None:
     """Let libpq check this URL without connecting. Its error messages may contain the password."""
+    from psycopg import ProgrammingError  # only now: with SQLite, nobody needs the driver
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conninfo
+    from psycopg.pq import PGconn
+
     try:
         given = conninfo_to_dict(url)
         timeout_from_conninfo(given)
-    except psycopg.ProgrammingError as error:
+    except ProgrammingError as error:
         found = re.match(r'invalid URI query parameter: "\w+"|bad value for \w+', str(error))
         reason = found[0] if found else "malformed URL"
         raise refused("DATABASE_URL", f"libpq does not accept it ({reason})") from None

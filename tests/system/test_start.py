@@ -30,6 +30,12 @@ def test_all_threads_that_take_the_interpreters_lock_stay_on_one_processor(runni
     assert int(allowed[0]) in os.sched_getaffinity(0)
 
 
+def test_with_sqlite_no_process_loads_the_driver_of_postgresql(running):
+    service = running()
+    loaded = [Path(f"/proc/{pid}/maps").read_text() for pid in (service.pid, *service.children)]
+    assert all("msgspec" in one and "psycopg" not in one for one in loaded)
+
+
 def test_where_a_sandbox_forbids_that_the_service_starts_all_the_same(monkeypatch):
     def refuse(*arguments):
         raise PermissionError("Operation not permitted")
