@@ -13,6 +13,7 @@ from unicodedata import normalize
 from uuid import UUID
 
 import peewee
+from msgspec import json
 from peewee import Database, Model
 
 from kit.clock import EPOCH, SECOND, below, microseconds, moment, uuid7
@@ -150,7 +151,7 @@ def delete_station(database: Database, station_id: int, if_match: str | None = N
 # Transactions
 
 COLUMNS = """t.id, t.status, t.created, t.updated, t.attempts, t.asked_at, t.expires_at,
-    station.id, station.description"""
+    t.reason, t.equipment, station.id, station.description"""
 WITH_STATION = "JOIN station ON station.id = t.station_id"
 
 
@@ -234,7 +235,7 @@ def cursor(transaction: Transaction) -> Cursor:
 
 def transaction(row: Sequence[Any]) -> Transaction:
     """A row of COLUMNS as clients see it."""
-    row_id, status, created, updated, attempts, asked_at, expires_at, *station = row
+    row_id, status, created, updated, attempts, asked_at, expires_at, reason, equipment, *station = row
     settled = status in ("COMPLETED", "ERROR")
     return Transaction(
         uuid(row_id),
@@ -245,6 +246,8 @@ def transaction(row: Sequence[Any]) -> Transaction:
         attempts,
         None if asked_at is None else moment(asked_at),
         None if settled or expires_at is None else moment(expires_at),
+        reason,
+        equipment,
     )
 
 
@@ -304,7 +307,7 @@ def create_transactions(
             return get_transaction(database, draft.id)
         *schedule, _ = asked if draft.id in first else waiting
         station = stations[draft.station_id]
-        row = draft.id, "PENDING", draft.created, now, *schedule, station.id, station.description
+        row = draft.id, "PENDING", draft.created, now, *schedule, None, None, station.id, station.description
         return transaction(row)
 
     answers = [answer(draft) for draft in drafts]
@@ -392,14 +395,22 @@ LOCKED = Settled("locked")
 
 def settle(database: Database, verdicts: Sequence[Verdict], now: int, clock: int) -> list[Settled]:
     """Store the first verdict of each transaction that has none; returns the outcome of each."""
-    first = {verdict.transaction_id: verdict.status for verdict in reversed(verdicts)}
+    first = {verdict.transaction_id: verdict for verdict in reversed(verdicts)}
     changed = {}
+    text = """json_extract(?, '$."' || id || '"')"""  # of one row, from all texts in one JSON object
+    if is_postgresql(database):
+        text = "CAST(? AS jsonb) ->> replace(CAST(id AS text), '-', '')"
     for status in ("COMPLETED", "ERROR"):
-        if ids := [row_id.hex for row_id, verdict in first.items() if verdict == status]:
-            free = unlocked(database, f"id IN {placeholders(ids)} AND status IN ('PENDING', 'EXPIRED')")
-            statement = f"""UPDATE "transaction" SET status = ?, updated = ?, retry_at = NULL
-                WHERE {free} RETURNING id, expires_at, asked_at"""
-            for row_id, deadline, asked_at in execute(database, statement, status, now, *ids):
+        if given := {row_id.hex: verdict for row_id, verdict in first.items() if verdict.status == status}:
+            columns = (
+                {key: getattr(verdict, name) for key, verdict in given.items()}
+                for name in ("reason", "equipment")
+            )
+            values = status, now, *(json.encode(column).decode() for column in columns)
+            free = unlocked(database, f"id IN {placeholders(given)} AND status IN ('PENDING', 'EXPIRED')")
+            statement = f"""UPDATE "transaction" SET status = ?, updated = ?, retry_at = NULL,
+                reason = {text}, equipment = {text} WHERE {free} RETURNING id, expires_at, asked_at"""
+            for row_id, deadline, asked_at in execute(database, statement, *values, *given):
                 kind = "late" if deadline and deadline <= clock else "settled"
                 changed[uuid(row_id)] = Settled(kind, None if asked_at is None else max(0, clock - asked_at))
     repeated = len(first) < len(verdicts)

@@ -6,6 +6,7 @@ We rely on neither paho's queue nor the broker's: the ledger asks again.
 
 import logging
 import os
+import re
 import socket
 import ssl
 import sys
@@ -14,10 +15,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from secrets import token_hex
-from typing import Any, Self
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 import msgspec
+from msgspec import Meta
 from paho.mqtt import _packet
 from paho.mqtt.client import Client, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
@@ -35,7 +37,7 @@ from kit.mqtt import Packed, Received, lost, unusable
 from kit.settings import Settings
 from ledger import Job
 from models import Asked
-from schemas import Verdict
+from schemas import NO_NUL, Response, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,9 @@ UNACKNOWLEDGED = 1_000  # our Receive Maximum: the broker keeps all verdicts pas
 EQUIPMENT, NAME = 100, 200  # names of equipment that we remember; characters of a name
 NO_DELAY = socket.IPPROTO_TCP, socket.TCP_NODELAY, 1  # otherwise Nagle's algorithm adds 40 ms to a hop
 ACK_TIMEOUT = 10 * SECOND  # for SUBACK, and for each PUBACK
-decode_verdict = msgspec.json.Decoder(Verdict).decode
+LONGEST = 255  # characters of a reason and of the equipment's name in a verdict
+decode_response = msgspec.json.Decoder(Response).decode
+decode_text = msgspec.json.Decoder(Annotated[str, Meta(pattern=NO_NUL)] | None).decode
 
 
 class Connection:
@@ -308,7 +312,7 @@ class Listener:
         """Handle one message. We acknowledge every message, a verdict after its commit."""
         try:
             if topic == VERDICTS:
-                self._settle(decode_verdict(payload), acknowledge)
+                self._settle(read_verdict(payload), acknowledge)
                 return
             self._note(topic.removeprefix(STATUSES), payload.decode("ascii"), retained)
         except (ValueError, RecursionError) as error:  # msgspec.DecodeError is a ValueError
@@ -348,3 +352,21 @@ class Listener:
         if status == "online" and (self._again is None or self._again.taken):
             self._again = Job(ask_again, 0)
             self._put(self._again)
+
+
+def read_verdict(payload: bytes) -> Verdict:
+    """A verdict with those of its texts that can be stored; raises ValueError or RecursionError."""
+    try:
+        response = decode_response(payload)
+    except msgspec.DecodeError:  # half a surrogate pair, as in a text that was cut, is JSON but no text
+        response = decode_response(re.sub(rb"(?i)\\ud[89a-f][0-9a-f]{2}", rb"\\u0000", payload))
+    key, texts = response.transaction_id, list[str | None]()
+    for field, raw in (("reason", response.reason), ("equipment", response.equipment)):
+        text = None
+        try:
+            text = decode_text(raw)
+        except ValueError as error:
+            words = "the %(field)s of %(transaction)s is ignored: %(problem).200s"
+            note(log.warning, "text_ignored", words, field=field, transaction=key, problem=str(error))
+        texts.append(text and text[:LONGEST])
+    return Verdict(key, response.status, *texts)

@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import Annotated, Literal
 from uuid import UUID
 
-from msgspec import UNSET, Meta, Struct, UnsetType, field, json
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field, json
 
 from kit.errors import NotStored, PreconditionFailed, Problem, Unavailable, kind
 
@@ -121,6 +121,8 @@ class Transaction(Struct, frozen=True):
     attempts: Annotated[int, Meta(ge=0, description="questions since its deadline started")]
     asked: Annotated[Time | None, Meta(description="time of the last question; null: not asked yet")]
     expires: Annotated[Time | None, Meta(description="null with a verdict, or while its clock is stopped")]
+    reason: Annotated[str | None, Meta(description="why, if the verdict says so")]
+    equipment: Annotated[str | None, Meta(description="who gave the verdict, if it says so")]
 
 
 class TransactionQuery(Struct, forbid_unknown_fields=True):
@@ -183,8 +185,19 @@ class Question(Struct, frozen=True):
     station_id: int
 
 
-class Verdict(Struct, frozen=True):
-    """Received on EQUIPMENT/VALIDATION/RESPONSE."""
+class Response(Struct):
+    """Received on EQUIPMENT/VALIDATION/RESPONSE. A strange text does not spoil the verdict."""
 
     transaction_id: UUID
     status: Literal["COMPLETED", "ERROR"]
+    reason: Raw = Raw(b"null")
+    equipment: Raw = Raw(b"null")
+
+
+class Verdict(Struct, frozen=True):
+    """A response with its texts, if they are usable."""
+
+    transaction_id: UUID
+    status: Literal["COMPLETED", "ERROR"]
+    reason: str | None = None
+    equipment: str | None = None

@@ -130,10 +130,10 @@ def new_transaction(api, station_id=1, **headers) -> dict:
     return send(api, "POST", "/transactions", {"station_id": station_id}, **headers).json
 
 
-def settle(key: str, status="COMPLETED") -> None:
+def settle(key: str, status="COMPLETED", **texts) -> None:
     """Hand a verdict to the listener, and wait until the ledger has processed it."""
     done = threading.Event()
-    verdict = json.dumps({"transaction_id": key, "status": status}).encode()
+    verdict = json.dumps({"transaction_id": key, "status": status} | texts).encode()
     service().listener.receive(VERDICTS, verdict, False, done.set)
     assert done.wait(10)
 

@@ -64,6 +64,7 @@ READABLE = [
     b'{"transaction_id": "{key}", "status": "{status}", "more": %s, "even more": 1e999}' % (b"9" * 5000),
     b'{"transaction_id": "{key}", "status": "{status}", "more": %s}' % (b"[" * 100 + b"]" * 100),
     b'{"transaction_id": "{key}", "status": "{status}", "more": "%s"}' % (b"x" * MB),
+    b'{"transaction_id": "{key}", "status": "{status}", "more": "\\ud800", "reason": %s}' % (b"9" * 5000),
 ]
 NO_STATUS = [
     "null",
@@ -128,7 +129,6 @@ UNREADABLE = [
     b'{"transaction_id": "{key}", "status": "COMPLETED"}{}',
     b'{"transaction_id": "{key}", "status": "COMPLETED"}\0',
     b'{"transaction_id": "{key}", "status": "COMPLETED", "more": NaN}',
-    b'{"transaction_id": "{key}", "status": "COMPLETED", "more": "\\ud800"}',
     b'{"transaction_id": "{key}", "status": "COMPLETED", "more": %s}' % (b"[" * 100_000),
     b'\xef\xbb\xbf{"transaction_id": "{key}", "status": "COMPLETED"}',
     b'[{"transaction_id": "{key}", "status": "COMPLETED"}]',

@@ -59,6 +59,8 @@ def test_one_call_waits_for_the_verdict(running):
     assert answer.status == 201
     assert answer.headers["Preference-Applied"] == "wait=5"
     assert answer.json["status"] in ("COMPLETED", "ERROR")
+    assert (answer.json["status"] == "COMPLETED") == (answer.json["reason"] == "the battery is locked in")
+    assert answer.json["equipment"] == "validator"
     assert service.get(answer.headers["Location"]).json == answer.json
 
 

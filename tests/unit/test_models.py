@@ -83,10 +83,11 @@ def test_a_verdict_for_no_transaction_changes_nothing(queries):
 
 def test_of_several_verdicts_in_one_batch_the_first_one_wins(queries):
     (key,) = queries.create()
-    verdicts = [Verdict(key, "ERROR"), Verdict(key, "COMPLETED"), Verdict(key, "ERROR")]
+    verdicts = [Verdict(key, "ERROR", "first"), Verdict(key, "COMPLETED"), Verdict(key, "ERROR", "x", "y")]
     settled = models.settle(queries.database, verdicts, NOW, NOW)
     assert [kind for kind, _ in settled] == ["settled", "contradiction", "duplicate"]
-    assert queries.status(key) is Status.ERROR
+    found = queries.get_transaction(key)
+    assert (found.status, found.reason, found.equipment) == (Status.ERROR, "first", None)
 
 
 def test_what_is_not_answered_expires_and_a_late_verdict_settles_it(queries):

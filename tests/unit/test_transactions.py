@@ -14,14 +14,16 @@ def test_a_transaction_reads_as_it_was_created(api):
     answer = api.post_json("/transactions", {"station_id": 2}, status=201)
     transaction = answer.json
     assert transaction.keys() == {
-        *("id", "station", "status", "created", "updated", "attempts", "asked", "expires")
+        *("id", "station", "status", "created", "updated", "attempts"),
+        *("asked", "expires", "reason", "equipment"),
     }
     assert UUID(transaction["id"]).version == 7
     assert transaction["station"] == {"id": 2, "description": "Teste"}
     assert transaction["status"] == "PENDING"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z", transaction["created"])
     assert transaction["updated"] == transaction["created"]
-    assert [transaction[name] for name in ("attempts", "asked", "expires")] == [0, None, None]  # no broker
+    assert (transaction["attempts"], transaction["asked"], transaction["expires"]) == (0, None, None)
+    assert (transaction["reason"], transaction["equipment"]) == (None, None)
     assert answer.headers["Location"] == f"/transactions/{transaction['id']}"
     assert "Preference-Applied" not in answer.headers
     assert api.get(answer.headers["Location"]).json == transaction
@@ -32,11 +34,37 @@ def test_a_transaction_reads_as_it_was_created(api):
 def test_a_transaction_reads_as_the_equipment_said(api, verdict):
     new_station(api)
     created = new_transaction(api)
-    settle(created["id"], verdict)
+    texts = {"reason": "já está 🔋", "equipment": "validator-1"}
+    settle(created["id"], verdict, **texts)
     settled = api.get(f"/transactions/{created['id']}").json
-    assert settled == created | {"status": verdict, "updated": settled["updated"]}
+    assert settled == created | texts | {"status": verdict, "updated": settled["updated"]}
+    assert api.get("/transactions").json["items"] == [settled]
+    for other in ("COMPLETED", "ERROR"):
+        settle(created["id"], other, reason="another", equipment="another")
+    assert api.get(f"/transactions/{created['id']}").json == settled
     assert settled["updated"] >= settled["created"]
     assert settled["updated"].endswith("Z")
+
+
+@pytest.mark.parametrize(
+    "text", [None, 5, 10**400, True, ["x"], {"x": 1}, "a\0b", "\ud83d", "x" * 256, "", '"', "{}?%s"]
+)
+def test_a_verdict_counts_whatever_its_texts_are(api, text, caplog):
+    new_station(api)
+    keys = [new_transaction(api)["id"] for _ in range(2)]
+    settle(keys[0], reason=text, equipment="one")
+    settle(keys[1], equipment=text)
+    usable = isinstance(text, str) and text.isascii() and "\0" not in text
+    shown = text[:255] if usable else None
+    found = [api.get(f"/transactions/{key}").json for key in keys]
+    assert [(one["status"], one["reason"], one["equipment"]) for one in found] == [
+        ("COMPLETED", shown, "one"),
+        ("COMPLETED", None, shown),
+    ]
+    said = [record.getMessage() for record in caplog.records if record.name == "mqtt_listener"]
+    ignored = [line for line in said if " is ignored: " in line]
+    assert len(ignored) == (0 if usable or text is None else 2)
+    assert all(key in line for key, line in zip(keys, ignored, strict=False))
 
 
 def test_a_transaction_shows_its_station_as_it_is_now(api):
