@@ -264,6 +264,12 @@ async def list_transactions(
     )
 
 
+@app.get("/transactions/latest")
+async def latest_transactions(service: Service, query: schemas.LatestQuery) -> schemas.Latest:
+    """Read the newest transaction of each of these stations, ordered by station."""
+    return schemas.Latest(await service.read(models.latest_transactions, query.station_id))
+
+
 @app.get("/transactions/<id>")
 async def get_transaction(
     service: Service, answer: Answer, id: TransactionId, headers: schemas.WaitHeaders

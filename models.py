@@ -184,6 +184,15 @@ def list_transactions(
     return [transaction(row) for row in execute(database, statement, *values, limit)]
 
 
+def latest_transactions(database: Database, station_ids: Sequence[int]) -> list[Transaction]:
+    """The newest transaction of each of these stations that has one, ordered by station."""
+    newest = f"""SELECT (SELECT id FROM "transaction" WHERE station_id = one.id ORDER BY id DESC LIMIT 1)
+        FROM station AS one WHERE one.id IN {placeholders(station_ids)}"""
+    statement = f"""SELECT {COLUMNS} FROM "transaction" AS t {WITH_STATION}
+        WHERE t.id IN ({newest}) ORDER BY station.id"""
+    return [transaction(row) for row in execute(database, statement, *station_ids)]
+
+
 def statuses(database: Database, transaction_ids: Collection[UUID]) -> dict[UUID, Status]:
     """The status of each of these transactions that exists."""
     if not transaction_ids:

@@ -42,6 +42,10 @@ IN_QUOTES = {"allowed": 'must have tags in quotes, such as "x", "y", or * for an
 UNLESS = "tags, or `*`: get 412 and change nothing unless the station still has one of them"
 IfMatch = Annotated[str, Meta(pattern=TAGS, examples=["*"], description=UNLESS, extra=IN_QUOTES)]
 Statuses = Annotated[list[Status], Meta(min_length=1, description="one status, or several with commas")]
+SOME = {"allowed": f"must be 1 to 200 ids of stations with commas, each from 1 to {LARGEST_ID}"}
+Stations = Annotated[
+    list[StationId], Meta(min_length=1, max_length=200, description="with commas", extra=SOME)
+]
 Limit = Annotated[int, Meta(ge=1, le=200, description="items on a page", examples=[20])]
 OfStation = Annotated[StationId | UnsetType, Meta(description="of this station")]
 State = Annotated[str, Meta(description="`ok`, or the problem")]
@@ -137,6 +141,14 @@ class TransactionQuery(Struct, forbid_unknown_fields=True):
 class TransactionPage(Struct):
     items: list[Transaction]
     next: Next
+
+
+class LatestQuery(Struct, forbid_unknown_fields=True):
+    station_id: Stations
+
+
+class Latest(Struct):
+    items: list[Transaction]
 
 
 class WaitHeaders(Struct, rename={"prefer": "Prefer", "idempotency_key": "Idempotency-Key"}):

@@ -187,9 +187,11 @@ def parameters(struct: type[msgspec.Struct], place: str) -> list[Json]:
     """The fields of a Struct as parameters in the query or in headers."""
     _, components = msgspec.json.schema_components([struct], ref_template=REFERENCE)
     described = []
+    needed = components[struct.__name__].get("required", ())
     for name, full in in_3_0(components[struct.__name__]["properties"]).items():
         full.pop("nullable", None)
-        parameter = {"name": name, "in": place, "description": full.pop("description", "")}
+        parameter = {"name": name, "in": place, "required": name in needed}
+        parameter["description"] = full.pop("description", "")
         if full.get("type") == "array":  # written with commas
             parameter |= {"style": "form", "explode": False}
         if place == "query":

@@ -111,7 +111,8 @@ def convert(data: Any, kind: Any, place: str) -> Any:
     # msgspec takes 1.0 and 01 for whole numbers, too, and 2026 for a time; we accept one spelling per value.
     for name, text in (data if isinstance(data, dict) else {"": data}).items():
         value = getattr(found, name, found)
-        other_number = isinstance(value, int) and str(value) != text
+        numbers, texts = (value, text) if isinstance(value, list) else ([value], [text])
+        other_number = isinstance(numbers[0], int) and [*map(str, numbers)] != texts
         if other_number or (isinstance(value, datetime) and "-" not in text[1:]):
             raise InvalidValue(f"{place}.{name}".rstrip(".") + f": {rules(kind)[name]}")
     return found

@@ -137,9 +137,35 @@ def test_a_range_of_time_includes_both_ends(api):
     assert listed(created_from="0001-01-01T00:00:00Z", created_to="9999-12-31T23:59:59.999999Z") == created
 
 
+def test_the_newest_transaction_of_each_station_is_found(api):
+    for _ in range(4):
+        new_station(api)
+    made = [new_transaction(api, station) for station in (3, 1, 3, 1, 2)]
+    settle(made[2]["id"], reason="full")
+
+    def latest(ids):
+        return api.get(f"/transactions/latest?station_id={ids}").json["items"]
+
+    newest = [api.get(f"/transactions/{made[which]['id']}").json for which in (3, 4, 2)]
+    assert latest("3,1,2,4,77,1") == latest("1&station_id=2&station_id=3") == newest
+    assert newest[2]["reason"] == "full"
+    assert latest("4") == []
+    assert len(latest(",".join(map(str, range(1, 201))))) == 3
+
+
 @pytest.mark.parametrize(
     ("path", "detail"),
     [
+        *(
+            (
+                f"/transactions/latest?station_id={ids}",
+                "query.station_id: must be 1 to 200 ids of stations with commas, each from 1 to 2147483647",
+            )
+            for ids in ("0", "1,2147483648", "1,1.0", ",".join("1" * 201))
+        ),
+        ("/transactions/latest?station_id=1,,2", "query.station_id: Expected `int`, got `str`"),
+        ("/transactions/latest", "query.station_id: is missing"),
+        ("/transactions/latest?limit=1&station_id=1", "query.limit: is not one of station_id"),
         (
             "/transactions?status=done",
             "query.status: 'done' is not one of PENDING, COMPLETED, ERROR, EXPIRED",

@@ -25,6 +25,7 @@ def every_query(queries) -> None:
         for wanted in ([], [Status.ERROR]):
             for station in (None, 1):
                 queries.list_transactions(5, after, wanted, station)
+    queries.latest_transactions([1, 2])
     queries.statuses([key])
     queries.create(key="key")
     queries.room()
