@@ -80,7 +80,7 @@ def pytest_collection_modifyitems(config, items):
     kept, left_out = [], []
     for item in items:
         parameters = getattr(item, "callspec", None)
-        needs = parameters is not None and parameters.params.get("database_url") == "postgresql"
+        needs = parameters is not None and "postgresql" in parameters.params.values()
         (left_out if needs or "postgres" in item.fixturenames else kept).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)

@@ -36,7 +36,7 @@ def looping():
 
 
 @contextmanager
-def serving(folder, ready=True, **options):
+def serving(folder="", ready=True, **options):
     """Start the app and yield a TestApp; `options` are settings. Its broker accepts and is silent."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         defaults = {"database_url": f"sqlite:///{folder}/energy2go.db", "mqtt_port": silent.getsockname()[1]}

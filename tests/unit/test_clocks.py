@@ -7,21 +7,13 @@ import pytest
 import models
 from batch import create
 from kit.clock import SECOND
-from kit.settings import Settings
 from kit.storage import execute
 from ledger import Draft, Job
 from programs import wait_until
 from schemas import Status
-from stepped import Bench, Clock, Publisher, ledger
+from stepped import Clock, Publisher, ledger
 
 HOUR = 3600 * SECOND
-
-
-@pytest.fixture
-def bench(database_url):
-    bench = Bench(Settings(database_url=database_url))
-    yield bench
-    bench.close()
 
 
 def rows(bench) -> list[tuple]:

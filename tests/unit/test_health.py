@@ -18,9 +18,14 @@ def test_alive_is_not_ready(api):
     assert answer.headers["Retry-After"] == "5"
 
 
-def test_without_its_ledger_the_service_is_not_alive(api):
-    new_station(api)
-    service().ledger.__exit__()
+def test_without_its_ledger_the_service_is_not_alive(tmp_path):
+    with serving(tmp_path) as api:
+        new_station(api)
+        service().ledger.__exit__()
+        all_refuse(api)
+
+
+def all_refuse(api):
     assert_problem(send(api, "GET", "/healthz"), 503, "Not running", "ledger")
     answer = send(api, "GET", "/readyz")
     assert_problem(answer, 503, "Not ready", "database", "broker")

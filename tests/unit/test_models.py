@@ -13,8 +13,8 @@ from models import Draft
 from queries import MANY, NOW, TIMEOUTS
 from schemas import HasTransactions, KeyUsed, NoStation, Status, Verdict
 
-only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+only_sqlite = pytest.mark.parametrize("emptied", ["sqlite"], indirect=True)
+only_postgresql = pytest.mark.parametrize("emptied", ["postgresql"], indirect=True)
 
 
 @only_sqlite

@@ -7,8 +7,8 @@ from models import FIRST
 from queries import NOW
 from schemas import Status
 
-only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+only_sqlite = pytest.mark.parametrize("emptied", ["sqlite"], indirect=True)
+only_postgresql = pytest.mark.parametrize("emptied", ["postgresql"], indirect=True)
 
 
 def every_query(queries) -> None:

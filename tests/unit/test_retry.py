@@ -3,26 +3,15 @@
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
-import pytest
-
 import models
 from batch import retry
 from calls import UNKNOWN, assert_problem, new_station, new_transaction, send, service, settle
 from kit.clock import SECOND, moment
 from kit.errors import NotFound
-from kit.settings import Settings
 from kit.storage import execute
 from ledger import Job
 from programs import wait_until
 from schemas import NotExpired, Status
-from stepped import Bench
-
-
-@pytest.fixture
-def bench(database_url):
-    bench = Bench(Settings(database_url=database_url))
-    yield bench
-    bench.close()
 
 
 def expired(bench, count: int = 1) -> list:
