@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from postgres import Postgres
+from postgres import BOTH, Postgres
 from programs import Program
 
 # Under nohup or in the background, signals are ignored, and so they would be in the programs of the tests.
@@ -55,7 +55,7 @@ def postgres():
     server.remove()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=BOTH)
 def database_url(request, tmp_path):
     """The URL of an empty database: a new SQLite file, and then the emptied PostgreSQL database."""
     if request.param == "sqlite":

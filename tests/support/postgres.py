@@ -12,6 +12,8 @@ import psycopg
 
 from programs import HELD, Program, free_port, listening, wait_until
 
+BOTH = ["sqlite", "postgresql"]  # the kinds of databases
+
 
 class Postgres(Program):
     """A real PostgreSQL with its own cluster, which is removed at the end."""

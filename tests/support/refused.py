@@ -1,181 +1,105 @@
 """Requests that must be refused, each with its status and a word of the detail."""
 
 from calls import KIB, UNKNOWN
+from schemas import LARGEST_ID
 
 DEEP = b"[" * (60 * KIB)
-REFUSED = {
-    # Not JSON
-    "an empty body": ("POST", "/stations", b"", 400, "body"),
-    "broken JSON": ("POST", "/stations", b'{"description": "x"', 400, "body"),
-    "single quotes": ("POST", "/stations", b"{'description': 'x'}", 400, "body"),
-    "something behind it": ("POST", "/stations", b'{"description": "x"} y', 400, "body"),
-    "a comma too many": ("POST", "/stations", b'{"description": "x",}', 400, "body"),
-    "a form": ("POST", "/stations", b"description=x", 400, "body"),
-    "a byte order mark": ("POST", "/stations", b'\xef\xbb\xbf{"description": "x"}', 400, "body"),
-    "UTF-16": ("POST", "/stations", '{"description": "x"}'.encode("utf-16"), 400, "body"),
-    "bytes that are not UTF-8": ("POST", "/stations", b'{"description": "\xff"}', 400, "body"),
-    "a surrogate in bytes": ("POST", "/stations", b'{"description": "\xed\xa0\x80"}', 400, "body"),
-    "a lone surrogate": ("POST", "/stations", b'{"description": "\\ud800"}', 400, "body"),
-    "a lone surrogate in PUT": ("PUT", "/stations/1", b'{"description": "\\udbff\\udbff"}', 400, "body"),
-    "a lone surrogate as a name": ("PATCH", "/stations/1", b'{"\\ud800": "x"}', 400, "body"),
-    "a surrogate in a query": ("GET", "/stations?q=%ed%a0%80", None, 422, "query.q"),
-    "a surrogate as a name in a query": ("GET", "/stations?%ed%a0%80=1", None, 422, "query."),
-    "a surrogate in a list": ("GET", "/transactions?status=%ed%b0%80", None, 422, "query.status"),
-    "a lone low surrogate": ("POST", "/stations", b'{"description": "\\udc00x"}', 400, "body"),
-    "a control character": ("POST", "/stations", b'{"description": "\n"}', 400, "body"),
-    "a leading zero": ("POST", "/transactions", b'{"station_id": 01}', 400, "body"),
-    "not a number": ("POST", "/transactions", b'{"station_id": NaN}', 400, "body"),
-    "infinity": ("POST", "/transactions", b'{"station_id": Infinity}', 400, "body"),
-    # Not an object
-    "a list": ("POST", "/stations", [], 422, "body"),
-    "a list of one": ("POST", "/stations", [{"description": "x"}], 422, "body"),
-    "a string": ("POST", "/stations", "description", 422, "body"),
-    "a number": ("POST", "/stations", 1, 422, "body"),
-    "null": ("POST", "/stations", b"null", 422, "body"),
-    "true": ("POST", "/transactions", True, 422, "body"),
-    "deep nesting": ("POST", "/stations", DEEP, 422, "body"),
-    "deep nesting in a field": ("POST", "/stations", b'{"description": ' + DEEP, 422, "body.description"),
-    "deep nesting in an unknown field": ("POST", "/stations", b'{"x": ' + DEEP, 422, "x"),
-    # A description
-    "no description": ("POST", "/stations", {}, 422, "description"),
-    "no description in PUT": ("PUT", "/stations/1", {}, 422, "description"),
-    "a null description": ("POST", "/stations", {"description": None}, 422, "body.description"),
-    "a null description in PATCH": ("PATCH", "/stations/1", {"description": None}, 422, "body.description"),
-    "a number for a description": ("POST", "/stations", {"description": 1}, 422, "body.description"),
-    "a list for a description": ("PUT", "/stations/1", {"description": ["x"]}, 422, "body.description"),
-    "an empty description": ("POST", "/stations", {"description": ""}, 422, "body.description"),
-    "an empty description in PUT": ("PUT", "/stations/1", {"description": ""}, 422, "body.description"),
-    "an empty description in PATCH": ("PATCH", "/stations/1", {"description": ""}, 422, "body.description"),
-    "a blank": ("POST", "/stations", {"description": " "}, 422, "body.description"),
-    "blanks in PUT": ("PUT", "/stations/1", {"description": "\t \n"}, 422, "body.description"),
-    "blanks in PATCH": (
-        "PATCH",
-        "/stations/1",
-        {"description": "\u00a0\u2003\u3000\u001c\u0085\ufeff"},
-        422,
-        "body.description",
+LONG = b" " * (64 * KIB + 1)
+
+
+def descriptions(*values) -> list[dict]:
+    return [{"description": value} for value in values]
+
+
+def stations(*values) -> list[dict]:
+    return [{"station_id": value} for value in values]
+
+
+NOT_JSON = [
+    *(b"", b'{"description": "x"', b"{'description': 'x'}", b'{"description": "x"} y', b"description=x"),
+    *(
+        b'{"description": "x",}',
+        b'\xef\xbb\xbf{"description": "x"}',
+        '{"description": "x"}'.encode("utf-16"),
     ),
-    "256 characters": ("POST", "/stations", {"description": "a" * 256}, 422, "body.description"),
-    "256 emoji": ("PATCH", "/stations/1", {"description": "🔋" * 256}, 422, "body.description"),
-    "a NUL": ("POST", "/stations", {"description": "a\0b"}, 422, "body.description"),
-    "a NUL at the end": ("PUT", "/stations/1", {"description": "a\n\0"}, 422, "body.description"),
-    "an unknown field": ("POST", "/stations", {"description": "x", "colour": "red"}, 422, "colour"),
-    "an id for a new station": ("POST", "/stations", {"description": "x", "id": 5}, 422, "id"),
-    "another case": ("POST", "/stations", {"Description": "x"}, 422, "Description"),
-    "an unknown field in PATCH": ("PATCH", "/stations/1", {"colour": "red"}, 422, "colour"),
-    # A station's id in a body
-    "no station": ("POST", "/transactions", {}, 422, "station_id"),
-    "null for a station": ("POST", "/transactions", {"station_id": None}, 422, "body.station_id"),
-    "a string for a station": ("POST", "/transactions", {"station_id": "1"}, 422, "body.station_id"),
-    "true for a station": ("POST", "/transactions", {"station_id": True}, 422, "body.station_id"),
-    "a list for a station": ("POST", "/transactions", {"station_id": [1]}, 422, "body.station_id"),
-    "station 0": ("POST", "/transactions", {"station_id": 0}, 422, "body.station_id"),
-    "station -1": ("POST", "/transactions", {"station_id": -1}, 422, "body.station_id"),
-    "station 1.5": ("POST", "/transactions", {"station_id": 1.5}, 422, "body.station_id"),
-    "station 1.0": ("POST", "/transactions", {"station_id": 1.0}, 422, "body.station_id"),
-    "station 1e0": ("POST", "/transactions", b'{"station_id": 1e0}', 422, "body.station_id"),
-    "station 1e999": ("POST", "/transactions", b'{"station_id": 1e999}', 422, "body.station_id"),
-    "a station that does not exist": (
-        "POST",
-        "/transactions",
-        {"station_id": 2**31 - 1},
-        422,
-        "body.station_id",
+    *(b'{"description": "\xff"}', b'{"description": "\xed\xa0\x80"}', b'{"description": "\n"}'),
+    *(b'{"description": "\\ud800"}', b'{"description": "\\udc00x"}'),  # lone surrogates
+]
+NO_NUMBER = [b'{"station_id": %s}' % number for number in (b"1e0", b"1e999", b"1" * 5000)]
+NO_JSON_NUMBER = [b'{"station_id": %s}' % text for text in (b"01", b"NaN", b"Infinity")]
+TEXT = "1 to 255 characters, not only blanks, and no NUL"
+TIME = "must be a time with its zone, such as 2026-03-28T00:18:13Z (in a URL, write + as %2B)"
+BLANK = "\u00a0\u2003\u3000\u001c\u0085\ufeff"
+BODIES = [
+    # route, status, a word of the detail, bodies: bytes, or values that become JSON
+    ("POST /stations", 400, "body", NOT_JSON),
+    ("PUT /stations/1", 400, "body", [b'{"description": "\\udbff\\udbff"}']),
+    ("PATCH /stations/1", 400, "body", [b'{"\\ud800": "x"}']),
+    (
+        "POST /transactions",
+        400,
+        "body",
+        [b'{"station_id": %s}' % text for text in (b"01", b"NaN", b"Infinity")],
     ),
-    "a station beyond 32 bits": ("POST", "/transactions", {"station_id": 2**31}, 422, "body.station_id"),
-    "a station beyond 64 bits": ("POST", "/transactions", {"station_id": 2**64}, 422, "body.station_id"),
-    "a station of 5,000 digits": (
-        "POST",
-        "/transactions",
-        b'{"station_id": %s}' % (b"1" * 5000),
+    ("POST /stations", 422, "body", [[], [{"description": "x"}], "description", 1, b"null", DEEP]),
+    ("POST /transactions", 422, "body", [True]),
+    ("POST /stations", 422, "body.description: is missing", [{}]),
+    ("PUT /stations/1", 422, "body.description: is missing", [{}]),
+    ("POST /stations", 422, "body.x: is not one of description", [{"x": 1}, b'{"x": ' + DEEP]),
+    ("POST /stations", 422, "body.description", descriptions(None, 1, "", " ", "a" * 256, "a\0b")),
+    ("POST /stations", 422, "body.description", [b'{"description": ' + DEEP]),
+    (
+        "PUT /stations/1",
         422,
-        "station_id",
+        "1 to 255 characters, not only blanks, and no NUL",
+        descriptions("", "\t \n", "a\0"),
     ),
-    "an unknown field beside it": (
-        "POST",
-        "/transactions",
-        {"station_id": 1, "status": "COMPLETED"},
-        422,
-        "status",
-    ),
-    # An id in a path
-    "a word in a path": ("GET", "/stations/x", None, 422, "id"),
-    "0 in a path": ("GET", "/stations/0", None, 422, "id"),
-    "-1 in a path": ("DELETE", "/stations/-1", None, 422, "id"),
-    "1.5 in a path": ("GET", "/stations/1.5", None, 422, "id"),
-    "true in a path": ("GET", "/stations/true", None, 422, "id"),
-    "null in a path": ("GET", "/stations/null", None, 422, "id"),
-    "a blank in a path": ("DELETE", "/stations/1%20", None, 422, "id"),
-    "a NUL in a path": ("DELETE", "/stations/1%00", None, 422, "id"),
-    "another digit in a path": ("DELETE", "/stations/%D9%A1", None, 422, "id"),
-    "beyond 32 bits in a path": ("GET", "/stations/2147483648", None, 422, "id"),
-    "5,000 digits in a path": ("GET", "/stations/" + "1" * 5000, None, 422, "id"),
-    "a path that matters before its body": ("PUT", "/stations/x", b"{", 422, "id"),
-    "a number for a transaction": ("GET", "/transactions/1", None, 422, "id"),
-    "a word for a transaction": ("GET", "/transactions/x", None, 422, "id"),
-    "half an id for a transaction": ("GET", f"/transactions/{UNKNOWN[:18]}", None, 422, "id"),
-    "braces about a transaction": ("GET", f"/transactions/%7B{UNKNOWN}%7D", None, 422, "id"),
-    # A query
-    "limit 0": ("GET", "/stations?limit=0", None, 422, "query.limit"),
-    "limit x": ("GET", "/stations?limit=x", None, 422, "query.limit"),
-    "limit 201": ("GET", "/transactions?limit=201", None, 422, "query.limit"),
-    "limit -1": ("GET", "/transactions?limit=-1", None, 422, "query.limit"),
-    "no limit": ("GET", "/transactions?limit=", None, 422, "query.limit"),
-    "limit null": ("GET", "/transactions?limit=null", None, 422, "query.limit"),
-    "a limit that is not UTF-8": ("GET", "/transactions?limit=%ff", None, 422, "query.limit"),
-    "an unknown parameter": ("GET", "/stations?colour=red", None, 422, "colour"),
-    "a parameter of another list": ("GET", "/stations?status=PENDING", None, 422, "status"),
-    "an unknown status": ("GET", "/transactions?status=DONE", None, 422, "query.status"),
-    "a status in small letters": ("GET", "/transactions?status=pending", None, 422, "query.status"),
-    "status null": ("GET", "/transactions?status=null", None, 422, "query.status"),
-    "no status": ("GET", "/transactions?status=", None, 422, "query.status"),
-    "one wrong status of two": (
-        "GET",
-        "/transactions?status=PENDING,DONE",
-        None,
-        422,
-        "query.status: 'DONE'",
-    ),
-    "a comma too many in status": ("GET", "/transactions?status=ERROR,", None, 422, "query.status: ''"),
-    "a time without a zone": (
-        "GET",
-        "/transactions?created_from=2026-03-28T00:18:13",
-        None,
-        422,
-        "query.created_from: must be a time",
-    ),
-    "a plus that means a blank": (
-        "GET",
-        "/transactions?created_to=2026-03-28T00:18:13+01:00",
-        None,
-        422,
-        "write + as %2B",
-    ),
-    "a date": ("GET", "/transactions?created_to=2026-03-28", None, 422, "query.created_to: must be a time"),
-    "a year": ("GET", "/transactions?created_to=2026", None, 422, "query.created_to: must be a time"),
-    "a negative number for a time": ("GET", "/transactions?created_to=-5", None, 422, "created_to: must be"),
-    "a 30th of February": (
-        "GET",
-        "/transactions?created_to=2026-02-30T00:00:00Z",
-        None,
-        422,
-        "query.created_to",
-    ),
-    "no text to search for": ("GET", "/stations?q=", None, 422, "query.q"),
-    "a text of 256 characters": ("GET", "/stations?q=" + "x" * 256, None, 422, "query.q"),
-    "a text that is not UTF-8": ("GET", "/stations?q=%ff", None, 422, "query.q: must be UTF-8"),
-    "a NUL to search for": ("GET", "/stations?q=%00", None, 422, "query.q: must have 1 to 255"),
-    "station x": ("GET", "/transactions?station_id=x", None, 422, "query.station_id"),
-    "station null": ("GET", "/transactions?station_id=null", None, 422, "query.station_id"),
-    "station beyond 32 bits": ("GET", "/transactions?station_id=2147483648", None, 422, "query.station_id"),
-    "after a station": ("GET", "/transactions?after=1", None, 422, "query.after"),
-    "after null": ("GET", "/transactions?after=null", None, 422, "query.after"),
-    "after a transaction": ("GET", f"/stations?after={UNKNOWN}", None, 422, "query.after"),
-    "after station 0": ("GET", "/stations?after=0", None, 422, "query.after"),
-    "a parameter twice": ("GET", "/stations?limit=1&limit=1", None, 422, "query.limit"),
-    "a parameter twice, once escaped": ("GET", "/stations?limit=1&%6cimit=1", None, 422, "query.limit"),
-    # Too long
-    "a byte beyond 64 KiB": ("POST", "/stations", b" " * (64 * KIB + 1), 413, "65536"),
-    "a megabyte": ("POST", "/transactions", b" " * 1024 * KIB, 413, "65536"),
-    "too long for PUT": ("PUT", "/stations/1", b" " * (64 * KIB + 1), 413, "65536"),
+    ("PUT /stations/1", 422, "body.description", descriptions(["x"])),
+    ("PATCH /stations/1", 422, "body.description", descriptions(None, "", BLANK, "🔋" * 256)),
+    ("POST /stations", 422, "body.colour", [{"description": "x", "colour": "red"}]),
+    ("POST /stations", 422, "body.id", [{"description": "x", "id": 5}]),
+    ("POST /stations", 422, "body.Description", [{"Description": "x"}]),
+    ("PATCH /stations/1", 422, "body.colour", [{"colour": "red"}]),
+    ("POST /transactions", 422, "station_id", [{}]),
+    ("POST /transactions", 422, "body.station_id", stations(None, "1", True, [1], 0, -1, 1.5, 2**31, 2**64)),
+    ("POST /transactions", 422, "from 1 to 2147483647", stations(0, -1)),
+    ("POST /transactions", 422, "body.status", [{"station_id": 1, "status": "COMPLETED"}]),
+    ("PUT /stations/x", 422, "id", [b"{"]),  # the path matters before the body
+    ("POST /stations", 413, "65536", [LONG]),
+    ("POST /transactions", 413, "65536", [LONG * 16]),
+    ("PUT /stations/1", 413, "65536", [LONG]),
+]
+# What no schema describes: which stations exist; and in JSON Schema 1.0 is an integer.
+BEYOND = [
+    ("POST /transactions", 422, "body.station_id", [*stations(1.0), *NO_NUMBER]),
+    ("POST /transactions", 422, "no station 2147483647", stations(LARGEST_ID)),
+]
+# The place that the detail names, and URLs.
+URLS = {
+    "id": f"""/stations/x /stations/0 /stations/-1 /stations/1.5 /stations/true /stations/null /stations/1%20
+        /stations/1%00 /stations/%D9%A1 /stations/2147483648 /stations/{"1" * 5000} /transactions/1
+        /transactions/x /transactions/{UNKNOWN[:18]} /transactions/%7B{UNKNOWN}%7D""",
+    "query.q": f"/stations?q=%ed%a0%80 /stations?q= /stations?q={'x' * 256}",
+    "query.q: must be UTF-8": "/stations?q=%ff",
+    "query.q: must have 1 to 255": "/stations?q=%00",
+    "query.": "/stations?%ed%a0%80=1",
+    "query.colour: is not one of q, limit, after": "/stations?colour=red",
+    "query.q: is not one of status, station_id, created_from, created_to, limit, after": "/transactions?q=x",
+    "query.limit": """/stations?limit=x /transactions?limit=201 /transactions?limit=-1 /transactions?limit=
+        /transactions?limit=null /transactions?limit=%ff /stations?limit=1&limit=1
+        /stations?limit=1&%6cimit=1""",
+    "query.limit: Expected `int` from 1 to 200": "/stations?limit=0",
+    "query.status": """/stations?status=PENDING /transactions?status=%ed%b0%80 /transactions?status=pending
+        /transactions?status=null /transactions?status=""",
+    "query.status: 'DONE' is not one of PENDING, COMPLETED, ERROR, EXPIRED": """/transactions?status=DONE
+        /transactions?status=PENDING,DONE""",
+    "query.status: ''": "/transactions?status=ERROR,",
+    f"query.created_from: {TIME}": "/transactions?created_from=2026-03-28T00:18:13",
+    "query.created_to: must be a time": """/transactions?created_to=2026-03-28 /transactions?created_to=2026
+        /transactions?created_to=2026-03-28T00:18:13+01:00 /transactions?created_to=-5
+        /transactions?created_to=2026-02-30T00:00:00Z""",
+    "query.station_id": """/transactions?station_id=x /transactions?station_id=null
+        /transactions?station_id=2147483648""",
+    "query.after": f"""/transactions?after=1 /transactions?after=null /stations?after={UNKNOWN}
+        /stations?after=0""",
 }

@@ -12,11 +12,11 @@ from calls import client, service, serving
 from kit import storage
 from kit.settings import Settings
 from kit.sql import execute, is_postgresql
+from postgres import BOTH
 from programs import MIGRATIONS, wait_until
 from queries import Queries
 from stepped import Bench
 
-BOTH = ["sqlite", "postgresql"]
 RESTART = "ALTER SEQUENCE station_id_seq RESTART", "DELETE FROM sqlite_sequence WHERE name = 'station'"
 
 

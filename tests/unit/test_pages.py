@@ -5,21 +5,20 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from calls import at_once, new_station, new_transaction, settle, walk
+from postgres import BOTH
 
 
-@pytest.mark.parametrize(
-    ("limit", "sizes"), [(1, [1] * 6), (2, [2] * 3), (4, [4, 2]), (5, [5, 1]), (6, [6]), (7, [6])]
-)
-def test_pages_hold_everything_once(api, limit, sizes):
+@pytest.mark.parametrize("api", BOTH, indirect=True)
+def test_pages_hold_everything_once(api):
     stations = [new_station(api) for _ in range(6)]
-    pages = walk(api, f"/stations?limit={limit}")
-    assert [len(page) for page in pages] == sizes
-    assert [item["id"] for page in pages for item in page] == stations
-
     transactions = [new_transaction(api) for _ in range(6)]
-    pages = walk(api, f"/transactions?limit={limit}")
-    assert [len(page) for page in pages] == sizes
-    assert [item for page in pages for item in page] == transactions[::-1]
+    for limit, sizes in ((1, [1] * 6), (2, [2] * 3), (4, [4, 2]), (5, [5, 1]), (6, [6]), (7, [6])):
+        pages = walk(api, f"/stations?limit={limit}")
+        assert [len(page) for page in pages] == sizes
+        assert [item["id"] for page in pages for item in page] == stations
+        pages = walk(api, f"/transactions?limit={limit}")
+        assert [len(page) for page in pages] == sizes
+        assert [item for page in pages for item in page] == transactions[::-1]
 
 
 def test_pages_keep_their_filters(api):

@@ -26,45 +26,43 @@ def test_a_tag_is_that_of_the_station_as_it_is(api, tag):
     assert "ETag" not in send(api, "PUT", PATH, OTHER).headers  # RFC 9110, section 9.3.4
 
 
-@pytest.mark.parametrize("tags", ["{}", "W/{}", "*", ' "x" , {}', '"x",W/{},"y,z"', ", {},"])
-def test_what_is_still_the_same_is_not_sent_again(api, tag, tags):
-    for method in ("GET", "HEAD"):
-        answer = send(api, method, PATH, If_None_Match=tags.format(tag))
-        assert (answer.status_int, answer.body, answer.headers["ETag"]) == (304, b"", tag)
-        assert "Content-Type" not in answer.headers
+SAME = "{}", "W/{}", "*", ' "x" , {}', '"x",W/{},"y,z"', ", {},"
+DIFFERENT = "{}", "W/{}", '"x"', '""', '"*"', '{}, "x"'
+UNREADABLE = "", "x", '"x', "W/", '"x" "y"', "* , *", '*, "x"', 'w/"x"', "\xff"
+
+
+def test_what_is_still_the_same_is_not_sent_again(api, tag):
+    for tags in SAME:
+        for method in ("GET", "HEAD"):
+            answer = send(api, method, PATH, If_None_Match=tags.format(tag))
+            assert (answer.status_int, answer.body, answer.headers["ETag"]) == (304, b"", tag)
+            assert "Content-Type" not in answer.headers
+    for tags in UNREADABLE:
+        assert send(api, "GET", PATH, If_None_Match=tags).status_int == 200
     send(api, "PUT", PATH, OTHER)
-    assert send(api, "GET", PATH, If_None_Match=tags.format(tag)).status_int == (304 if tags == "*" else 200)
+    for tags in SAME:
+        status = send(api, "GET", PATH, If_None_Match=tags.format(tag)).status_int
+        assert status == (304 if tags == "*" else 200)
 
 
-@pytest.mark.parametrize("tags", ["", "x", '"x', "W/", '"*"', '"x" *', "\xff"])
-def test_tags_that_cannot_be_read_or_do_not_match_send_the_station(api, tag, tags):
-    assert send(api, "GET", PATH, If_None_Match=tags).status_int == 200
-
-
-@pytest.mark.parametrize("tags", ["{}", "W/{}", "*", " * ", ' "x" , {}', '"x",W/{},"y,z"', ", {},"])
 @pytest.mark.parametrize(("method", "body"), CHANGES)
-def test_a_change_of_what_is_still_the_same_is_made(api, tag, method, body, tags):
-    answer = send(api, method, PATH, body, If_Match=tags.format(tag))
-    assert answer.status_int == (204 if method == "DELETE" else 200)
-
-
-@pytest.mark.parametrize("tags", ["{}", "W/{}", '"x"', '""', '"*"', '{}, "x"'])
-@pytest.mark.parametrize(("method", "body"), CHANGES)
-def test_a_change_of_what_has_changed_is_refused(api, tag, method, body, tags):
+def test_a_change_is_made_if_its_tag_is_that_of_the_station(api, tag, method, body):
     send(api, "PUT", PATH, {"description": "theirs"})
     now = api.get(PATH).headers["ETag"]
-    answer = send(api, method, PATH, body, If_Match=tags.format(tag))
-    assert_problem(answer, 412, "Precondition failed", "If-Match", now)
+    for tags in DIFFERENT:
+        answer = send(api, method, PATH, body, If_Match=tags.format(tag))
+        assert_problem(answer, 412, "Precondition failed", "If-Match", now)
+    for tags in UNREADABLE:
+        answer = send(api, method, PATH, body, If_Match=tags)
+        assert_problem(answer, 422, "Invalid value", "headers.If-Match", "in quotes")
     assert api.get(PATH).json["description"] == "theirs"
     assert send(api, method, PATH, body, If_Match=now).status_int in (200, 204)
 
 
-@pytest.mark.parametrize("tags", ["", "x", '"x', "W/", '"x" "y"', "* , *", '*, "x"', 'w/"x"', "\xff"])
-@pytest.mark.parametrize(("method", "body"), CHANGES)
-def test_tags_that_cannot_be_read_refuse_a_change(api, tag, method, body, tags):
-    answer = send(api, method, PATH, body, If_Match=tags)
-    assert_problem(answer, 422, "Invalid value", "headers.If-Match", "in quotes")
-    assert api.get(PATH).headers["ETag"] == tag
+def test_any_spelling_of_the_right_tag_will_do(api, tag):
+    for tags in (*SAME, " * "):
+        now = api.get(PATH).headers["ETag"]
+        assert send(api, "PUT", PATH, OTHER, If_Match=tags.format(now)).status_int == 200
 
 
 def test_what_would_be_refused_anyway_is_refused_for_that_reason(api, tag):
