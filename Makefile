@@ -95,15 +95,19 @@ packages:
 	    set -- $$@ python3-dev; \
 	[ $$# = 0 ] || { $(APT); }
 
-# Install the apt packages that only tests need: the browser, PostgreSQL, the proxy, Prometheus.
+# Install what only tests need: the browser, PostgreSQL, the proxy, Prometheus, what the documents mention.
 browser:
 	@set --; \
 	PATH="$$PATH:/usr/sbin"; \
 	command -v chromium >/dev/null || set -- $$@ chromium; \
 	command -v nginx >/dev/null || set -- $$@ nginx; \
+	command -v jq >/dev/null || set -- $$@ jq; \
+	command -v npm >/dev/null || set -- $$@ npm; \
+	command -v sqlite3 >/dev/null || set -- $$@ sqlite3; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || set -- $$@ postgresql; \
 	[ $$# = 0 ] || { $(APT); }
 	@command -v promtool >/dev/null || $(MAKE) -s .venv/prometheus
+	@$(MAKE) -s .venv/fetch-event-source
 
 # Only unpack Prometheus: its package would leave a daemon on port 9090.
 .venv/prometheus:
@@ -111,6 +115,12 @@ browser:
 	@rm -rf $@.new && mkdir -p $@.new && cd $@.new && { apt-get download -qq prometheus 2>/dev/null || \
 	    { if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=$$(command -v sudo); fi && \
 	    $$sudo apt-get update -qq && apt-get download -qq prometheus; }; } && dpkg -x prometheus_*.deb . && rm -f *.deb
+	@mv $@.new $@
+
+# A client in docs/http.md.
+.venv/fetch-event-source:
+	@rm -rf $@.new && mkdir -p $@.new && cd $@.new && npm pack -s @microsoft/fetch-event-source@2.0.1 >/dev/null && \
+	    tar -xzf *.tgz --strip-components=1
 	@mv $@.new $@
 
 # libFuzzer comes in a package that has clang's version in its name.
