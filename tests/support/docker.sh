@@ -1,4 +1,4 @@
-# Functions for the tests of containers, which set $project and define compose(). Needs Docker, curl and .venv/dev.
+# Functions for the tests of containers, which set $project. Needs Docker, curl and .venv/dev.
 verdict='"status":"(COMPLETED|ERROR)"'
 answer=none
 passed=0
@@ -6,6 +6,8 @@ newline='
 '
 
 load="" # the pid of a load
+export COMPOSE_PROJECT_NAME="$project"
+compose() { docker compose "$@"; }
 log=$(mktemp)
 
 take_down() {
@@ -27,6 +29,11 @@ check() {
     passed=$((passed + 1))
     echo "ok: $sentence"
 }
+
+# documented TEXT: runs the command of docs/operations.md that is this text or has it, as it stands there.
+documented() { command=$(.venv/bin/python tests/support/documents.py "$1") && eval "$command"; }
+
+undoes() { documented 'kit.undo' | grep -q '^Undone: 0003_'; }
 
 # quietly COMMAND…: shows the command's output only if it fails.
 quietly() { said=$("$@" 2>&1) || { echo "$said" >&2; return 1; }; }

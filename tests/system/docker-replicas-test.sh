@@ -1,14 +1,12 @@
 #!/bin/sh
-# Starts three replicas with PostgreSQL, nginx and Prometheus, breaks and replaces them under load, and removes them.
+# Starts three replicas with PostgreSQL, nginx, Prometheus and Alertmanager, breaks and replaces them under load, and removes them.
 set -eu
 cd "$(dirname "$0")/../.."
 export API_TOKEN=a-token-for-the-test POSTGRES_PASSWORD='p@ss/w%rd' # neither is the value in .env
 project=energy2go-replicas-test
-compose() {
-    docker compose -p "$project" -f docker-compose.yml -f deploy/replicas.yml -f deploy/monitoring.yml "$@"
-}
-
 . tests/support/docker.sh
+documented 'export COMPOSE_FILE=docker-compose.yml:deploy/replicas.yml'
+documented 'replicas.yml:deploy/monitoring.yml'
 PUBLISH=$(free_port) PUBLISH_PROMETHEUS=$(free_port)
 export PUBLISH PUBLISH_PROMETHEUS
 url=http://127.0.0.1:$PUBLISH
@@ -18,11 +16,25 @@ bearer="Authorization: Bearer $API_TOKEN"
 
 start() { compose up -d --wait --wait-timeout 180 --no-recreate "$@"; }
 
-# roll: replaces each replica by a new one, one after the other.
-roll() {
-    for old in $(compose ps -q service); do
-        start --scale service=4 --scale equipment=2 && docker stop "$old" && docker rm "$old" || return 1
-    done
+# alertmanager: there is its image. Without a registry, Debian's package takes its place.
+alertmanager() {
+    image=$(sed -n 's/^ *image: \(prom.alertmanager.*\)/\1/p' deploy/monitoring.yml)
+    docker image inspect "$image" >/dev/null 2>&1 || docker pull -q "$image" 2>/dev/null || docker build -q -t "$image" - <<'EOF'
+FROM debian:trixie-slim
+RUN apt-get update && apt-get install -y --no-install-recommends prometheus-alertmanager busybox && ln -s busybox /usr/bin/wget \
+ && ln -s prometheus-alertmanager /usr/bin/alertmanager && install -d -o nobody /alertmanager
+USER nobody
+ENTRYPOINT ["alertmanager"]
+CMD ["--config.file=/etc/alertmanager/alertmanager.yml", "--storage.path=/alertmanager"]
+EOF
+}
+
+alerted() {
+    compose exec -T alertmanager wget -q -O - http://127.0.0.1:9093/api/v2/alerts | grep -q "\"alertname\":\"$1\""
+}
+
+back_up() {
+    documented 'pg_dump' && dump=$(ls -t ./*.dump | head -n 1) && [ -s "$dump" ]
 }
 
 # readyz: what the first replica says of itself.
@@ -42,24 +54,27 @@ targets() {
     [ "$(echo "$found" | grep -Eo "$1" | grep -c .)" = "$2" ]
 }
 
-follows() { curl -sN --noproxy '*' -m 3 -H "$bearer" "$url/events" | grep -q "^:"; }
+follows() { curl -sN --noproxy '*' -m 3 -H "$bearer" "$url/events" | grep -q "^event: begin"; }
 
 compressed() {
     curl -s --noproxy '*' -H 'Accept-Encoding: gzip' -o /dev/null -D - "$url/swagger/swagger-ui-bundle.js" |
         grep -qi "^content-encoding: gzip"
 }
 
-trap take_down EXIT
+dump=""
+trap 'take_down; [ -z "$dump" ] || rm "$dump"' EXIT
 trap 'exit 130' INT TERM HUP
 take_down
 
-check "the images can be built" quietly compose build
-check "three replicas start and all is healthy" quietly start --scale service=3 --scale equipment=2
-check "each of the nine containers has a healthcheck" healthy 9
+check "there is an image of Alertmanager" quietly alertmanager
+check "the images can be built" quietly documented 'docker compose build'
+check "three replicas start and all is healthy" \
+    quietly documented 'docker compose up -d --wait --scale service=3 --scale equipment=2'
+check "each of the ten containers has a healthcheck" healthy 10
 check "no log can fill the disk" bounded
 check "nginx and Prometheus are published, only on 127.0.0.1" \
     [ "$(published | xargs -n 2 | sort | xargs)" = "8080/tcp 127.0.0.1 9090/tcp 127.0.0.1" ]
-for name in postgres nginx prometheus; do
+for name in postgres nginx prometheus alertmanager; do
     check "the $name is not root, has no capability, and has a read-only root" locked_up "$name"
 done
 
@@ -80,25 +95,37 @@ check "a replica is killed under load" quietly docker kill "$(compose ps -q serv
 check "more transactions are accepted" more
 check "it is started again" quietly start --scale service=3 --scale equipment=2
 check "more transactions are accepted" more
-check "each replica is replaced by a new one" quietly roll
+check "each replica is replaced by a new one" quietly documented 'for old in'
 check "more transactions are accepted" more
 check "no request has failed, and nothing is lost" unharmed
 tail -n 2 "$log"
 check "Prometheus reads the three new replicas" within 60 targets '"health":"up"' 3
 
+check "the database is backed up" back_up
+check "a transaction comes after that" gets 201 '"status"' POST /transactions -H "$bearer" -d "{\"station_id\": $station}"
+later=$(id)
+check "the replicas stop" quietly documented 'docker compose stop service'
+check "the backup is restored" quietly documented 'pg_restore'
+check "the last migration is undone" undoes
+check "all start and migrate again" quietly start --scale service=3 --scale equipment=2
+check "what was backed up is there" within 30 gets 200 "$verdict" GET "/transactions/$kept" -H "$bearer"
+check "what came later is not" gets 404 problem GET "/transactions/$later" -H "$bearer"
+
 API_TOKEN=wrong
 check "Prometheus gets a wrong token" quietly compose up -d --no-deps --force-recreate --wait prometheus
 check "it says so" within 60 targets '"lastError":"[^"]*401' 3
+check "Alertmanager gets the alert" within 180 alerted Down
 API_TOKEN=a-token-for-the-test
 
 check "there is no replica" quietly start --scale service=0 --scale equipment=2
 check "nginx says so" within 20 gets 502 '^application/problem.json.*No replica can be reached' GET /stations
-POSTGRES_PASSWORD=another
+documented 'export POSTGRES_PASSWORD='
 check "a replica has a wrong password for PostgreSQL" quietly compose up -d --no-deps service
 check "it says so" within 30 tells 'password authentication failed for user'
 check "it stores nothing, and says why" within 10 gets 503 'password authentication failed' \
     POST /transactions -H "$bearer" -d "{\"station_id\": $station}"
 check "PostgreSQL gets this password, too" \
-    quietly compose exec -T postgres psql -U energy2go -c "ALTER ROLE energy2go PASSWORD '$POSTGRES_PASSWORD'"
+    quietly documented 'ALTER ROLE'
+check "all replicas start with it" quietly documented 'docker compose up -d --wait --scale service=3 --scale equipment=2'
 check "the data is still there" within 30 gets 200 "$verdict" GET "/transactions/$kept" -H "$bearer"
 echo "$passed passed"

@@ -6,10 +6,6 @@ cd "$(dirname "$0")/../.."
 export API_TOKEN= # not the value in .env
 project=energy2go-test
 alone=$project-alone
-compose() { docker compose -p "$project" -f docker-compose.yml "$@"; }
-
-backup=$(mktemp)
-
 . tests/support/docker.sh
 PUBLISH=$(free_port)
 export PUBLISH
@@ -43,21 +39,21 @@ online() { gets 200 '"equipment":\{("[^"]+":"online",?){'"$1"'}\}' GET /readyz; 
 ended_well() { [ "$(docker inspect -f '{{.State.ExitCode}}' $(compose ps -aq) | xargs)" = "0 0 0" ]; }
 
 # The commands of docs/operations.md.
-back_up() {
-    name=$(compose exec -T service python -m kit.backup) &&
-        compose cp "service:/energy2go/$name" "$backup" 2>/dev/null && [ -s "$backup" ]
-}
+copy=""
+back_up() { documented 'copy=$(' && documented 'docker compose cp' && [ -s "${copy#var/}" ]; }
 
-restore() { compose run --rm --no-deps -T service python -m kit.backup restore /dev/stdin <"$backup"; }
+refuses() { ! said=$(documented "$1" 2>&1) && echo "$said" | grep -q 'stop the service first'; }
 
-refuses_to_restore() { ! said=$(restore 2>&1) && echo "$said" | grep -q 'stop the service first'; }
+second() { documented 'energy2go-2' && curl -s --noproxy '*' http://127.0.0.1:8001/healthz | grep -q ok; }
 
-trap 'docker rm -fv "$alone" >/dev/null 2>&1; take_down; rm -f "$backup"' EXIT
+remove_second() { COMPOSE_PROJECT_NAME=energy2go-2 docker compose down -v --rmi local -t 3; }
+
+trap '{ docker rm -fv "$alone"; take_down; remove_second; rm -f "${copy#var/}"; } >/dev/null 2>&1' EXIT
 trap 'exit 130' INT TERM HUP
 take_down
 
 check "the images can be built" quietly compose build
-check "everything starts and is healthy" quietly compose up --wait --wait-timeout 120
+check "everything starts and is healthy" quietly documented 'docker compose up --wait'
 check "each has a healthcheck" healthy 3
 check "no log can fill the disk" bounded
 check "the image of the service adds 45 MB to Python's" adds service 45 python:3.13-slim
@@ -75,13 +71,21 @@ kept=$transaction
 check "the database is backed up while the service runs" back_up
 check "a transaction comes after that" gets 201 '"status"' POST /transactions -d "{\"station_id\": $station}"
 later=$(id)
-check "while the service runs, nothing is restored" refuses_to_restore
-check "the service stops" quietly compose stop service
-check "the backup is restored" quietly restore
-check "the service starts again" quietly compose start service
+check "while the service runs, nothing is restored" refuses 'kit.backup restore'
+check "and no migration is undone" refuses 'kit.undo'
+check "the service stops" quietly documented 'docker compose stop service'
+check "the backup is restored" quietly documented 'kit.backup restore'
+check "the service starts again" quietly documented 'docker compose start service'
 url=http://$(compose port service 8000)
 check "what was backed up is there" within 30 gets 200 "$verdict" GET "/transactions/$kept"
 check "what came later is not" gets 404 problem GET "/transactions/$later"
+
+check "the service stops again" quietly compose stop service
+check "the last migration is undone" undoes
+check "it starts and migrates again" quietly compose up --wait
+check "what was backed up is still there" within 30 gets 200 "$verdict" GET "/transactions/$kept"
+check "a second checkout can run beside it" quietly second
+check "and is removed" quietly remove_second
 
 check "the log says on which port it is ready" within 10 says service "ready on port 8000 of every address"
 check "it warns that there is no token, however it is reached" \
@@ -112,7 +116,8 @@ check "the broker is started again" quietly compose start broker
 check "the transaction is settled" within 60 gets 200 "$verdict" GET "/transactions/$kept"
 walk "with the broker back"
 
-check "everything stops" quietly compose stop
+check "the log can be read" quietly documented 'docker compose logs'
+check "everything stops" quietly documented 'docker compose stop'
 check "nothing had to be killed" ended_well
 check "new containers start" quietly compose up --wait --wait-timeout 120 --force-recreate
 walk "in new containers"
