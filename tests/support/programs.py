@@ -103,12 +103,13 @@ class Program:
         own = {"PATH": os.environ["PATH"], "HOME": str(folder)} | COVERAGE
         self.environment = own | environment
         self.log, self.output = folder / f"{name}.log", folder / f"{name}.out"
-        self.process = None
+        self.process, self._before = None, 0  # how long the log was when it started
 
     def start(self):
         """Start it and return itself, without waiting until it is ready."""
         assert not self.running
         with self.log.open("ab") as log, self.output.open("ab") as output:
+            self._before = log.tell()
             self.process = subprocess.Popen(
                 self.command,
                 cwd=self.root,
@@ -178,8 +179,9 @@ class Program:
         wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in children), "they are gone")
 
     def said(self) -> str:
-        """Everything that it has written to standard error."""
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
+        """What it has written to standard error since its last start."""
+        log = self.log.read_bytes() if self.log.exists() else b""
+        return log[self._before :].decode(errors="replace")
 
 
 class Broker(Program):
