@@ -16,15 +16,18 @@ from schemas import Status
 
 
 class Pair:
-    """Both start when this object is made; `clock` is for both."""
+    """Both start when this object is made; `clock` is for both. If not `patient`, it reconnects at once."""
 
-    def __init__(self, folder, port: int, clock=None, **options):
+    def __init__(self, folder, port: int, clock=None, patient=True, **options):
         accounts = {name.lower(): value for name, value in ACCOUNTS.items() if name.startswith("MQTT")}
         url = f"sqlite:///{folder}/energy2go.db"
         options = {"validation_retry": 1} | accounts | options
         self.settings = Settings(database_url=url, mqtt_port=port, **options)
         self.store, queue = Store(url, 20, MIGRATIONS, models.TABLES, clock), JobQueue()
         self.listener = Listener(self.settings, queue.put, self.store.clock)
+        if not patient:
+            self.listener._client.reconnect_delay_set(0.01, 0.02)
+            self.listener._client.reconnect_delay_set = lambda *_: None
         self.unheard: list[str] = []  # sentences since the last one that `says` or `ready` waited for
         say = self.listener._report
         self.listener._report = lambda sentence: (self.unheard.append(sentence), say(sentence))
@@ -53,17 +56,17 @@ class Pair:
         return self.ledger.counts["first"] + self.ledger.counts["again"]
 
     def ready(self) -> None:
-        wait_until(lambda: not self.listener.problem, "the listener is ready", 30)
+        wait_until(lambda: not self.listener.problem, "the listener is ready")
         self.unheard.clear()
 
-    def says(self, *words: str, seconds: float = 15) -> None:
-        """Wait until it says this, or has said it in the meantime: a sentence may last only 0.1 s."""
+    def says(self, *words: str) -> None:
+        """Wait until it says all of this, or has said it in the meantime: a sentence may last only 0.1 s."""
 
         def heard() -> bool:
             said = [*self.unheard, self.listener.problem]
             return any(all(word in sentence for word in words) for sentence in said)
 
-        wait_until(heard, f"it says {words}", seconds)
+        wait_until(heard, f"it says {words}, but {self.unheard}")
         self.unheard.clear()
 
     def status(self, key: UUID) -> Status:
@@ -74,8 +77,8 @@ class Pair:
         statement = 'SELECT count(*) FROM "transaction" WHERE status = ?'
         return self.store.read(execute, statement, status)[0][0]
 
-    def settled(self, key: UUID, status: Status = Status.COMPLETED, seconds: float = 15) -> None:
-        wait_until(lambda: self.status(key) is status, f"{key} is {status}", seconds)
+    def settled(self, key: UUID, status: Status = Status.COMPLETED) -> None:
+        wait_until(lambda: self.status(key) is status, f"{key} is {status}")
 
     def stop(self) -> None:
         self.started.close()

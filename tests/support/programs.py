@@ -61,7 +61,7 @@ def free_port() -> int:
     return 0
 
 
-def wait_until(condition: Callable, what: str, seconds: float = 15):
+def wait_until(condition: Callable, what: str, seconds: float = 60):
     """Return the first true value of `condition`; after `seconds`, raise AssertionError with `what`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

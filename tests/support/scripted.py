@@ -80,6 +80,7 @@ def packet(kind: int, body: bytes = b"", flags: int = 0) -> bytes:
 
 
 PING_RESPONSE = packet(PINGRESP)
+PACKETS = {"connect": CONNECT, "subscribe": SUBSCRIBE, "publish": PUBLISH, "ping": PINGREQ}
 
 
 def parse(kind: int, flags: int, body: bytes, size: int) -> Packet:
@@ -247,26 +248,33 @@ class ScriptedBroker:
     anything is read. An exception in a reaction fails the test at the end of the `with`.
     """
 
-    def __init__(
-        self,
-        accept: Callable = lambda connection: None,
-        connect: Callable = lambda connection, packet: connection.connack(),
-        subscribe: Callable = lambda connection, packet: connection.suback(
-            packet.id, [1] * len(packet.topics)
-        ),
-        publish: Callable = lambda connection, packet: packet.qos and connection.puback(packet.id),
-        ping: Callable = lambda connection, packet: connection.send(PING_RESPONSE),
-        port: int = 0,
-    ):
-        self.accept, self.connections, self.failures, self.threads = accept, [], [], []
-        self.reactions = {CONNECT: connect, SUBSCRIBE: subscribe, PUBLISH: publish, PINGREQ: ping}
+    def __init__(self, port: int = 0, **reactions: Callable):
+        self.connections, self.failures, self.threads = [], [], []
+        self.usual = {
+            "connect": connack(),
+            "subscribe": lambda connection, packet: connection.suback(packet.id, [1] * len(packet.topics)),
+            "publish": lambda connection, packet: packet.qos and connection.puback(packet.id),
+            "ping": sends(PING_RESPONSE),
+        }
+        self.becomes(**reactions)
         self.listener = socket.create_server(("127.0.0.1", port))
         self.port = self.listener.getsockname()[1]
         self.environment_of_clients = {"MQTT_HOST": "127.0.0.1", "MQTT_PORT": str(self.port)} | ACCOUNTS
 
-    def connection(self, number: int = 1, seconds: float = 15) -> Connection:
+    def becomes(self, **reactions: Callable) -> None:
+        """Behave like this from now on: the present connections are closed, and the next ones meet this."""
+        self.accept = reactions.pop("accept", lambda connection: None)
+        self.reactions = {PACKETS[name]: reaction for name, reaction in (self.usual | reactions).items()}
+        for connection in list(self.connections):  # not those that come now
+            connection.close()
+
+    @property
+    def newest(self) -> Connection:
+        return self.connections[-1]
+
+    def connection(self, number: int = 1) -> Connection:
         """The connection with this number, once it is there."""
-        wait_until(lambda: len(self.connections) >= number, f"connection {number}", seconds)
+        wait_until(lambda: len(self.connections) >= number, f"connection {number}")
         return self.connections[number - 1]
 
     def __enter__(self):

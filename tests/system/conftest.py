@@ -1,13 +1,12 @@
 """The broker, the equipment and the service, ended after each test."""
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 from certificates import make_certificates
 from checks import alive
+from mosquitto import AmendedBroker
 from pair import Pair
 from programs import Broker, Equipment, Service, free_port, wait_until
 from scripted import ScriptedBroker
@@ -139,52 +138,12 @@ def scripted(request):
 
 
 @pytest.fixture
-def mend(tmp_path, programs):
-    """A function that puts a good broker and equipment in place of a scripted broker: all must settle.
+def tls_broker(tmp_path, programs, certificates):
+    """A function that makes a broker with one of the certificates, and does not start it."""
 
-    It checks that the listener says nothing within 6 s, and that nothing is stuck or lost.
-    """
-
-    def start(broker: ScriptedBroker, pair: Pair, expired: int = 0) -> None:
-        broker.close()
-        real = Broker(tmp_path, broker.port)
-        programs.extend([real.start(), Equipment(tmp_path, real, VALIDATOR_CONFIRM_RATE="1").start()])
-        online = {"validator": "online"}
-        wait_until(lambda: not pair.listener.problem, "the listener is ready again", 6)
-        wait_until(lambda: pair.listener.equipment == online, "the equipment is online", 6)
-        pair.create()
-        wait_until(lambda: pair.count("PENDING") == 0, "everything is settled", 20)
-        assert pair.count("EXPIRED") <= expired
-        assert pair.listener.alive
-        assert pair.ledger.alive
-
-    return start
-
-
-@pytest.fixture
-def service_with(tmp_path, programs):
-    """A function that starts the real service with a scripted broker: `service_with(broker)`."""
-
-    def start(broker: ScriptedBroker, **options) -> Service:
-        programs.append(Service(tmp_path, broker, **options).start())
+    def make(name: str, **options) -> Broker:
+        lines = f"\ncertfile {certificates}/{name}.pem\nkeyfile {certificates}/{name}.key\n"
+        programs.append(AmendedBroker(tmp_path, conf=lines, **options))
         return programs[-1]
 
-    return start
-
-
-@pytest.fixture
-def running_with(tmp_path, programs):
-    """A function that starts a Mosquitto with this line, the equipment and the service, and no passwords."""
-
-    def start(line: str) -> tuple[Broker, Service]:
-        broker = Broker(tmp_path)
-        lines = [f"listener {broker.port} 127.0.0.1", "allow_anonymous true", "log_dest stderr", "user root"]
-        (tmp_path / "limited.conf").write_text("\n".join([*lines, line]) + "\n")
-        mosquitto = shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin")
-        broker.command = [mosquitto, "-c", str(tmp_path / "limited.conf")]
-        programs.append(broker.start())
-        programs.append(Equipment(tmp_path, broker).start())
-        programs.append(Service(tmp_path, broker).start())
-        return broker, programs[-1]
-
-    return start
+    return make

@@ -9,20 +9,7 @@ import subprocess
 import pytest
 
 from checks import SECRETS, alive, online, settles
-from mosquitto import AmendedBroker
 from programs import Broker, Equipment, Service, wait_until
-
-
-@pytest.fixture
-def tls_broker(tmp_path, programs, certificates):
-    """A function that makes a broker with one of the certificates, and does not start it."""
-
-    def make(name: str, **options) -> Broker:
-        lines = f"\ncertfile {certificates}/{name}.pem\nkeyfile {certificates}/{name}.key\n"
-        programs.append(AmendedBroker(tmp_path, conf=lines, **options))
-        return programs[-1]
-
-    return make
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

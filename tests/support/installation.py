@@ -1,0 +1,98 @@
+"""The three programs on one SQLite file, and what tests ask of them."""
+
+import contextlib
+import os
+import re
+import signal
+import sqlite3
+from pathlib import Path
+
+from programs import Answer, Broker, Equipment, HttpServer, Service, wait_until
+
+ONLINE = {"validator": "online"}
+
+
+def children(pid: int) -> list[int]:
+    """The pids of a process's children."""
+    with contextlib.suppress(FileNotFoundError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def resident(pid: int) -> float:
+    """The memory of a process, in MB."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(fields["VmRSS"].split()[0]) / 1024
+
+
+def kill(pids: list[int]) -> None:
+    """Kill processes (SIGKILL), and wait until they are gone."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids), "they are gone")
+
+
+def metric(service: HttpServer, name: str) -> float:
+    """The value of one metric of a service."""
+    found = re.search(rf"^{re.escape(name)} (\S+)$", service.get("/metrics").body.decode(), re.MULTILINE)
+    return float(found[1])
+
+
+def every_transaction(service: HttpServer, query: str = "") -> list[dict]:
+    """All transactions that match, page by page."""
+    items, url = [], f"/transactions?limit=200{query}"
+    while url:
+        page = service.get(url).json
+        items, url = items + page["items"], page["next"]
+    return items
+
+
+class Installation:
+    """A broker, an equipment and a service in a folder; `options` are the service's variables."""
+
+    def __init__(self, folder: Path, programs: list, **options):
+        self.folder = folder
+        self.broker = Broker(folder)
+        self.equipment = Equipment(folder, self.broker)
+        self.service = Service(folder, self.broker, **options)
+        programs += [self.broker, self.equipment, self.service]
+
+    def start(self):
+        """Start all three, and make a station once the whole job can be done."""
+        for program in (self.broker, self.equipment, self.service):
+            program.start()
+        self.ready()
+        self.station()
+        return self
+
+    def ready(self) -> None:
+        wait_until(lambda: self.online() == "online", "the whole job can be done")
+
+    def online(self) -> str | None:
+        """The equipment's status in /readyz, if the service is ready."""
+        with contextlib.suppress(OSError):
+            answer = self.service.get("/readyz")
+            return answer.json["equipment"].get("validator") if answer.status == 200 else None
+        return None
+
+    def station(self) -> int:
+        """A new station, so that a test has transactions of its own."""
+        return self.service.post("/stations", {"description": "Teste"}).json["id"]
+
+    def transact(self, station: int = 1, **headers) -> Answer:
+        """A new transaction's answer, which waits for the verdict."""
+        return self.service.post("/transactions", {"station_id": station}, **{"Prefer": "wait=20"} | headers)
+
+    @property
+    def worker(self) -> int:
+        """The pid of gunicorn's worker."""
+        return wait_until(lambda: children(self.service.pid), "there is a worker")[-1]
+
+    def query(self, sql: str) -> list[tuple]:
+        with contextlib.closing(sqlite3.connect(self.folder / "energy2go.db", timeout=10)) as database:
+            return database.execute(sql).fetchall()
+
+    def status(self, status: str) -> int:
+        """How many transactions have this status."""
+        return self.query(f"SELECT count(*) FROM \"transaction\" WHERE status = '{status}'")[0][0]

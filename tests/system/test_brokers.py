@@ -1,0 +1,353 @@
+"""Brokers that misbehave or limit us: the service says why, and settles everything with the next one."""
+
+import gc
+import json
+import shutil
+import socket
+import struct
+import threading
+import time
+import warnings
+
+import pytest
+
+from brokers import NOT_MQTT, SAYS, STRANGE, WORKS
+from mqtt_listener import SUBSCRIPTIONS, UNACKNOWLEDGED
+from pair import Pair
+from programs import wait_until
+from scripted import (
+    ANSWER,
+    CONNECT,
+    DISCONNECT,
+    PINGREQ,
+    PUBACK,
+    PUBLISH,
+    QUESTION,
+    STATUS,
+    SUBSCRIBE,
+    Connection,
+    ScriptedBroker,
+    both,
+    connack,
+    hang_up,
+    in_turn,
+    nothing,
+    packet,
+    sends,
+    take_and_confirm,
+)
+
+
+@pytest.fixture(scope="module")
+def broker():
+    with ScriptedBroker() as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def shared(broker, tmp_path_factory):
+    """A ledger and a listener for this file, which connects again at once."""
+    pair = Pair(tmp_path_factory.mktemp("brokers"), broker.port, patient=False)
+    yield pair
+    pair.stop()
+
+
+@pytest.fixture
+def meets(shared, broker):
+    """A function that puts another broker in this place: `meets(connect=connack(ReceiveMaximum=1))`."""
+
+    def meets(**reactions) -> Pair:
+        session = shared.listener.session
+        broker.becomes(**{"publish": take_and_confirm} | reactions)
+        wait_until(lambda: shared.listener.session > session, "it is subscribed")
+        shared.unheard.clear()
+        return shared
+
+    return meets
+
+
+@pytest.fixture
+def pair(meets):
+    """The pair of this file, connected to a broker that confirms everything."""
+    return meets()
+
+
+def verdict(key) -> bytes:
+    return json.dumps({"transaction_id": str(key), "status": "COMPLETED"}).encode()
+
+
+# What it says
+
+
+@pytest.mark.parametrize("name", [name for name, each in SAYS.items() if each.service])
+def test_it_says_what_the_broker_does_and_settles_everything_with_the_next_one(pair, broker, meets, name):
+    broker.becomes(**SAYS[name].reactions)
+    key = pair.create()
+    pair.says(SAYS[name].service)
+    meets()
+    pair.settled(key)
+    pair.ready()
+
+
+def test_what_is_not_mqtt_5_is_told_apart(pair, broker):
+    broker.becomes(connect=in_turn(*(both(sends(data), hang_up) for data in NOT_MQTT.values()), nothing))
+    broker.connection(len(broker.connections) + len(NOT_MQTT) + 1)
+    heard = [sentence for sentence in pair.unheard if "was lost" not in sentence]
+    assert [(name, said) for name, said in zip(NOT_MQTT, heard, strict=True) if STRANGE not in said] == []
+
+
+def test_a_sentence_of_an_earlier_connection_does_not_stay(pair, broker):
+    broker.becomes(connect=in_turn(connack(0x87), connack()), subscribe=nothing)
+    pair.says("refuses the connection: Not authorized")
+    wait_until(lambda: "has not answered SUBSCRIBE" in pair.listener.problem, "it is about the second")
+
+
+def test_a_disconnect_counts_though_the_broker_does_not_close(pair, broker):
+    broker.newest.send(packet(DISCONNECT, b"\x8b"))
+    pair.says("was lost: Server shutting down")
+    pair.ready()
+    pair.settled(pair.create())
+
+
+def test_a_broker_that_closes_after_connack_meets_no_busy_loop(start, scripted):
+    broker = scripted(connect=both(connack(), hang_up))
+    start(broker.port)
+    broker.connection()
+    began = time.monotonic()
+    broker.connection(5)
+    assert time.monotonic() - began > 3.5
+
+
+def test_a_host_without_an_address_is_said(start):
+    pair = start(1, mqtt_host="no-such-host.invalid")
+    pair.says("cannot be reached")
+    assert pair.listener.alive
+
+
+def test_tls_waits_for_its_file_and_meets_something_that_never_speaks(start, certificates, tmp_path):
+    authority = tmp_path / "ca.pem"
+    with socket.create_server(("127.0.0.1", 0)) as silent, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # paho leaves its socket to the garbage collector
+        pair = start(silent.getsockname()[1], mqtt_ca_file=str(authority))
+        pair.says(f"MQTT_CA_FILE={authority} cannot be read: No such file or directory")
+        shutil.copy(certificates / "ours.pem", authority)
+        pair.says("cannot be reached", "timed out")
+        assert pair.listener.alive
+        pair.stop()
+        gc.collect()
+
+
+# What it keeps to
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_a_broker_that_works_in_another_way_settles_everything(meets, broker, name):
+    pair = meets(**WORKS[name])
+    connection = broker.newest
+    for key in [pair.create() for _ in range(30)]:
+        pair.settled(key)
+    assert broker.newest is connection
+    questions = connection.published(QUESTION)
+    assert {question.qos for question in questions} == {0 if "QoS" in name else 1}
+    assert max(question.size for question in questions) < 512
+    assert pair.listener.knows_equipment == (name not in ("CONNACK: no retain", "CONNACK: no wildcards"))
+    topics = [topic for topic, _ in SUBSCRIPTIONS if "wildcards" not in name or "+" not in topic]
+    assert connection.received(SUBSCRIBE)[0].topics == topics
+
+
+class Counting:
+    """Takes questions after a while and confirms them; `most` is how many it held without a PUBACK."""
+
+    def __init__(self, limit: int):
+        self.limit, self.held, self.most, self.seen = limit, [], 0, 0
+
+    def __call__(self, connection, packet) -> None:
+        self.seen += 1
+        self.held.append(packet)
+        self.most = max(self.most, len(self.held))
+        assert len(self.held) <= self.limit, "more unacknowledged than allowed"
+        if len(self.held) == self.limit or self.seen >= 400:
+            held, self.held = self.held, []
+            for question in held:
+                take_and_confirm(connection, question)
+
+
+@pytest.mark.parametrize("limit", [1, 10, 65535])
+def test_receive_maximum_is_kept_and_all_of_400_settle(meets, broker, limit):
+    counting = Counting(min(limit, 20))
+    pair = meets(connect=connack(ReceiveMaximum=limit), publish=counting)
+    for _ in range(400):
+        pair.create_later()
+    wait_until(lambda: counting.seen >= 400 and not pair.count("PENDING"), "all are settled")
+    assert counting.most == min(limit, 20)
+    assert not pair.count("EXPIRED")
+
+
+def test_it_starts_a_clean_session_each_time_and_bounds_what_it_has_not_acknowledged(meets, broker):
+    for _ in range(2):
+        meets()
+        (connect,) = broker.newest.received(CONNECT)
+        assert (connect.clean_start, connect.will) == (True, None)
+        assert connect.client_id.startswith("energy2go-")
+        assert connect.properties == {"ReceiveMaximum": UNACKNOWLEDGED}
+
+
+@pytest.mark.parametrize("seconds", [0, 1, 65535])
+def test_a_server_keep_alive_is_a_limit_and_lasts_for_its_connection(meets, broker, seconds):
+    """With 0 or an hour, a frozen broker would not be noticed."""
+    meets(connect=in_turn(connack(ServerKeepAlive=seconds), connack()))
+    wait_until(lambda: broker.newest.received(PINGREQ), "it pings")
+    meets()
+    assert broker.newest.received(CONNECT)[0].keepalive == 5
+
+
+# What a broker may deliver
+
+
+def message(topic: bytes, payload: bytes = b"", flags: int = 2, properties: bytes = b"\0") -> bytes:
+    """A PUBLISH as it is on the wire, with the id 77 unless its QoS is 0."""
+    number = b"\0\x4d" if flags & 6 else b""
+    return packet(PUBLISH, struct.pack(">H", len(topic)) + topic + number + properties + payload, flags)
+
+
+ONLINE, VERDICT = STATUS.encode() + b"x", ANSWER.encode()
+TOLERATED = {
+    "an unknown topic": message(b"EQUIPMENT/OTHER", b"x"),
+    "a topic below the one of the verdicts": message(VERDICT + b"/more", b"{}"),
+    "our own topic": message(QUESTION.encode(), b"{}"),
+    "$SYS": message(b"$SYS/broker/uptime", b"1"),
+    "no topic, but an alias": message(b"", b"x", properties=b"\3\x23\0\1"),
+    "no topic": message(b"", b"x"),
+    "QoS 0": message(ONLINE, b"online", flags=0),
+    "QoS 2": message(ONLINE, b"online", flags=4) + packet(6, b"\0\x4d", 2),
+    "QoS 2 without its PUBREL": message(ONLINE, b"online", flags=4),
+    "a PUBREL for nothing": packet(6, b"\0\x09", 2),
+    "DUP and RETAIN": message(ONLINE, b"offline", flags=11),
+    "an empty status": message(ONLINE),
+    "a status without a name": message(STATUS.encode(), b"online"),
+    "a status that is not ASCII": message(ONLINE, b"\xff"),
+    "user properties repeated": message(ONLINE, b"online", properties=b"\x0e\x26\0\1a\0\1b\x26\0\1a\0\1b"),
+    "a deep verdict": message(VERDICT, b"[" * 100_000),
+    "a topic of 65,535 bytes": message(b"x" * 65535, b"x"),
+    "an UNSUBACK": packet(11, b"\0\1\0\0"),
+    "a PINGRESP for nothing": packet(13),
+    "a PINGREQ": packet(12),
+    # We skip the properties of a PUBLISH, so mistakes in them do not matter.
+    "an unknown property": message(VERDICT, b"{}", properties=b"\2\x7f\1"),
+    "a property twice": message(VERDICT, b"{}", properties=b"\4\1\1\1\1"),
+    "a property of another packet": message(VERDICT, b"{}", properties=b"\3\x21\0\1"),
+    "properties longer than the packet": message(VERDICT, properties=b"\x7f"),
+}
+BROKEN = {
+    "a topic that is not UTF-8": message(b"EQUIPMENT/\xff", b"x"),
+    "QoS 3": message(VERDICT, b"{}", flags=6),
+    "no properties": packet(PUBLISH, b"\0\1x\0\1", 2),
+    "a topic that is cut off": packet(PUBLISH, b"\0\x20x", 2),
+    "an empty PUBLISH": packet(PUBLISH),
+    "a length of five bytes": b"\x30\xff\xff\xff\xff\x01",
+    "an empty PUBACK": packet(PUBACK),
+    "a short SUBACK": packet(9, b"\0"),
+    "a PINGRESP with a body": packet(13, b"x"),
+    "packet type 0": packet(0, b"x"),
+    "AUTH": packet(15, b"\x18\0"),
+    "a second CONNACK that refuses": packet(2, b"\0\x87\0"),
+    "a third kind of DISCONNECT": packet(14, b"\x42"),
+    "HTTP": b"HTTP/1.1 400 Bad Request\r\n\r\n" + b"x" * 200,
+    "half a packet that never ends": message(VERDICT, b"{}")[:-1],
+}
+
+
+def test_what_a_broker_should_not_send_changes_nothing(pair, broker):
+    connection = broker.newest
+    for what, data in TOLERATED.items():
+        connection.send(data * 3)
+        pair.settled(pair.create())
+        assert broker.newest is connection, what
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_packet_costs_one_reconnect(meets, broker, what):
+    pair = meets(publish=in_turn(nothing, take_and_confirm))
+    connection, key = broker.newest, pair.create()
+    wait_until(lambda: connection.published(QUESTION), "it is asked")
+    connection.send(BROKEN[what])
+    pair.says(f"127.0.0.1:{broker.port}")
+    pair.settled(key)
+    assert pair.listener.alive
+    assert broker.newest is broker.connections[broker.connections.index(connection) + 1]
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_a_verdict_may_come_with_any_qos_and_as_often_as_it_likes(meets, broker, qos):
+    pair = meets(publish=lambda connection, packet: connection.puback(packet.id))
+    key, connection, before = pair.create(), broker.newest, pair.ledger.counts["duplicate"]
+    for _ in range(100):
+        connection.publish(ANSWER, verdict(key), qos=qos)
+        if qos == 2:
+            connection.send(packet(6, connection.last_id.to_bytes(2, "big"), 2))  # PUBREL
+    pair.settled(key)
+    kind = {1: PUBACK, 2: 7}.get(qos)  # PUBCOMP
+    wait_until(lambda: not kind or len(connection.received(kind)) == 100, "all are acknowledged")
+    wait_until(lambda: pair.ledger.counts["duplicate"] == before + 99, "they are counted")
+
+
+def test_a_status_before_suback_is_noted(meets):
+    """A broker may deliver before SUBACK (MQTT 5, section 3.8.4)."""
+
+    def early(connection: Connection, packet) -> None:
+        connection.publish(STATUS + "validator", b"online")
+        connection.suback(packet.id, [1, 1])
+
+    pair = meets(subscribe=early)
+    pair.settled(pair.create())
+    assert pair.listener.equipment == {"validator": "online"}
+
+
+def test_equipment_is_forgotten_while_the_broker_refuses(meets, broker):
+    pair = meets()
+    broker.newest.publish(STATUS + "validator", b"online")
+    wait_until(lambda: pair.listener.equipment, "it is online")
+    broker.becomes(connect=connack(0x88))
+    pair.says("refuses the connection")
+    assert pair.listener.equipment == {}
+
+
+def test_verdicts_that_are_acknowledged_after_a_reconnect_go_nowhere(meets, broker, monkeypatch):
+    """An acknowledgement must not reach the next connection, where its id may mean another message."""
+    pair = meets(publish=nothing)
+    key, first = pair.create(), broker.newest
+    arrived, put = threading.Event(), pair.listener._put
+    monkeypatch.setattr(pair.listener, "_put", lambda job: (put(job), arrived.set()))
+    with pair.store.transaction():  # the ledger waits for its turn to write
+        first.publish(ANSWER, verdict(key))
+        assert arrived.wait(30)
+        meets()
+        second = broker.newest
+    pair.settled(key)
+    pair.settled(pair.create())
+    wait_until(lambda: len(second.received(PUBACK)) == second.last_id > 0, "all on it are acknowledged")
+    assert {packet.id for packet in second.received(PUBACK)} == set(range(1, second.last_id + 1))
+
+
+CALLBACKS = "pre_connect connect subscribe disconnect publish message"
+
+
+@pytest.mark.parametrize("name", CALLBACKS.split())
+def test_an_exception_in_a_callback_costs_a_reconnect(pair, broker, monkeypatch, name):
+    """Each of them raises up to three times in a row."""
+    raised, usual = [], getattr(pair.listener, f"_on_{name}")
+
+    def raising(*arguments):
+        if len(raised) < 3:
+            raised.append(name)
+            raise RuntimeError(f"this is {name}")
+        return usual(*arguments)
+
+    monkeypatch.setattr(pair.listener, f"_on_{name}", raising)
+    broker.newest.close()
+    key = pair.create()
+    pair.settled(key)
+    wait_until(lambda: raised, "it has raised")
+    pair.settled(pair.create())
+    pair.ready()
+    assert pair.listener.alive

@@ -1,0 +1,210 @@
+"""The real equipment and brokers of every kind: it says why it is not online, and keeps to their limits."""
+
+from contextlib import suppress
+
+import pytest
+
+from brokers import SAYS, WORKS
+from programs import wait_until
+from scripted import (
+    ANSWER,
+    CONNECT,
+    DISCONNECT,
+    PINGREQ,
+    PUBACK,
+    PUBLISH,
+    QUESTION,
+    STATUS,
+    SUBSCRIBE,
+    ScriptedBroker,
+    connack,
+    in_turn,
+    nothing,
+)
+from witness import GOOD_ID, answered, ask, both_builds, ids, lines, online, stops_at_once
+
+
+@pytest.fixture(scope="module")
+def broker():
+    with ScriptedBroker() as broker:
+        yield broker
+
+
+@pytest.fixture
+def meets(run, broker):
+    """A function that starts the equipment with a broker that does this, and returns both."""
+
+    def meets(wait=True, reactions=None, **options):
+        broker.becomes(**reactions or {})
+        broker.connections.clear()
+        validator = run(broker, online=wait, **options)
+        return validator, online(broker) if wait else broker.connection()
+
+    return meets
+
+
+# What it says
+
+
+@pytest.mark.parametrize("name", [name for name, each in SAYS.items() if each.equipment])
+def test_it_says_what_the_broker_does_and_answers_with_the_next_one(meets, broker, name):
+    validator, _ = meets(False, SAYS[name].reactions)
+    wait_until(lambda: SAYS[name].equipment in validator.said(), "it says so")
+    broker.becomes()
+
+    def works() -> bool:
+        connection = broker.newest
+        if connection.published(STATUS + "validator") and not connection.closed:
+            with suppress(OSError):  # it may still be the last one
+                ask(connection, [GOOD_ID])
+        return GOOD_ID in answered(connection)
+
+    wait_until(works, "it answers")
+
+
+def test_one_whose_id_is_taken_says_that_each_needs_its_own(meets, broker):
+    taken = {"subscribe": lambda connection, packet: connection.disconnect(0x8E)}
+    validator, _ = meets(False, taken, VALIDATOR_ID="twin")
+    broker.connection(2)
+    wait_until(lambda: lines(validator), "it says so")
+    assert lines(validator)[0].endswith("with the same id, VALIDATOR_ID=twin; each needs its own")
+
+
+def test_a_refused_answer_is_told_once_and_the_connection_stays(meets):
+    refuse = {"publish": lambda connection, packet: connection.puback(packet.id, 0x87)}
+    validator, connection = meets(reactions=refuse)
+    ask(connection, ids(60))
+    wait_until(lambda: answered(connection) == ids(60), "all are sent")
+    refused = "the broker refuses what is published: Not authorized\n"
+    wait_until(lambda: refused in validator.said(), "it says so")
+    assert validator.said().count(refused) == 1
+    assert not connection.closed
+
+
+# What it keeps to
+
+
+@both_builds
+def test_it_introduces_itself(meets):
+    _, connection = meets()
+    (connect,), (subscribe,) = connection.received(CONNECT), connection.received(SUBSCRIBE)
+    assert (connect.client_id, connect.keepalive, connect.clean_start) == ("validator", 5, True)
+    will = connect.will
+    assert (will.topic, will.payload, will.qos, will.retain) == (STATUS + "validator", b"offline", 1, True)
+    assert subscribe.topics == ["$share/validators/" + QUESTION]
+    (status,) = connection.received(PUBLISH)
+    assert (status.payload, status.qos, status.retain) == (b"online", 1, True)
+
+
+def test_it_is_online_only_once_the_subscription_is_granted(meets):
+    validator, connection = meets(False, {"subscribe": nothing})
+    wait_until(lambda: connection.received(SUBSCRIBE), "it subscribes")
+    ask(connection, [GOOD_ID])
+    wait_until(lambda: connection.received(PUBACK), "it has received a question")
+    assert connection.received(PUBLISH) == []
+    assert "is online" not in validator.said()
+    connection.suback(connection.received(SUBSCRIBE)[0].id, [1])
+    wait_until(lambda: answered(connection) == [GOOD_ID], "it answers")
+    assert connection.received(PUBLISH)[0].payload == b"online"
+
+
+@pytest.mark.parametrize("name", [name for name in WORKS if name != "SUBACK with no code"])
+def test_it_answers_with_a_broker_that_works_in_another_way(meets, broker, name):
+    limits = WORKS[name] | {"publish": broker.usual["publish"]}
+    validator, connection = meets(False, limits)
+    wait_until(lambda: "is online" in validator.said(), "it is online")
+    ask(connection, ids(100))
+    wait_until(lambda: answered(connection) == ids(100), "all are answered")
+    assert {packet.qos for packet in connection.published(ANSWER)} == {0 if "QoS" in name else 1}
+
+
+def test_it_pings_as_often_as_the_broker_wants(meets):
+    _, connection = meets(reactions={"connect": connack(ServerKeepAlive=1)})
+    wait_until(lambda: len(connection.received(PINGREQ)) > 1, "it pings")
+
+
+@pytest.mark.parametrize("limit", [1, 3, 65535])
+def test_it_respects_receive_maximum(meets, limit):
+    _, connection = meets(reactions={"connect": connack(ReceiveMaximum=limit), "publish": nothing})
+    ask(connection, ids(60))
+    acknowledged, total = 0, 61
+    while acknowledged < total:
+        wanted = min(acknowledged + min(limit, 20), total)
+        sent = lambda wanted=wanted: len(connection.received(PUBLISH)) >= wanted  # noqa: E731
+        wait_until(sent, f"{wanted} are published")
+        assert len(connection.received(PUBLISH)) == wanted
+        connection.puback(connection.received(PUBLISH)[acknowledged].id)
+        acknowledged += 1
+    assert answered(connection) == ids(60)
+
+
+@pytest.mark.parametrize(
+    ("refuses", "then", "will"), [(0x9B, {"MaximumQoS": 0}, (b"offline", 0)), (0x9A, {}, None)]
+)
+def test_it_changes_its_will_for_a_broker_that_refuses_it(meets, broker, refuses, then, will):
+    """A broker without QoS 1 or without retained messages refuses such a Will (MQTT 5, 3.2.2.3)."""
+    validator, _ = meets(False, {"connect": in_turn(connack(refuses), connack(**then))})
+    wait_until(lambda: "is online" in validator.said(), "it is online")
+    connection = broker.connection(2)
+    (connect,) = connection.received(CONNECT)
+    assert (connect.will and (connect.will.payload, connect.will.qos)) == will
+    ask(connection, ids(30))
+    wait_until(lambda: answered(connection) == ids(30), "all are answered")
+    if not will:
+        assert not any(packet.retain for packet in connection.received(PUBLISH))
+        connection.close()
+        wait_until(lambda: broker.connection(3).received(CONNECT), "it connects again")
+        assert broker.connection(3).received(CONNECT)[0].will
+
+
+def test_it_respects_maximum_packet_size(meets):
+    """An answer that is too large does not hold up the others."""
+    validator, connection = meets(reactions={"connect": connack(MaximumPacketSize=300)})
+    transactions = ids(300)
+    for size, transaction in enumerate(transactions):
+        ask(connection, [transaction], CorrelationData=b"x" * size)
+    ask(connection, [GOOD_ID])
+    wait_until(lambda: answered(connection)[-1:] == [GOOD_ID], "the last one is answered")
+    sizes = [packet.size for packet in connection.published(ANSWER)]
+    assert 297 <= max(sizes) <= 300
+    assert answered(connection)[:-1] == transactions[: len(sizes) - 1]
+    assert "an answer is larger than the broker's Maximum Packet Size" in validator.said()
+
+
+def test_nothing_is_carried_into_the_next_connection(meets, broker):
+    """What waited is sent; what was not acknowledged is not, because the service asks again."""
+    _, connection = meets(reactions={"publish": nothing})
+    ask(connection, ids(40))
+    wait_until(lambda: len(answered(connection)) == 19, "the window is full")  # `online` is the twentieth
+    wait_until(lambda: len(connection.received(PUBACK)) == 40, "all questions are received")
+    connection.close()
+    connection = online(broker, 2)
+    wait_until(lambda: len(answered(connection)) == 19, "the window is full again")
+    assert answered(connection) == ids(40)[19:38]
+    assert not any(packet.dup for packet in connection.received(PUBLISH))
+    connection.reset()
+    wait_until(lambda: answered(online(broker, 3)) == ids(40)[38:], "the rest is sent")
+
+
+# How it leaves
+
+
+@pytest.mark.parametrize("state", ["connecting", "subscribing", "blocked"])
+def test_it_stops_in_every_state(meets, state):
+    silent = {"connecting": {"connect": nothing}, "subscribing": {"subscribe": nothing}}.get(state)
+    validator, connection = meets(state == "blocked", silent, VALIDATOR_VERBOSE="1")
+    if state == "blocked":
+        connection.may_read.clear()
+        ask(connection, ids(100), CorrelationData=b"x" * 1024)
+        wait_until(lambda: len(validator.output.read_text().splitlines()) > 19, "its window is full")
+    else:
+        kind = CONNECT if state == "connecting" else SUBSCRIBE
+        wait_until(lambda: connection.received(kind), f"it is {state}")
+    assert stops_at_once(validator)
+
+
+def test_it_leaves_with_its_will(meets):
+    validator, connection = meets()
+    assert stops_at_once(validator)
+    wait_until(lambda: connection.received(DISCONNECT), "it says goodbye")
+    assert connection.received(DISCONNECT)[0].reason == 4
