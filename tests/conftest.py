@@ -31,9 +31,8 @@ def hypothesis_home(tmp_path_factory):
     set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))
 
 
-@pytest.fixture
-def programs():
-    """A list; each program that a test puts there is ended after the test, others by their `kill`."""
+def ending():
+    """A list; each program that a test puts there is ended afterwards, others by their `kill`."""
     started = []
     yield started
     started.reverse()
@@ -45,6 +44,10 @@ def programs():
     for other in started:
         if other not in ours:
             other.kill()
+
+
+programs = pytest.fixture(ending)
+programs_of_file = pytest.fixture(ending, scope="module")
 
 
 @pytest.fixture(scope="session")

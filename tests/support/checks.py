@@ -45,3 +45,10 @@ def ask(
         connection.endheaders(body)
         answer = connection.getresponse()
         return answer.status, answer.headers, answer.read()
+
+
+def broker_says(service: Service) -> str:
+    """What /readyz says of the broker; empty without an answer."""
+    with contextlib.suppress(OSError):
+        return service.get("/readyz").json["broker"]
+    return ""

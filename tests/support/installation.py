@@ -51,9 +51,9 @@ def every_transaction(service: HttpServer, query: str = "") -> list[dict]:
 class Installation:
     """A broker, an equipment and a service in a folder; `options` are the service's variables."""
 
-    def __init__(self, folder: Path, programs: list, **options):
+    def __init__(self, folder: Path, programs: list, broker: Broker | None = None, **options):
         self.folder = folder
-        self.broker = Broker(folder)
+        self.broker = broker or Broker(folder)
         self.equipment = Equipment(folder, self.broker)
         self.service = Service(folder, self.broker, **options)
         programs += [self.broker, self.equipment, self.service]

@@ -35,6 +35,8 @@ class Load:
         self.unknown, self.broken = [], []  # these may be stored: a 503 that says so, and no answer
         self._numbers = iter(range(total)) if total else count()
         self._lock, self._stop = threading.Lock(), threading.Event()
+        self.may_post = threading.Event()  # clear it, and the clients pause
+        self.may_post.set()
         self._threads = [threading.Thread(target=self._post, daemon=True) for _ in range(clients)]
 
     def start(self):
@@ -42,7 +44,7 @@ class Load:
             thread.start()
         return self
 
-    def join(self, seconds: float = 120) -> None:
+    def join(self, seconds: float = 300) -> None:
         """Wait until all transactions are posted."""
         for thread in self._threads:
             thread.join(seconds)
@@ -51,11 +53,12 @@ class Load:
     def stop(self) -> None:
         """Stop posting, and wait for the open requests."""
         self._stop.set()
+        self.may_post.set()
         self.join()
 
     def _post(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=30)
-        while not self._stop.wait(self.pause):
+        while not self._stop.wait(self.pause) and self.may_post.wait():
             with self._lock:
                 if next(self._numbers, None) is None:
                     break

@@ -1,299 +1,291 @@
-"""Faults of the service, its clock and its database under load: nothing is lost, and nothing stays PENDING.
+"""Faults of the service, its clients and its log under load: nothing is lost, and nothing stays PENDING.
 
-`make test` injects each fault once or twice, `make test-faults` as often as its table shows.
+`make test` injects one fault of each program, `make test-faults` all of them, as often as its table shows.
 """
 
-import ast
 import contextlib
+import fcntl
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
+from checks import broker_says
 from idle import CROWDS, WAIT, Crowd
-from kit.clock import SECOND, Clock
+from installation import children, kill, metric, resident
 from load import Load
-from pair import Pair
+from mosquitto import AmendedBroker
 from programs import ROOT, wait_until
-from raw import BODY, POST, answer, reset
-from trial import FULL, Trial, children, kill, resident
+from raw import BODY, POST, answer, reset, talk
+from trial import FULL, Fault, Trial, each, endure
 
-SOME = 10 if FULL else 2
-
-
-def test_the_service_is_killed_at_random_moments(trial, table):
-    run = trial().start()
-    moments = random.Random(20)
-    for _ in range(20 if FULL else 2):
-        run.note()
-        run.more(moments.randrange(1, 60))
-        workers = children(run.service.pid)
-        run.service.kill()
-        kill(workers)
-        assert run.query("PRAGMA integrity_check") == [("ok",)]
-        run.service.start()
-        run.more(1)
-    run.finish("service killed (SIGKILL, master and worker)", table)
-    assert set(run.told()) == {201}
+MOMENTS = random.Random(20)
 
 
-def test_the_worker_is_killed(trial, table):
-    run = trial().start()
-    for _ in range(SOME):
-        run.note()
-        kill([run.worker])
-        run.more()
-    run.finish("worker killed (SIGKILL)", table)
-    assert set(run.told()) == {201}
+def crash(run: Trial) -> None:
+    run.more(MOMENTS.randrange(1, 60))
+    run.service.crash()
+    assert run.query("PRAGMA integrity_check") == [("ok",)]
+    run.service.start()
 
 
-def test_the_service_reloads(trial, table):
-    run = trial().start(keep_alive=False)
-    for _ in range(SOME):
-        run.note()
-        old = run.worker
-        run.service.send(signal.SIGHUP)
-        wait_until(lambda: old not in children(run.service.pid), "the old worker has gone")  # noqa: B023
-        run.more()
-    run.finish("service reloaded (SIGHUP)", table)
-    assert set(run.told()) == {201}
-    assert not run.load.broken
+def kill_the_worker(run: Trial) -> None:
+    kill([run.worker])
 
 
-def test_the_service_is_stopped(trial, table):
-    run = trial().start(keep_alive=False)
-    for _ in range(SOME):
-        run.note()
-        assert run.service.stop() == 0
-        stored = {key for (key,) in run.query('SELECT idempotency_key FROM "transaction"')}
-        assert not stored & set(run.load.broken), "a request was stored and not answered"
-        run.service.start()
-        run.more()
-    run.finish("service stopped (SIGTERM)", table)
-    assert set(run.told()) == {201}
+def reload(run: Trial) -> None:
+    old = run.worker
+    run.service.send(signal.SIGHUP)
+    wait_until(lambda: old not in children(run.service.pid), "the old worker has gone")
 
 
-@pytest.mark.parametrize(
-    "way",
-    ["an error in the ledger", "an exit of the ledger", "an error in a callback", "an exit of the listener"],
-)
-def test_a_thread_dies(trial, table, way):
-    run = trial(PYTHONPATH=f"{ROOT}:{ROOT}/tests/support")
-    run.service.command[-1] = "dying:app"
-    run.start()
-    for _ in range(3 if FULL else 1):
-        run.note()
-        worker = run.worker
-        # The process may die before it answers.
-        with contextlib.suppress(OSError):
-            run.service.post(f"/die/{quote(way)}", {})
-        wait_until(lambda: not Path(f"/proc/{worker}/exe").exists(), "the process has ended", 5)  # noqa: B023
-        run.more()
-        run.ready()
-    run.finish(f"a thread dies: {way}", table)
-    assert set(run.told()) <= {201, 503}
-    assert "the process ends" in run.service.said()
+def stop(run: Trial) -> None:
+    assert run.service.stop() == 0
+    stored = {key for (key,) in run.query('SELECT idempotency_key FROM "transaction"')}
+    assert not stored & set(run.load.broken), "a request was stored and not answered"
+    run.service.start()
 
 
-# The machine's limits
-
-
-@pytest.mark.parametrize("descriptors", [1024, 20_000])
-@pytest.mark.parametrize("crowd", CROWDS)
-def test_many_clients_do_nothing(trial, table, descriptors, crowd):
-    run = trial()
-    run.service.command[:0] = ["prlimit", f"--nofile={descriptors}:{descriptors}"]
-    run.start()
-    worker = run.worker
-    for _ in range(3 if FULL else 1):
-        run.note()
-        with Crowd(run.service) as opened:
-            crowd(opened)
-            run.more(seconds=5)
-    run.finish(f"{crowd.__doc__}; {descriptors} descriptors", table)
-    assert set(run.told()) == {201}
-    assert run.worker == worker, "the worker died"
-
-
-def test_clients_reset_their_connections_while_they_send(trial, table):
-    run = trial().start()
+def reset_connections(run: Trial) -> None:
     whole = POST + b"Content-Length: 20\r\n\r\n" + BODY
-    for _ in range(SOME):
-        run.note()
-        for length in range(0, len(whole), 5):
-            reset(run.service.port, whole[:length])
-        run.more()
-    run.finish("clients reset their connections while they send", table)
-    assert set(run.told()) == {201}
+    for length in range(0, len(whole), 5):
+        reset(run.service.port, whole[:length])
     assert run.query("SELECT count(*) FROM station") == [(1,)]
     assert "Traceback" not in run.service.said()
 
 
-def test_more_wait_than_may(trial, table):
-    run = trial(WAITS="50")
-    run.equipment.environment["VALIDATOR_DELAY_MS"] = "1000"
-    run.start()
-    for _ in range(3 if FULL else 1):
-        run.note()
-        with Crowd(run.service) as opened:
-            for connection in opened.open(500, WAIT):
-                assert answer(connection).startswith(b"HTTP/1.1 201 ")
-        run.more()
-    run.finish("500 requests want to wait, 50 may", table)
-    assert set(run.told()) == {201}
+def more_wait_than_may(run: Trial) -> None:
+    with Crowd(run.service) as opened:
+        for connection in opened.open(500, WAIT):
+            assert answer(connection).startswith(b"HTTP/1.1 201 ")
 
 
-def test_clients_that_wait_leave(trial, table):
-    run = trial(WAITS="50")
-    run.equipment.environment["VALIDATOR_DELAY_MS"] = "3000"
-    run.start()
-
+def who_wait_leave(run: Trial) -> None:
     def may_wait() -> bool:
         answer = run.service.post("/transactions", {"station_id": 1}, Prefer="wait=1")
         return "Preference-Applied" in answer.headers
 
-    for _ in range(3 if FULL else 1):
-        run.note()
+    with Crowd(run.service) as opened:
+        opened.open(60, WAIT)
+        wait_until(lambda: not may_wait(), "no place is free")
+    wait_until(may_wait, "a place is free")
+
+
+FEW = {"WAITS": "50"}
+FAULTS = {
+    "service killed (SIGKILL, master and worker)": Fault(crash, 20, {201, None}),
+    "worker killed (SIGKILL)": Fault(kill_the_worker, 10, {201, None}),
+    "service reloaded (SIGHUP)": Fault(reload, 10, load={"keep_alive": False}),
+    "service stopped (SIGTERM)": Fault(stop, 10, {201, None}, load={"keep_alive": False}),
+    "clients reset their connections while they send": Fault(reset_connections, 10),
+    "500 requests want to wait, 50 may": Fault(more_wait_than_may, options=FEW),
+    "60 clients want to wait, 50 may, and leave": Fault(who_wait_leave, options=FEW),
+}
+
+
+@pytest.mark.parametrize("name", each(FAULTS, "service killed (SIGKILL, master and worker)"))
+def test_the_service(trial, table, name):
+    run = trial(**FAULTS[name].options)
+    if "wait" in name:
+        run.equipment.environment["VALIDATOR_DELAY_MS"] = "2000"
+    endure(run, name, FAULTS[name], table)
+
+
+WAYS = "an error in the ledger", "an exit of the ledger", "an error in a callback", "an exit of the listener"
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("way", WAYS)
+def test_a_thread_dies(trial, table, way):
+    def die(run: Trial) -> None:
+        worker = run.worker
+        with contextlib.suppress(OSError):  # the process may die before it answers
+            run.service.post(f"/die/{quote(way)}", {})
+        wait_until(lambda: not Path(f"/proc/{worker}/exe").exists(), "the process has ended")
+
+    run = trial(PYTHONPATH=f"{ROOT}:{ROOT}/tests/support")
+    run.service.command[-1] = "dying:app"
+    endure(run, f"a thread dies: {way}", Fault(die, answers={201, 503, None}), table)
+    assert "the process ends" in run.service.said()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("descriptors", [1024, 20_000])
+@pytest.mark.parametrize("crowd", CROWDS)
+def test_many_clients_do_nothing(trial, table, descriptors, crowd):
+    def come(run: Trial) -> None:
+        worker = run.worker
         with Crowd(run.service) as opened:
-            opened.open(60, WAIT)
-            wait_until(lambda: not may_wait(), "no place is free")
-        wait_until(may_wait, "a place is free", 2)
-        run.more()
-    run.finish("60 clients want to wait, 50 may, and leave", table)
-    assert set(run.told()) == {201}
+            crowd(opened)
+            run.more()
+        assert run.worker == worker, "the worker died"
 
-
-# The clock
-
-
-class SteppingClock(Clock):
-    """The machine's clocks, with a wall clock that is `step` seconds off. A new one starts with that."""
-
-    def __init__(self, step: int):
-        super().__init__()
-        self.step = step
-        self._offset += step * 10**9
-
-    def wall(self) -> int:
-        return super().wall() + self.step * SECOND
-
-
-def test_the_wall_clock_steps_back_and_forth(tmp_path, programs, table, broker, equipment):
-    steps = [3600, -3600, 7200, -7200, 0] * (2 if FULL else 1)
-    clock, began = SteppingClock(0), time.monotonic()
-    pair = Pair(tmp_path, broker.port, clock)
-    keys, asked = [], 0
-    for step in steps:
-        pair.ready()
-        keys += [pair.create() for _ in range(20)]
-        # While the ledger runs, a step of the wall clock changes nothing; the retries go on.
-        clock.step = step
-        before = pair.asked
-        wait_until(lambda: pair.asked >= before + 20, "what is open is asked again")  # noqa: B023
-        asked += pair.asked
-        # After a restart, the ledger starts with the new time.
-        pair.stop()
-        clock = SteppingClock(step)
-        pair = Pair(tmp_path, broker.port, clock)
-    seconds = time.monotonic() - began
-    assert asked <= len(keys) * (len(steps) + seconds), "a stampede"
-    equipment()
-    ended = time.monotonic()
-    for key in keys:
-        wait_until(lambda: pair.status(key) in ("COMPLETED", "ERROR"), "settled", 7)  # noqa: B023
-    table.append(("wall clock steps an hour", len(steps), len(keys), 0, 0, time.monotonic() - ended))
-    pair.stop()
-
-
-# The database
-
-
-QUERY = """
-import sqlite3, sys
-print(repr(sqlite3.connect(sys.argv[1], timeout=10).execute(sys.argv[2]).fetchall()))
-"""
-
-
-class SmallDisk(Trial):
-    """A trial whose database is on a small disk: a mount in a namespace of the service."""
-
-    def __init__(self, folder: Path, programs: list):
-        super().__init__(folder, programs)
-        self.disk = folder / "disk"
-        self.disk.mkdir()
-        self.user = [] if os.geteuid() == 0 else ["--user"]  # without root, this needs a user namespace
-        mount = f'mount -t tmpfs -o size=16m tmpfs "{self.disk}" && exec "$@"'
-        unshare = ["unshare", "--mount", *(["--map-root-user"] if self.user else [])]
-        self.service.command = [*unshare, "sh", "-c", mount, "sh", *self.service.command]
-        self.service.environment["DATABASE_URL"] = f"sqlite:///{self.disk}/energy2go.db"
-
-    def query(self, sql: str) -> list[tuple]:
-        # SQLite resolves /proc/PID/root to /, so run the query inside the namespace.
-        enter = ["nsenter", f"--target={self.service.pid}", "--mount", *self.user]
-        command = [*enter, sys.executable, "-c", QUERY, str(self.disk / "energy2go.db"), sql]
-        return ast.literal_eval(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-    def fill(self) -> Path:
-        """Fill the disk; returns the file that fills it."""
-        filler = Path(f"/proc/{self.service.pid}/root{self.disk}/filler")
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(b"x" * 4096)
-        return filler
-
-
-def test_the_disk_is_full(tmp_path, programs, table):
-    run = SmallDisk(tmp_path, programs).start()
-    for _ in range(3 if FULL else 1):
-        run.note()
-        filler = run.fill()
-        before = run.told()[503]
-        wait_until(lambda: run.told()[503] > before + 20, "requests are refused")  # noqa: B023
-        answer = run.service.post("/transactions", {"station_id": 1})
-        assert answer.status == 503
-        assert answer.headers["Retry-After"]
-        assert answer.headers["Content-Type"] == "application/problem+json"
-        for path in ("/stations/1", "/transactions", f"/transactions/{run.load.accepted[0]}", "/healthz"):
-            assert run.service.get(path).status == 200
-        filler.unlink()
-        run.more()
-    run.finish("disk full", table)
-    assert set(run.told()) == {201, 503}
-
-
-def test_a_backlog_of_100000_is_drained_while_http_stays_responsive(trial, table):
     run = trial()
-    count = 100_000 if FULL else 20_000
+    run.service.command[:0] = ["prlimit", f"--nofile={descriptors}:{descriptors}"]
+    endure(run, f"{crowd.__doc__}; {descriptors} descriptors", Fault(come), table)
+
+
+@pytest.mark.fault
+def test_a_backlog_is_drained_while_http_stays_responsive(trial, table):
+    run, count = trial(), 100_000 if FULL else 20_000
     run.equipment.environment["VALIDATOR_DELAY_MS"] = "200"
     run.service.start()
-    run.service.post("/stations", {"description": "Teste"})
+    assert run.station() == 1
     run.service.stop()
     now = int(time.time() * 1e6)
     with contextlib.closing(sqlite3.connect(run.folder / "energy2go.db")) as database, database:
         rows = ((uuid.uuid4().hex, now + number, now, now + number) for number in range(count))
-        database.executemany(
-            'INSERT INTO "transaction" (id, station_id, status, created, updated, attempts, retry_at) '
-            "VALUES (?, 1, 'PENDING', ?, ?, 0, ?)",
-            rows,
-        )
-    run.broker.start()
-    run.equipment.start()
-    run.service.start()
+        columns = "id, station_id, status, created, updated, attempts, retry_at"
+        insert = f"INSERT INTO \"transaction\" ({columns}) VALUES (?, 1, 'PENDING', ?, ?, 0, ?)"
+        database.executemany(insert, rows)
+    for program in (run.broker, run.equipment, run.service):
+        program.start()
     run.ready()
     run.load = Load(run.service, clients=2, pause=0.05).start()
     run.note()
     wait_until(lambda: run.status("PENDING") < 0.8 * count, "a part of it is settled", 600)
     early = resident(run.worker)
-    assert run.service.get("/transactions?status=PENDING", timeout=5).status == 200
+    assert run.service.get("/transactions?status=PENDING").status == 200
     wait_until(lambda: run.status("PENDING") < 1000, "the rest is settled", 600)
     assert resident(run.worker) - early < 10, "the service's memory grows"
     run.finish(f"{count} PENDING at start, equipment slow", table)
     assert set(run.told()) == {201}
+
+
+# The log
+
+
+NONBLOCK = "import os, sys; os.set_blocking(2, False); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+class Pipe:
+    """A pipe of one page for a program's standard error. `reader` is the other end."""
+
+    def __init__(self, run: Trial, *before: str):
+        path = str(run.folder / "pipe")
+        os.mkfifo(path)
+        self.reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        command = run.service.command
+        run.service.command = ["sh", "-c", 'exec "$@" 2>"$0"', path, *before, *command]
+        fcntl.fcntl(self.reader, fcntl.F_SETPIPE_SZ, 4096)
+
+    def read(self) -> str:
+        """What is in the pipe now."""
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self.reader, 65_536).decode(errors="replace")
+        return ""
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("way", ["a pipe", "a pipe with O_NONBLOCK", "the reader has gone"])
+def test_nobody_reads_the_log(trial, table, way):
+    run = trial(LOG_LEVEL="DEBUG")
+    pipe = Pipe(run, *([sys.executable, "-c", NONBLOCK] if "NONBLOCK" in way else []))
+
+    def fill(run: Trial) -> None:
+        if "gone" in way:
+            os.close(pipe.reader)
+        asked = b"GET /nothing HTTP/1.1\r\nHost: x\r\n"
+        flood = (asked + b"\r\n") * 999 + asked + b"Connection: close\r\n\r\n"
+        for _ in range(3):
+            assert talk(run.service.port, flood, half_close=False).count(b"HTTP/1.1 404") == 1000
+        dropped = lambda: metric(run.service, "energy2go_log_lines_dropped_total") > 100  # noqa: E731
+        wait_until(dropped, "lines are counted")
+        run.more()
+        if "gone" not in way:
+            said = []
+            lost = lambda: said.append(pipe.read()) or "lines before it were lost" in "".join(said)  # noqa: E731
+            wait_until(lost, "the log says how many were lost")
+
+    endure(run, f"nobody reads the log: {way}", Fault(fill, 1), table)
+    run.service.stop()
+
+
+ENDS = {
+    "the log is full": "os.dup2(os.pipe()[1], 2); fcntl.fcntl(2, fcntl.F_SETPIPE_SZ, 4096)\n"
+    "for _ in range(1000): logging.warning('x' * 100)",
+    "no line can be made": "logging.LogRecord.__init__ = lambda *_, **__: time.sleep(1e99)",
+    "the log's lock is held": "threading.Thread(target=logging.root.handlers[0].acquire).start()",
+}
+
+
+@pytest.mark.parametrize("way", ENDS)
+def test_nothing_keeps_a_process_that_must_end(way):
+    code = f"""if 1:
+        import fcntl, logging, logging.config, os, threading, time
+        from kit import logs
+        from kit.settings import Settings
+        logging.config.dictConfig({{"version": 1}} | logs.configuration(Settings()))
+        exec({ENDS[way]!r})
+        logs.end_the_process("a thread died", ValueError("why"))
+    """
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    if "line" in way:
+        assert "a thread died" in ended.stderr
+
+
+# What a start needs
+
+
+@pytest.mark.fault
+def test_the_certificates_are_away_when_a_worker_starts(tmp_path, programs, table, certificates):
+    run, source = Trial(tmp_path, programs), certificates / "ours.pem"
+    file, away = tmp_path / "ca.pem", tmp_path / "away.pem"
+    shutil.copy(source, file)
+    files = f"\ncertfile {certificates}/here.pem\nkeyfile {certificates}/here.key\n"
+    run.broker.command = AmendedBroker(tmp_path, conf=files, port=run.broker.port).command
+    run.service.environment["MQTT_CA_FILE"] = str(file)
+    run.equipment.environment["MQTT_CA_FILE"] = str(source)
+    reload = lambda: run.service.send(signal.SIGHUP)  # noqa: E731
+    cases = [
+        (way, absent)
+        for way in (reload, lambda: kill([run.worker]))
+        for absent in (lambda: file.rename(away), lambda: file.write_text("half of it"))
+    ]
+
+    def start_without(run: Trial) -> None:
+        way, absent = cases.pop()
+        absent()
+        old = run.worker
+        way()
+        wait_until(lambda: children(run.service.pid)[-1:] not in ([], [old]), "another worker")
+        wait_until(lambda: str(file) in broker_says(run.service), "/readyz names the file")
+        # After a kill the database is checked first.
+        post = partial(run.service.post, "/transactions", {"station_id": 1})
+        wait_until(lambda: post().status == 201, "it stores without a broker")
+        (away if away.exists() else Path(shutil.copy(source, away))).replace(file)
+
+    fault = Fault(start_without, len(cases), {201, 503, None}, load={"keep_alive": False})
+    endure(run, "MQTT_CA_FILE is away when a worker starts", fault, table)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("way", [kill_the_worker, lambda run: run.service.send(signal.SIGHUP)])
+def test_a_worker_cannot_start_for_the_moment(trial, table, way):
+    run = trial(PYTHONPATH=f"{ROOT}:{ROOT}/tests/support")
+    absent = run.folder / "absent"
+    run.service.environment["ABSENT"] = str(absent)
+    run.service.command[-1] = "moody:app"
+
+    def start_without(run: Trial) -> None:
+        before = run.service.said().count("a worker cannot start")
+        absent.touch()
+        way(run)
+        again = lambda: run.service.said().count("a worker cannot start") > before + 1  # noqa: E731
+        wait_until(again, "it is tried again")
+        absent.unlink()
+
+    endure(run, "a worker cannot start for the moment", Fault(start_without, 1, {201, None}), table)
+    assert run.service.running

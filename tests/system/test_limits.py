@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from idle import CROWDS, FOLLOW, KEPT, WAIT, Crowd, everybody, half_a_body
+from installation import children, resident
 from programs import Broker, Equipment, Service, wait_until
 from raw import answer, talk
-from trial import children, resident
 
 PROMPTLY = 5  # seconds
 

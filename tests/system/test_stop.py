@@ -10,8 +10,8 @@ from itertools import takewhile
 import pytest
 
 import raw
+from installation import children
 from programs import wait_until
-from trial import children
 
 BODY = json.dumps({"station_id": 1}).encode()
 POST = raw.POST.replace(b"stations", b"transactions") + b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)

@@ -14,12 +14,12 @@ import pytest
 
 from events import to_text
 from following import Follower, assert_complete
+from installation import children, resident
 from load import Load
 from models import FIRST
 from programs import HttpServer, Nginx, Service, wait_until
 from raw import connect
 from replicas import Replicas
-from trial import children, resident
 
 START = to_text(FIRST)
 MANY = 20_000
