@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 NAME = "energy2go.db"
@@ -11,6 +12,15 @@ def query(file: Path, sql: str) -> list[tuple]:
     """The rows of a statement that another process executes."""
     with contextlib.closing(sqlite3.connect(file, timeout=10)) as database, database:
         return database.execute(sql).fetchall()
+
+
+@contextlib.contextmanager
+def locked(folder: Path):
+    """Another process holds the write lock until the block ends."""
+    with contextlib.closing(sqlite3.connect(folder / NAME, isolation_level=None, timeout=30)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
 
 
 def stored(folder: Path) -> set[str]:
@@ -33,3 +43,28 @@ def remove(folder: Path) -> None:
     """Remove the file, its log and its index."""
     for file in folder.glob(f"{NAME}*"):
         file.unlink()
+
+
+def put_a_journal_there(folder: Path) -> None:
+    (folder / f"{NAME}-journal").write_bytes(bytes.fromhex("d9d505f920a163d7") + bytes(5000))
+
+
+def move_away(folder: Path, names: str = f"{NAME}*") -> Callable[[], None]:
+    """Move files away; returns a function that moves them back."""
+    away = folder.with_name("away")
+    away.mkdir(exist_ok=True)
+    for file in folder.glob(names):
+        file.rename(away / file.name)
+
+    def back() -> None:
+        for file in away.iterdir():
+            file.rename(folder / file.name)
+
+    return back
+
+
+def rename(folder: Path) -> Callable[[], None]:
+    """Rename the folder; returns a function that names it as before."""
+    away = folder.with_name("renamed")
+    folder.rename(away)
+    return lambda: away.rename(folder)

@@ -1,6 +1,5 @@
 """Several services on one PostgreSQL and one broker, with a load on each."""
 
-import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,11 +14,10 @@ from load import Load
 from models import Draft, Timeouts
 from postgres import Postgres
 from programs import Broker, Equipment, Program, Service, listening, wait_until
+from trial import RETRY, SETTLED_WITHIN
 
 TIMEOUTS = Timeouts(retry=5 * SECOND, timeout=60 * SECOND)
 NOW = int(time.time() * SECOND)
-RETRY = 2  # VALIDATION_RETRY of the services, in seconds
-SETTLED_WITHIN = RETRY + 5  # seconds after the end of a fault
 
 
 class Replicas:
@@ -45,7 +43,7 @@ class Replicas:
         for service in self.services[:cut_off]:
             wait_until(lambda: listening(service.port), "it listens")  # noqa: B023
         for service in self.services[cut_off:]:
-            wait_until(service.ready, "a replica is ready", 30)
+            wait_until(service.ready, "a replica is ready")
         self.services[-1].post("/stations", {"description": "Teste"})
         return self
 
@@ -60,7 +58,7 @@ class Replicas:
         loads = self.loads if loads is None else loads
         goals = [len(load.accepted) + count for load in loads]
         accepted = lambda: all(len(load.accepted) >= goal for load, goal in zip(loads, goals, strict=True))  # noqa: E731
-        wait_until(accepted, f"{count} more are accepted", 30)
+        wait_until(accepted, f"{count} more are accepted")
 
     def query(self, sql: str) -> list[tuple]:
         return self.postgres.execute(sql, self.database)
@@ -68,8 +66,13 @@ class Replicas:
     def count(self, status: str) -> int:
         return self.query(f"SELECT count(*) FROM \"transaction\" WHERE status = '{status}'")[0][0]
 
-    def settled(self, within: float = SETTLED_WITHIN) -> None:
-        wait_until(lambda: not self.count("PENDING"), "nothing is PENDING", within)
+    def refused(self) -> None:
+        """Wait until some more requests are answered with 503."""
+        goal = self.loads[0].statuses[503] + 3
+        wait_until(lambda: self.loads[0].statuses[503] > goal, "requests are refused")
+
+    def settled(self) -> None:
+        wait_until(lambda: not self.count("PENDING"), "nothing is PENDING", SETTLED_WITHIN)
         assert not self.count("EXPIRED")
 
     def finish(self) -> Counter:
@@ -93,12 +96,6 @@ class Replicas:
             "a transaction is stored that no client sent"
         )
         return sum((load.statuses for load in self.loads), Counter())
-
-
-def metric(service: Service, name: str) -> float:
-    """The value of one metric of a service."""
-    found = re.search(rf"^{re.escape(name)} (\S+)$", service.get("/metrics").body.decode(), re.MULTILINE)
-    return float(found[1])
 
 
 def store(database: Database, count: int) -> list[UUID]:

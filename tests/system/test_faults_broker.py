@@ -134,9 +134,7 @@ def freeze_the_equipment(run: Trial) -> None:
     run.load.may_post.clear()
     wait_until(lambda: run.status("PENDING") == 0, "all are settled")
     run.equipment.send(signal.SIGSTOP)
-    for _ in range(
-        15
-    ):  # more would wait in Mosquitto, which drops them after VALIDATION_RETRY
+    for _ in range(15):  # more would wait in Mosquitto, which drops them after VALIDATION_RETRY
         assert run.service.post("/transactions", {"station_id": 1}).status == 201
     wait_until(lambda: run.status("EXPIRED") == 15, "all of these have expired")
     late_verdicts(run)
