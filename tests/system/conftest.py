@@ -76,21 +76,6 @@ def running(service, equipment):
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A folder that has nothing but the database in it."""
-    (tmp_path / "var").mkdir()
-    return tmp_path / "var"
-
-
-@pytest.fixture
-def started(service, folder):
-    """A service with one station, on a database in `folder`."""
-    started = service(DATABASE_URL=f"sqlite:///{folder}/energy2go.db")
-    assert started.post("/stations", {"description": "Teste"}).status == 201
-    return started
-
-
-@pytest.fixture
 def run(tmp_path, programs):
     """A function that starts a program of this class: `run(Service, broker, API_TOKEN="x")`."""
 
