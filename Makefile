@@ -27,7 +27,7 @@ fix: .venv/dev ## apply ruff's fixes, and format the Python and the C
 test: lint setup browser ## run every check and every test on both databases, in 17 minutes
 	@$(MAKE) -s -C validator lint validator-asan test_rules
 	@mkdir -p var
-	$(PYTEST) -n 3 --dist worksteal
+	$(PYTEST) -n 3 --dist worksteal -m 'not fault'
 
 test-faults: .venv/dev setup ## inject each fault many times under load and print a table
 	@mkdir -p var

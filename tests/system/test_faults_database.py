@@ -85,7 +85,7 @@ def keep_verdicts(run: FaultyTrial) -> None:
     run.equipment.send(signal.SIGSTOP)
     for _ in range(20):
         run.load.accepted.append(run.service.post("/transactions", {"station_id": 1}).json["id"])
-    wait_until(lambda: run.status("EXPIRED") == 20, "all are EXPIRED")
+    wait_until(lambda: run.status("EXPIRED") >= 20, "all are EXPIRED")
     with locked(run.folder):
         run.equipment.send(signal.SIGCONT)
         held = lambda: metric(run.service, "energy2go_held_jobs") >= 20  # noqa: E731
