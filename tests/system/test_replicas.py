@@ -14,11 +14,12 @@ import psycopg
 import pytest
 
 from clients import drive, request
+from installation import metric
 from kit import storage
 from peer import Peer
 from postgres import Postgres
 from programs import Nginx, Program, Service, free_port, wait_until
-from replicas import Replicas, metric, store
+from replicas import Replicas, store
 
 COUNT = 300
 

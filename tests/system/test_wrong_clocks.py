@@ -5,9 +5,10 @@ import time
 import pytest
 
 from faulty import Faults
+from installation import metric
 from load import Load
 from programs import wait_until
-from replicas import Replicas, metric
+from replicas import Replicas
 
 ORDER = 'SELECT id, created, updated FROM "transaction" ORDER BY id DESC'
 HOUR = 3600
