@@ -5,6 +5,7 @@ A handler's signature, docstring and decorator declare its inputs, outputs and e
 
 import asyncio
 import logging
+import math
 import platform
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -26,6 +27,7 @@ import schemas
 from events import Changes
 from kit import logs, metrics, openapi
 from kit.api import Answer, Api
+from kit.clock import SECOND, moment
 from kit.errors import InvalidValue, NotRead, NotRunning, Unavailable
 from kit.settings import ROOT, VERSION, Settings
 from kit.sql import LONGEST_READ
@@ -41,19 +43,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LONGEST_WAIT = 30  # seconds
+COUNTS_INTERVAL = 5  # seconds in which the same counts are computed once
+LOOKS = 100  # results that we keep
 MIGRATIONS = str(ROOT / "migrations")
 STATIC, SWAGGER = ROOT / "static", Path(swagger_ui_path)
-INFO = {
-    "title": "energy2go",
-    "version": VERSION,
-    "description": "Starts transactions for battery stations, and shows the verdicts of the equipment.",
-    "license": {"name": "MIT", "url": "https://opensource.org/license/mit"},
-}
-TAGS = {
-    "stations": "Where transactions happen.",
-    "transactions": "Each is PENDING until the equipment confirms or refuses it, or until it expires.",
-    "service": "Health, metrics and this document.",
-}
 
 app = Api("The service is not running. Start it with `gunicorn app:app`.")
 
@@ -74,7 +67,7 @@ class Service:
         self.sizes = dict[str, int]()  # in bytes, while /metrics is read
         self.metrics = metrics.registry(app.requests, self.ledger, self.listener, self)
         self._started = ExitStack()
-        self._looks = dict[Callable[[Database], Any], asyncio.Future[Any]]()
+        self._looks = dict[Any, tuple[float, asyncio.Future[Any]]]()
 
     def __enter__(self) -> Self:
         self._started.callback(self.store.close)
@@ -101,12 +94,17 @@ class Service:
         """Call a function of `models` in a thread. Raises its exceptions, or NotRead."""
         return await self._result(self._readers.call(partial(self.store.read, function, *values, **named)))
 
-    async def look(self, function: Callable[[Database], T]) -> T:
-        """Like `read`, for health and metrics: while one call hangs, we start no other."""
-        if function not in self._looks or self._looks[function].done():
-            call = self._looks[function] = self._readers.call(partial(self.store.read, function))
+    async def look(self, function: Callable[..., T], *values: Any, keep: float = 0) -> T:
+        """Like `read`, but one call serves all who ask while it runs, and then for `keep` seconds."""
+        now, key = self.loop.time(), (function, values)
+        for other, (until, call) in [*self._looks.items()]:
+            if call.done() and (until <= now or call.exception() or len(self._looks) > LOOKS):
+                del self._looks[other]
+        if key not in self._looks:
+            call = self._readers.call(partial(self.store.read, function, *values))
             call.add_done_callback(asyncio.Future.exception)  # perhaps all its clients have gone
-        return await self._result(asyncio.shield(self._looks[function]))
+            self._looks[key] = now + keep, call
+        return await self._result(asyncio.shield(self._looks[key][1]))
 
     async def _result(self, call: asyncio.Future[T]) -> T:
         """Wait up to LONGEST_READ seconds for a call. Raises its exception, or NotRead."""
@@ -264,6 +262,18 @@ async def list_transactions(
     )
 
 
+@app.get("/transactions/counts")
+async def count_transactions(service: Service, query: schemas.CountQuery) -> schemas.Counts:
+    """Count transactions by the time when they were created and by their status now.
+
+    At most 31 days and 200 steps; an answer may be 5 s old.
+    """
+    begin, end, step = query.times(math.ceil(service.ledger.clock.wall() / SECOND) * SECOND)
+    values = begin, end, step * SECOND, query.station_id or None
+    counts = await service.look(models.count_transactions, *values, keep=COUNTS_INTERVAL)
+    return schemas.Counts(moment(begin), moment(end), step, counts)
+
+
 @app.get("/transactions/latest")
 async def latest_transactions(service: Service, query: schemas.LatestQuery) -> schemas.Latest:
     """Read the newest transaction of each of these stations, ordered by station."""
@@ -363,7 +373,9 @@ app.serve("/swagger", "/swagger/<name>", *(SWAGGER / name for name in UI), *STAT
 @cache
 def document(token: bool) -> msgspec.Raw:
     """The OpenAPI document, built once."""
-    return msgspec.Raw(msgspec.json.encode(openapi.document(app.declarations, INFO, TAGS, token)))
+    return msgspec.Raw(
+        msgspec.json.encode(openapi.document(app.declarations, schemas.INFO, schemas.GROUPS, token))
+    )
 
 
 async def preferred(service: Service, answer: Answer, transaction: Transaction, prefer: str) -> Transaction:

@@ -7,7 +7,7 @@ are whole microseconds since 1970 (UTC) and come from the caller. Only the ledge
 import re
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 from unicodedata import normalize
 from uuid import UUID
@@ -21,6 +21,7 @@ from kit.errors import Locked, NotFound, Refusal
 from kit.sql import execute, is_postgresql, newest, placeholders, uuid
 from schemas import (
     LARGEST_ID,
+    Count,
     HasTransactions,
     KeyUsed,
     NoMoreIds,
@@ -191,6 +192,25 @@ def latest_transactions(database: Database, station_ids: Sequence[int]) -> list[
     statement = f"""SELECT {COLUMNS} FROM "transaction" AS t {WITH_STATION}
         WHERE t.id IN ({newest}) ORDER BY station.id"""
     return [transaction(row) for row in execute(database, statement, *station_ids)]
+
+
+def count_transactions(
+    database: Database, begin: int, end: int, step: int, station_id: int | None = None
+) -> list[Count]:
+    """How many transactions that were created in each step have each status now; to the millisecond."""
+    times = [*range(begin, end, step), end]
+    column = f"CAST(? AS {'uuid' if is_postgresql(database) else 'text'})"
+    steps = ", ".join([f"({column}, {column})"] * (len(times) - 1))
+    # Ranges of an index, since ids are made from `created`.
+    condition = "status = '{}' AND id >= first AND id < after" + " AND station_id = ?" * bool(station_id)
+    counts = [f'(SELECT count(*) FROM "transaction" WHERE {condition.format(status)})' for status in Status]
+    statement = (
+        f"WITH step (first, after) AS (VALUES {steps}) SELECT {', '.join(counts)} FROM step ORDER BY first"
+    )
+    ids = [below(time).hex for time in times]
+    values = [*chain(*pairwise(ids)), *[station_id] * len(counts) * bool(station_id)]
+    rows = execute(database, statement, *values)
+    return [Count(moment(time), *row) for time, row in zip(times, rows, strict=False)]
 
 
 def statuses(database: Database, transaction_ids: Collection[UUID]) -> dict[UUID, Status]:

@@ -1,5 +1,6 @@
 """Everything that crosses a boundary: HTTP bodies, queries and headers, MQTT payloads."""
 
+import math
 import re
 from datetime import datetime
 from enum import StrEnum
@@ -9,7 +10,21 @@ from uuid import UUID
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field, json
 
-from kit.errors import NotStored, PreconditionFailed, Problem, Unavailable, kind
+from kit.clock import SECOND, microseconds
+from kit.errors import InvalidValue, NotStored, PreconditionFailed, Problem, Unavailable, kind
+from kit.settings import VERSION
+
+INFO = {
+    "title": "energy2go",
+    "version": VERSION,
+    "description": "Starts transactions for battery stations, and shows the verdicts of the equipment.",
+    "license": {"name": "MIT", "url": "https://opensource.org/license/mit"},
+}
+GROUPS = {
+    "stations": "Where transactions happen.",
+    "transactions": "Each is PENDING until the equipment confirms or refuses it, or until it expires.",
+    "service": "Health, metrics and this document.",
+}
 
 
 class Status(StrEnum):
@@ -42,6 +57,9 @@ IN_QUOTES = {"allowed": 'must have tags in quotes, such as "x", "y", or * for an
 UNLESS = "tags, or `*`: get 412 and change nothing unless the station still has one of them"
 IfMatch = Annotated[str, Meta(pattern=TAGS, examples=["*"], description=UNLESS, extra=IN_QUOTES)]
 Statuses = Annotated[list[Status], Meta(min_length=1, description="one status, or several with commas")]
+LONGEST_COUNT, MOST_STEPS = 31 * 24 * 60 * 60, 200  # seconds
+Step = Annotated[int, Meta(ge=1, le=LONGEST_COUNT)]
+STEP = f"seconds; else the shortest whole number that makes at most {MOST_STEPS} steps"
 SOME = {"allowed": f"must be 1 to 200 ids of stations with commas, each from 1 to {LARGEST_ID}"}
 Stations = Annotated[
     list[StationId], Meta(min_length=1, max_length=200, description="with commas", extra=SOME)
@@ -141,6 +159,39 @@ class TransactionQuery(Struct, forbid_unknown_fields=True):
 class TransactionPage(Struct):
     items: list[Transaction]
     next: Next
+
+
+class CountQuery(Struct, forbid_unknown_fields=True, rename={"begin": "from"}):
+    begin: Annotated[Time | UnsetType, Meta(description="created then or later; else `to` - 10 min")] = UNSET
+    to: Annotated[Time | UnsetType, Meta(description="created before; else now")] = UNSET
+    step: Annotated[Step | UnsetType, Meta(description=STEP)] = UNSET
+    station_id: OfStation = UNSET
+
+    def times(self, now: int) -> tuple[int, int, int]:
+        """From and to, in microseconds, and the step in seconds; raises InvalidValue."""
+        end = microseconds(self.to) // 1000 * 1000 if self.to else now
+        begin = microseconds(self.begin) // 1000 * 1000 if self.begin else max(0, end - 600 * SECOND)
+        if not begin < end <= begin + LONGEST_COUNT * SECOND:
+            raise InvalidValue("query.to: must be later than query.from, by 31 days at most.")
+        shortest = math.ceil((end - begin) / SECOND / MOST_STEPS)
+        if self.step and self.step < shortest:
+            raise InvalidValue(f"query.step: must be at least {shortest}, for {MOST_STEPS} steps at most.")
+        return begin, end, self.step or shortest
+
+
+class Count(Struct, rename={"begin": "from"}):
+    begin: Time
+    PENDING: int
+    COMPLETED: int
+    ERROR: int
+    EXPIRED: int
+
+
+class Counts(Struct, rename={"begin": "from"}):
+    begin: Time
+    to: Time
+    step: Annotated[int, Meta(description="seconds; the last step may be shorter")]
+    items: list[Count]
 
 
 class LatestQuery(Struct, forbid_unknown_fields=True):

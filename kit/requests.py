@@ -16,6 +16,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from bottle import request
 from msgspec import inspect
+from msgspec.structs import astuple
 
 from kit import errors
 from kit.errors import InvalidValue
@@ -109,8 +110,10 @@ def convert(data: Any, kind: Any, place: str) -> Any:
     except msgspec.ValidationError as error:
         raise mistake(error, kind, place) from None
     # msgspec takes 1.0 and 01 for whole numbers, too, and 2026 for a time; we accept one spelling per value.
-    for name, text in (data if isinstance(data, dict) else {"": data}).items():
-        value = getattr(found, name, found)
+    whole = not isinstance(data, dict)
+    values = {"": found} if whole else dict(zip(found.__struct_encode_fields__, astuple(found), strict=True))
+    for name, text in ({"": data} if whole else data).items():
+        value = values[name]
         numbers, texts = (value, text) if isinstance(value, list) else ([value], [text])
         other_number = isinstance(numbers[0], int) and [*map(str, numbers)] != texts
         if other_number or (isinstance(value, datetime) and "-" not in text[1:]):

@@ -48,6 +48,8 @@ import schemathesis
 UNFORESEEABLE = (
     b'"detail":"body.station_id: There is no station ',
     b'"detail":"Idempotency-Key: ',
+    b'"detail":"query.to: must be later than query.from',
+    b'"detail":"query.step: must be at least ',
     b'"detail":"If-Match: ',
     b'"detail":"headers.If-Match: ',  # it also sends 0, which the pattern excludes
 )

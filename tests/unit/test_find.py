@@ -12,6 +12,7 @@ import models
 from calls import new_station, new_transaction, send, service, settle, walk
 from kit import storage
 from kit.clock import SECOND, moment, uuid7
+from kit.requests import TIME
 from kit.storage import execute
 from programs import MIGRATIONS
 from schemas import Status
@@ -153,6 +154,43 @@ def test_the_newest_transaction_of_each_station_is_found(api):
     assert len(latest(",".join(map(str, range(1, 201))))) == 3
 
 
+def test_counts_are_those_of_the_list(api, caplog):
+    for _ in range(2):
+        new_station(api)
+    made = [new_transaction(api, station) for station in (1, 2, 1, 1, 2, 1)]
+    for which, status in ((0, "COMPLETED"), (1, "ERROR"), (2, "COMPLETED"), (3, "ERROR")):
+        settle(made[which]["id"], status)
+    begin = datetime.fromisoformat(made[0]["created"]).replace(microsecond=0)
+    time = quote(begin.isoformat())
+    end = quote((begin + timedelta(days=31)).isoformat())
+
+    def counted(query, station=""):
+        answer = api.get(f"/transactions/counts?{query}&{station}").json
+        listed = api.get(f"/transactions?{station}").json["items"]
+        starts = [item["from"] for item in answer["items"]]
+        for item, start, after in zip(answer["items"], starts, [*starts[1:], answer["to"]], strict=True):
+            start, after = datetime.fromisoformat(start), datetime.fromisoformat(after)
+            assert timedelta(0) < after - start <= timedelta(seconds=answer["step"])
+            within = [one for one in listed if start <= datetime.fromisoformat(one["created"]) < after]
+            expected = {status: sum(one["status"] == status for one in within) for status in Status}
+            assert item == expected | {"from": item["from"]}
+        return (
+            answer["step"],
+            len(answer["items"]),
+            sum(sum(item[one] for one in Status) for item in answer["items"]),
+        )
+
+    with caplog.at_level("DEBUG", "peewee"):
+        assert counted("") == (3, 200, 6)
+        for _ in range(5):
+            assert counted(f"from={time}&to={end}") == (13392, 200, 6)
+    ours = [record for record in caplog.records if "WITH step" in str(record.msg)]
+    assert len(ours) == 2  # the same answer is computed once in 5 s
+    assert counted("step=7", "station_id=2")[1:] == (86, 2)
+    assert counted("", "station_id=77")[2] == 0
+    assert counted(f"to={time}")[2] == 0
+
+
 @pytest.mark.parametrize(
     ("path", "detail"),
     [
@@ -165,6 +203,23 @@ def test_the_newest_transaction_of_each_station_is_found(api):
         ),
         ("/transactions/latest?station_id=1,,2", "query.station_id: Expected `int`, got `str`"),
         ("/transactions/latest", "query.station_id: is missing"),
+        *(
+            (f"/transactions/counts?{query}", "query.to: must be later than query.from, by 31 days at most.")
+            for query in (
+                "from=2026-03-28T00:00:00Z&to=2026-03-28T00:00:00Z",
+                "from=2026-03-29T00:00:00Z&to=2026-03-28T00:00:00Z",
+                "from=2026-03-28T00:00:00Z&to=2026-04-28T00:00:00.001Z",
+                "from=2026-03-28T00:00:00Z",
+                "from=9999-12-31T23:59:59.999999Z",
+                "to=0001-01-01T00:00:00Z",
+            )
+        ),
+        *(
+            (f"/transactions/counts?step={step}", "query.step: Expected `int` from 1 to 2678400")
+            for step in (0, 2678401, "3.0")
+        ),
+        ("/transactions/counts?step=2", "query.step: must be at least 3, for 200 steps at most."),
+        ("/transactions/counts?from=2026", f"query.from: {TIME}"),
         ("/transactions/latest?limit=1&station_id=1", "query.limit: is not one of station_id"),
         (
             "/transactions?status=done",
@@ -176,11 +231,7 @@ def test_the_newest_transaction_of_each_station_is_found(api):
             "query.q: is not one of status, station_id, created_from, created_to, limit, after",
         ),
         ("/stations?limit=0", "query.limit: Expected `int` from 1 to 200"),
-        (
-            "/transactions?created_from=2026-03-28T00:18:13",
-            "query.created_from: must be a time with its zone, such as 2026-03-28T00:18:13Z "
-            "(in a URL, write + as %2B)",
-        ),
+        ("/transactions?created_from=2026-03-28T00:18:13", f"query.created_from: {TIME}"),
     ],
 )
 def test_a_refusal_lists_what_is_allowed(api, path, detail):

@@ -196,6 +196,7 @@ ANSWERS = [
     (201, "POST", "/transactions", "/transactions", TRANSACTION),
     (200, "GET", "/transactions", "/transactions", None),
     (200, "GET", "/transactions", "/transactions?limit=1", None),
+    (200, "GET", "/transactions/counts", "/transactions/counts", None),
     (200, "GET", "/transactions/latest", "/transactions/latest?station_id=1,2", None),
     (200, "GET", "/events", "/events", None),
     (409, "DELETE", "/stations/{id}", "/stations/1", None),
@@ -213,6 +214,7 @@ ANSWERS = [
     (422, "POST", "/transactions", "/transactions", {"station_id": 7}),
     (422, "GET", "/transactions", "/transactions?status=DONE", None),
     (422, "GET", "/transactions/{id}", "/transactions/1", None),
+    (422, "GET", "/transactions/counts", "/transactions/counts?step=0", None),
     (422, "GET", "/transactions/latest", "/transactions/latest", None),
     (422, "GET", "/events", "/events?after=x", None),
     (404, "GET", "/stations/{id}", "/stations/7", None),
@@ -223,6 +225,8 @@ ANSWERS = [
     (404, "POST", "/transactions/{id}/retry", f"/transactions/{UNKNOWN}/retry", None),
     (422, "POST", "/transactions/{id}/retry", "/transactions/1/retry", None),
 ]
+MARCH = "2026-03-28T00:00:00Z"
+COUNTED = {"from": "&to=2026-03-28T01:00:00Z", "step": f"&from={MARCH}&to=2026-03-28T00:03:00Z"}
 WITH_BODY = [
     ("POST", "/stations"),
     ("PUT", "/stations/{id}"),
@@ -343,8 +347,9 @@ def test_the_document_and_the_service_agree_on_parameters(api, document):
             if schema.get("type") == "integer":
                 low, high = schema["minimum"], schema["maximum"]
                 good, bad = [low, high], [*bad, low - 1, high + 1]
+            more = COUNTED.get(parameter["name"], "") if path.endswith("counts") else ""
             if parameter["in"] == "query":
                 for value, status in [(value, 200) for value in good] + [(value, 422) for value in bad]:
-                    assert send(api, "GET", f"{path}?{parameter['name']}={value}").status_int == status
+                    assert send(api, "GET", f"{path}?{parameter['name']}={value}{more}").status_int == status
                     tried += 1
     assert tried > 30
