@@ -172,12 +172,17 @@ def list_transactions(
     station_id: int | None = None,
     created_from: datetime = EPOCH,
     created_to: datetime = LATEST,
+    idempotency_key: str = "",
 ) -> list[Transaction]:
     """At most `limit` transactions with an id below `after`, newest first; both ends of the time count."""
     first, last = microseconds(created_from), microseconds(created_to)
     ids = below(first), min(after or LAST, below(last + 1000))
     filters: list[tuple[str, Any]] = [] if station_id is None else [("station_id", station_id)]
-    each = [[*filters, ("status", one.value)] for one in dict.fromkeys(status)] or [filters]
+    wanted = dict.fromkeys(status or (Status if idempotency_key else ()))
+    each = [[*filters, ("status", one.value)] for one in wanted] or [filters]
+    if idempotency_key:  # a header has a character for each byte, whatever it was encoded in
+        keys = {idempotency_key, idempotency_key.encode().decode("latin1")}
+        each = [[("idempotency_key", key), *equal] for equal in each for key in keys]
     parts = [newest('"transaction"', equal, *ids) for equal in each]
     union = " UNION ALL ".join(f"SELECT * FROM ({statement}) AS part" for statement, _ in parts)
     statement = f"SELECT {COLUMNS} FROM ({union}) AS t {WITH_STATION} ORDER BY t.id DESC LIMIT ?"

@@ -150,6 +150,7 @@ class Transaction(Struct, frozen=True):
 class TransactionQuery(Struct, forbid_unknown_fields=True):
     status: Statuses | UnsetType = UNSET
     station_id: OfStation = UNSET
+    idempotency_key: Annotated[Text | UnsetType, Meta(description="created with this key")] = UNSET
     created_from: Annotated[Time | UnsetType, Meta(description="created then or later")] = UNSET
     created_to: Annotated[Time | UnsetType, Meta(description="created then or earlier")] = UNSET
     limit: Limit = 50

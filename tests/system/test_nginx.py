@@ -282,7 +282,8 @@ def test_answers_are_compressed_but_events_are_not(proxy):
 
 def test_what_the_service_needs_reaches_it_and_no_secret_is_logged(nginx, service, equipment):
     equipment()
-    proxy = nginx(service(API_TOKEN="a-secret-token"))
+    behind = service(API_TOKEN="a-secret-token", LOG_LEVEL="DEBUG")
+    proxy = nginx(behind)
     assert proxy.get("/stations").status == 401
     known = {"Authorization": "Bearer a-secret-token"}
     assert proxy.post("/stations", {"description": "Teste"}, **known).headers["Location"] == "/stations/1"
@@ -291,8 +292,13 @@ def test_what_the_service_needs_reaches_it_and_no_secret_is_logged(nginx, servic
     assert first.headers["Preference-Applied"] == "wait=20"
     assert first.json["status"] in ("COMPLETED", "ERROR")
     assert second.json["id"] == first.json["id"]
-    said = proxy.said() + proxy.output.read_text()
+    found = proxy.get("/transactions?idempotency_key=a-secret-key&limit=1", **known)
+    assert [one["id"] for one in found.json["items"]] == [first.json["id"]]
+    behind.stop()
+    assert proxy.get("/transactions/?idempotency_key=a-secret-key", **known).status in (502, 503)
+    said = proxy.said() + proxy.output.read_text() + behind.said()
     assert '"POST /transactions HTTP/1.1" 201' in said
+    assert '"GET /transactions" 200' in said
     assert "secret" not in said
 
 

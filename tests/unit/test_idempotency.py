@@ -1,6 +1,7 @@
 """Idempotency-Key: a request that is sent twice creates one transaction."""
 
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import pytest
 
@@ -34,6 +35,29 @@ def test_a_request_that_is_sent_again_waits_if_it_asks_to(api):
         settle(key, "ERROR")
         answer = held.result(20)
     assert (answer.status_int, answer.json["status"]) == (200, "ERROR")
+
+
+@pytest.mark.parametrize("key", ["k", "a&b=c%", "\xe9", "\xc3\xa9", "'; DROP TABLE station; --", "x" * 255])
+def test_a_key_finds_its_transaction(api, key):
+    new_station(api)
+    for other in ({}, {"Idempotency_Key": "other"}):
+        new_transaction(api, **other)
+    transaction = new_transaction(api, Idempotency_Key=key)
+    text = key.encode("latin1").decode(errors="ignore") or key  # as people read it
+    path = f"/transactions?idempotency_key={quote(text)}"
+    for more in (
+        "",
+        "&status=PENDING,ERROR&station_id=1",
+        f"&created_from={transaction['created']}&limit=1",
+    ):
+        assert api.get(path + more).json == {"items": [transaction], "next": None}
+    for more in (
+        "&created_to=2020-01-01T00:00:00Z",
+        "&status=ERROR",
+        "&station_id=2",
+        f"&after={transaction['id']}",
+    ):
+        assert api.get(path + more).json["items"] == []
 
 
 def test_the_same_key_with_another_body_is_refused(api):
