@@ -326,10 +326,7 @@ def ping(database: Database) -> None:
 
 
 def sizes(database: Database) -> dict[str, int]:
-    """The size of the database; for SQLite also of its log and of the free space on its disk. In bytes.
-
-    An open reader lets the log grow without limit.
-    """
+    """Bytes of the database; for SQLite also of its log, which an open reader lets grow, and free."""
     if is_postgresql(database):
         ((size,),) = execute(database, "SELECT pg_database_size(current_database())")
         return {"database": size}

@@ -3,16 +3,14 @@
 Stop the service first. What the migration has added is lost.
 """
 
-from peewee import DatabaseError
 from playhouse.migrations import MigrationError, Runner
 
 from kit.files import is_open
 from kit.settings import ROOT, load
 from kit.sql import begin, connect, is_postgresql, path
+from kit.storage import ERRORS
 
-
-def main() -> None:
-    """Undo it; raises SystemExit with a sentence if that fails."""
+if __name__ == "__main__":
     database = connect(load().database_url, 1)
     if not is_postgresql(database) and is_open(path(database)):
         raise SystemExit(
@@ -21,10 +19,6 @@ def main() -> None:
     try:
         with begin(database):
             undone = Runner(database, str(ROOT / "migrations")).down()
-    except (DatabaseError, MigrationError) as error:
+    except (*ERRORS, MigrationError) as error:
         raise SystemExit(f"Nothing was undone: {error}") from None
-    print(f"Undone: {', '.join(undone) or 'nothing'}. Now start the release before this one.")
-
-
-if __name__ == "__main__":
-    main()
+    print(f"Undone: {', '.join(undone)}. Now start the release before this one.")

@@ -33,6 +33,11 @@ alerted() {
     compose exec -T alertmanager wget -q -O - http://127.0.0.1:9093/api/v2/alerts | grep -q "\"alertname\":\"$1\""
 }
 
+filled_in() {
+    compose exec -T alertmanager sh -c \
+        'sed "s/# webhook/webhook/" /etc/alertmanager/alertmanager.yml | amtool check-config /dev/stdin' | grep -q "1 receivers"
+}
+
 back_up() {
     documented 'pg_dump' && dump=$(ls -t ./*.dump | head -n 1) && [ -s "$dump" ]
 }
@@ -89,6 +94,7 @@ check "nginx passes on what the page needs" gets 200 '"broker":"ok"' GET /readyz
 check "nginx compresses" compressed
 check "events come through nginx at once" follows
 check "Prometheus reads all three replicas" within 60 targets '"health":"up"' 3
+check "the receiver of alerts is one line to fill in" filled_in
 
 check "clients send transactions" under_load post "$PUBLISH"
 check "a replica is killed under load" quietly docker kill "$(compose ps -q service | head -n 1)"

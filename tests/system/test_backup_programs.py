@@ -1,4 +1,4 @@
-"""Backup and restore with the real programs: under load, on a full disk, with make, on PostgreSQL."""
+"""Backup and restore with the real programs: under load, on a full disk, with make."""
 
 import contextlib
 import os
@@ -12,7 +12,6 @@ import pytest
 
 from programs import ROOT, wait_until
 
-PAGE = (ROOT / "docs/operations.md").read_text()
 SMALL_DISK = """
 mount -t tmpfs -o size=8m tmpfs "$DISK" && cp "$OLD" "$DISK/energy2go.db" && cd "$ROOT" || exit 3
 "$PYTHON" -m kit.backup $COMMAND
@@ -78,9 +77,9 @@ def test_make_restore_without_a_file_asks_for_it(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["", "restore large.db"])
-def test_a_full_disk_leaves_the_old_database_and_nothing_half_written(command, started, folder, tmp_path):
-    started.stop()
-    file = folder / "energy2go.db"
+def test_a_full_disk_leaves_the_old_database_and_nothing_half_written(command, service, tmp_path):
+    service().stop()
+    file = tmp_path / "energy2go.db"
     with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
         database.execute("PRAGMA journal_mode = DELETE")
         database.execute("CREATE TABLE filling AS SELECT randomblob(5000000) AS content")
@@ -101,24 +100,3 @@ def test_a_full_disk_leaves_the_old_database_and_nothing_half_written(command, s
     done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.split("\n") == ["1", "energy2go.db", "unchanged", ""], done
     assert re.search(r"(No space left on device|database or disk is full)\.\n$", done.stderr)
-
-
-def test_the_commands_for_postgresql_bring_everything_back(postgres, service, equipment, tmp_path):
-    url = postgres.create()
-    dump, restore = re.findall(r"^\$ (pg_.*)$", PAGE, re.MULTILINE)
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))[-1]
-    environment = {"DATABASE_URL": url, "PATH": f"{programs}:{os.environ['PATH']}"}
-    equipment()
-    running = service(DATABASE_URL=url)
-    running.post("/stations", {"description": "Teste"})
-    first = running.post("/transactions", {"station_id": 1}, Prefer="wait=10").json
-    subprocess.run(dump, shell=True, check=True, cwd=tmp_path, env=environment)
-    later = running.post("/transactions", {"station_id": 1}).json
-    running.stop()
-    subprocess.run(restore, shell=True, check=True, cwd=tmp_path, env=environment)
-    running.start()
-    wait_until(running.ready, "it is ready")
-    assert running.get(f"/transactions/{first['id']}").json == first
-    assert running.get(f"/transactions/{later['id']}").status == 404
-    assert running.post("/stations", {"description": "next"}).json["id"] == 2
-    assert running.post("/transactions", {"station_id": 2}, Prefer="wait=10").status == 201

@@ -18,6 +18,12 @@ from programs import COVERAGE, ROOT, free_port, listening, wait_until
 ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 ENDLESS = re.compile(r"make run|curl -N|gunicorn|nginx")
 
+STATION = """curl -s --json '{"description": "Teste"}' http://127.0.0.1:8000/stations"""
+TRANSACTION = (
+    """curl -s --json '{"station_id": 1}' -H 'Prefer: wait=20' http://127.0.0.1:8000/transactions"""
+)
+LIST = "curl -s http://127.0.0.1:8000/transactions"
+
 
 def comparable(text: str) -> str:
     """The text without what differs between runs: ids, times, verdicts and ports."""
@@ -134,7 +140,7 @@ def desk(shell):
     """A shell where `make run` runs with one station."""
     opened = shell()
     opened.start("make run")
-    opened.type('curl -s --json \'{"description": "Teste"}\' http://127.0.0.1:8000/stations')
+    opened.type(STATION)
     return opened
 
 
@@ -150,35 +156,27 @@ def test_the_readme(shell):
     opened = shell()
     opened.play("README.md", "energy2go")
     opened.play("README.md", "Walk-through")
-    opened.type("curl -s --json '{\"station_id\": 1}' http://127.0.0.1:8000/transactions")
-    opened.finish()
-
-
-def test_start_and_stop(shell):
-    opened = shell()
-    opened.play("operations.md", "Start and stop")
+    opened.type(TRANSACTION)
     opened.finish()
 
 
 def test_a_transaction_is_followed_at_debug(shell):
     opened = shell()
-    opened.start("make run")
-    opened.type('curl -s --json \'{"description": "Teste"}\' http://127.0.0.1:8000/stations')
-    opened.stop()
+    opened.play("operations.md", "Start and stop")
+    opened.type(STATION)
+    opened.finish()
     opened.play("operations.md", "Logs", "make run", "id=")
     wait_until(lambda: re.search(r"is (COMPLETED|ERROR)", opened.type("cat var/log")), "it has a verdict")
     opened.play("operations.md", "Logs", "grep")
 
 
-def test_what_contributing_says_about_one_test_and_about_a_transaction(desk):
+def test_one_test_and_the_row_of_a_transaction(desk):
+    desk.play("CONTRIBUTING.md", "Find out why a transaction does not settle")
     desk.type(f"cd {shlex.quote(str(ROOT))}")
     desk.play("CONTRIBUTING.md", "Check your work")
-    desk.type(f"cd {shlex.quote(str(desk.folder))}")
-    desk.play("CONTRIBUTING.md", "Find out why a transaction does not settle")
 
 
 def test_the_details_of_http(desk):
-    desk.type("curl -s --json '{\"station_id\": 1}' http://127.0.0.1:8000/transactions")
     desk.play("http.md", "Concurrent edits")
     desk.play("http.md", "Events")
     desk.finish()
@@ -195,33 +193,38 @@ def test_backup_and_restore(desk):
     desk.play("operations.md", "Backup and restore", "sqlite3")
     desk.play("operations.md", "Upgrade and going back", "kit.undo")
     desk.start("make run")
-    assert "Teste" in desk.type("curl -s http://127.0.0.1:8000/stations")
+    assert "Teste" in desk.type(LIST.replace("transactions", "stations"))
 
 
 def test_the_programs_of_postgresql_and_the_way_there_from_sqlite(desk, postgres):
-    url = postgres.create()
-    desk.type("curl -s --json '{\"station_id\": 1}' -H 'Prefer: wait=20' http://127.0.0.1:8000/transactions")
-    before = desk.type("curl -s http://127.0.0.1:8000/transactions")
+    desk.type(TRANSACTION)
+    before = desk.type(LIST)
     desk.stop()
-    desk.type(f"export DATABASE_URL={url}")
+    desk.type(f"export DATABASE_URL={postgres.create()}")
     desk.start("make run")
     desk.stop()
     desk.play("operations.md", "Upgrade and going back", "psql")
-    desk.play("operations.md", "Backup and restore", '"$DATABASE_URL"')
     desk.start("make run")
-    assert desk.type("curl -s http://127.0.0.1:8000/transactions") == before
-    assert '"id":2' in desk.type('curl -s --json \'{"description": "Hof"}\' http://127.0.0.1:8000/stations')
+    assert desk.type(LIST) == before
+    desk.play("operations.md", "Backup and restore", "pg_dump", "createdb")
     postgres.execute("DROP DATABASE energy2go_utf8")
+    assert '"id":2' in desk.type(STATION)
+    desk.type(TRANSACTION)
+    desk.stop()
+    desk.play("operations.md", "Backup and restore", "pg_restore")
+    desk.start("make run")
+    assert desk.type(LIST) == before
+    assert '"id":2' in desk.type(STATION)
 
 
 def test_after_an_outage_everything_is_asked_again(shell):
     opened = shell(VALIDATION_RETRY="1", VALIDATION_TIMEOUT="2")
     opened.start("make run")
-    opened.type('curl -s --json \'{"description": "Teste"}\' http://127.0.0.1:8000/stations')
+    opened.type(STATION)
     opened.type("equipment=$(pgrep -P $(cat var/lock) -f validator/validator) && kill -STOP $equipment")
     for _ in range(10):
-        opened.type("curl -s --json '{\"station_id\": 1}' http://127.0.0.1:8000/transactions")
-    expired = "curl -s 'http://127.0.0.1:8000/transactions?status=EXPIRED' | jq '.items | length'"
+        opened.type(TRANSACTION.replace("wait=20", "wait=0"))
+    expired = f"{LIST}?status=EXPIRED | jq '.items | length'"
     wait_until(lambda: opened.type(expired).strip() == "10", "all are expired")
     opened.type("kill -CONT $equipment")
     opened.play("operations.md", "After an outage")
@@ -234,5 +237,5 @@ def test_replicas_without_containers(shell, postgres, broker):
     for shown, real in opened.ports.items():
         file.write_text(file.read_text().replace(f"127.0.0.1:{shown}", f"127.0.0.1:{real}"))
     opened.play("scaling.md", "Several replicas")
-    ask = "curl -s http://127.0.0.1:8080/stations || :"
+    ask = f"{LIST.replace('8000', '8080')} || :"
     wait_until(lambda: '"items"' in opened.type(ask), "it answers through nginx")
