@@ -45,12 +45,18 @@ SEARCH = "stations with this text in their description, in any letter case and h
 WAIT = "`wait=N`: wait for the verdict, up to N seconds or 30 (RFC 7240)"
 KEY = "makes repeats safe: a text without a comma, new for each transaction"
 NO_NUL = r"^[^\u0000]*$"  # the one character that PostgreSQL cannot store in a text
-BLANK = r"\s\u001c-\u001f\u0085\ufeff"  # the same in Python and in JSON Schema
-NOT_BLANK = rf"^[{BLANK}]*[^{BLANK}\u0000][^\u0000]*$"
+# In a name: control characters, line breaks, and marks that change the direction of the text around it.
+CONTROL = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069"
+INVISIBLE = r" \u00a0\u00ad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u202f"
+INVISIBLE += (
+    r"\u205f-\u2065\u206a-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0" + "\U000e0000-\U000e0fff"
+)
+VISIBLE = rf"^[{INVISIBLE}]*[^{INVISIBLE}{CONTROL}][^{CONTROL}]*$"
 Short = Annotated[str, Meta(min_length=1, max_length=255)]
 Text = Annotated[Short, Meta(pattern=NO_NUL, extra={"allowed": "must have 1 to 255 characters, and no NUL"})]
-NOT_ONLY = {"allowed": "must have 1 to 255 characters, not only blanks, and no NUL"}
-Description = Annotated[Short, Meta(pattern=NOT_BLANK, examples=["Teste"], extra=NOT_ONLY)]
+NAME = "must have 1 to 255 characters, at least one of them visible, and no control characters, line breaks "
+NAME += "or marks that change the direction of text"
+Description = Annotated[Short, Meta(pattern=VISIBLE, examples=["Teste"], extra={"allowed": NAME})]
 TAG = r'(?:W/)?("[!#-~]*")'  # an entity tag (RFC 9110, section 8.8.3)
 TAGS = rf"^(\s*\*\s*|[\s,]*{TAG}(\s*,[\s,]*{TAG})*[\s,]*)$"  # empty items are allowed
 IN_QUOTES = {"allowed": 'must have tags in quotes, such as "x", "y", or * for any'}
@@ -84,7 +90,7 @@ class StationChange(Struct, forbid_unknown_fields=True):
 
 class Station(Struct, frozen=True):
     id: StationId
-    description: Description
+    description: Annotated[str, Meta(examples=["Teste"])]  # older releases stored other names, too
 
     @property
     def tag(self) -> str:
@@ -98,7 +104,9 @@ class Station(Struct, frozen=True):
     def require(self, if_match: str | None) -> None:
         """Raise PreconditionFailed if a request's If-Match does not have our tag."""
         if if_match is not None and not self.matches(if_match):
-            raise PreconditionFailed(f"If-Match: it has changed; its ETag is {self.tag} now.")
+            raise PreconditionFailed(
+                f"If-Match: The station has changed since you read it. Its ETag is {self.tag} now."
+            )
 
 
 class StationQuery(Struct, forbid_unknown_fields=True):

@@ -27,9 +27,17 @@ NOT_JSON = [
 ]
 NO_NUMBER = [b'{"station_id": %s}' % number for number in (b"1e0", b"1e999", b"1" * 5000)]
 NO_JSON_NUMBER = [b'{"station_id": %s}' % text for text in (b"01", b"NaN", b"Infinity")]
-TEXT = "1 to 255 characters, not only blanks, and no NUL"
+TEXT = "1 to 255 characters, at least one of them visible"
 TIME = "must be a time with its zone, such as 2026-03-28T00:18:13Z (in a URL, write + as %2B)"
-BLANK = "\u00a0\u2003\u3000\u001c\u0085\ufeff"
+BLANKS = (
+    "\u00a0\u2003\u3000\ufeff",
+    "\u200b",
+    "\u200d\ufe0f",
+    "\u00ad\u2060",
+    "\u2800",
+    "\u3164",
+    "\U000e0020",
+)
 BODIES = [
     # route, status, a word of the detail, bodies: bytes, or values that become JSON
     ("POST /stations", 400, "body", NOT_JSON),
@@ -51,11 +59,11 @@ BODIES = [
     (
         "PUT /stations/1",
         422,
-        "1 to 255 characters, not only blanks, and no NUL",
-        descriptions("", "\t \n", "a\0"),
+        TEXT,
+        descriptions("", "\t \n", "a\0", "\nx", "a\x7f", "a\u0085b", "a\u2028", "\u202eb", "a\u2066b\u2069"),
     ),
     ("PUT /stations/1", 422, "body.description", descriptions(["x"])),
-    ("PATCH /stations/1", 422, "body.description", descriptions(None, "", BLANK, "🔋" * 256)),
+    ("PATCH /stations/1", 422, "body.description", descriptions(None, "", *BLANKS, "🔋" * 256)),
     ("POST /stations", 422, "body.colour", [{"description": "x", "colour": "red"}]),
     ("POST /stations", 422, "body.id", [{"description": "x", "id": 5}]),
     ("POST /stations", 422, "body.Description", [{"Description": "x"}]),
@@ -84,7 +92,7 @@ URLS = {
     "query.q: must have 1 to 255": "/stations?q=%00",
     "query.": "/stations?%ed%a0%80=1",
     "query.colour: is not one of q, limit, after": "/stations?colour=red",
-    "query.q: is not one of status, station_id, created_from, created_to, limit, after": "/transactions?q=x",
+    "query.q: is not one of status, station_id, idempotency_key, created_from": "/transactions?q=x",
     "query.limit": """/stations?limit=x /transactions?limit=201 /transactions?limit=-1 /transactions?limit=
         /transactions?limit=null /transactions?limit=%ff /stations?limit=1&limit=1
         /stations?limit=1&%6cimit=1""",

@@ -247,7 +247,8 @@ def test_a_refusal_of_a_body_lists_what_is_allowed(api):
     new_station(api)
     assert detail("POST", "/stations", {"x": 1}) == "body.x: is not one of description"
     assert detail("POST", "/stations", {}) == "body.description: is missing"
-    blank = "body.description: must have 1 to 255 characters, not only blanks, and no NUL"
+    blank = "body.description: must have 1 to 255 characters, at least one of them visible, and no control "
+    blank += "characters, line breaks or marks that change the direction of text"
     assert detail("PUT", "/stations/1", {"description": " "}) == blank
     assert detail("POST", "/transactions", {"station_id": 0}).endswith("from 1 to 2147483647")
 

@@ -88,8 +88,8 @@ def test_a_station_that_has_transactions_stays(api):
         settle(key)
 
 
-TEXTS = ["Estação São João", "電池 🔋 محطة", "<script>alert(1)</script> & <b>'\"</b>", " \tx\r\n ", "null"]
-TEXTS += ["\\ / \u2028 \x7f \x01", "%00 ?a=b #c", "a" * 255, "🔋" * 255]
+TEXTS = ["Estação São João", "電池 🔋 محطة", "<script>alert(1)</script> & <b>'\"</b>", "  x\u2003 ", "null"]
+TEXTS += ["\\ / \u200f\u200d", "%00 ?a=b #c", "a" * 255, "🔋" * 255]
 
 
 @pytest.mark.parametrize("api", BOTH, indirect=True)
@@ -100,3 +100,17 @@ def test_a_text_comes_back_as_it_went_in(api):
         assert send(api, "PUT", path, {"description": text}).json["description"] == text
         assert new_transaction(api, int(path.rpartition("/")[2]))["station"]["description"] == text
     assert [one["description"] for one in api.get("/stations").json["items"]] == TEXTS
+
+
+def test_a_name_of_an_older_release_stays_and_can_be_replaced(api):
+    new_station(api)
+    for old in ("\u202eetseT", "a\nb", "\u200b"):
+        execute(service().store.database, "UPDATE station SET description = ?, folded = NULL", old)
+        service().store.database.close()
+        assert api.get("/stations").json["items"] == [{"id": 1, "description": old}]
+        assert new_transaction(api)["station"]["description"] == old
+        assert send(api, "PATCH", "/stations/1", {}).json["description"] == old
+        assert_problem(
+            send(api, "PUT", "/stations/1", {"description": old}), 422, "Invalid value", "visible"
+        )
+    assert send(api, "PUT", "/stations/1", {"description": "new"}).json["description"] == "new"
