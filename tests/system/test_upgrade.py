@@ -144,7 +144,7 @@ def test_release_1_1_is_upgraded_and_comes_back(kind, request, tmp_path, release
     old = start(release_1_1, "refused")
     wait_until(lambda: "later release" in old.said(), "it refuses", 30)
     old.stop()
-    works(new)
+    assert works(new)["reason"]
     new.stop()
     assert undo().stdout == "Undone: 0003_reasons_search_retention. Now start the release before this one.\n"
     assert undo().stderr.startswith("Nothing was undone: 0002_order_of_updates does not define down()")
