@@ -28,7 +28,7 @@ from events import Changes
 from kit import logs, metrics, openapi
 from kit.api import Answer, Api
 from kit.clock import SECOND, moment
-from kit.errors import InvalidValue, NotRead, NotRunning, Unavailable
+from kit.errors import NotRead, NotRunning, Unavailable
 from kit.settings import ROOT, VERSION, Settings
 from kit.sql import LONGEST_READ
 from kit.storage import CHECKING, Store, Unreadable, ping, sizes
@@ -43,8 +43,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LONGEST_WAIT = 30  # seconds
-COUNTS_INTERVAL = 5  # seconds in which the same counts are computed once
-LOOKS = 100  # results that we keep
+COUNTS_INTERVAL, LOOKS = 5, 100  # seconds in which we compute the same counts once; results that we keep
 MIGRATIONS = str(ROOT / "migrations")
 STATIC, SWAGGER = ROOT / "static", Path(swagger_ui_path)
 
@@ -269,8 +268,8 @@ async def count_transactions(service: Service, query: schemas.CountQuery) -> sch
     At most 31 days and 200 steps; an answer may be 5 s old.
     """
     begin, end, step = query.times(math.ceil(service.ledger.clock.wall() / SECOND) * SECOND)
-    values = begin, end, step * SECOND, query.station_id or None
-    counts = await service.look(models.count_transactions, *values, keep=COUNTS_INTERVAL)
+    about = models.count_transactions, begin, end, step * SECOND, query.station_id or None
+    counts = await service.look(*about, keep=COUNTS_INTERVAL)
     return schemas.Counts(moment(begin), moment(end), step, counts)
 
 
@@ -318,14 +317,8 @@ def follow_events(
     event, `heartbeat` brings the newest cursor. `ready` has the body of `/readyz`, at the start and when it
     changes. Ignore events with other names.
     """
-    cursor = None
     given = {"query.after": query.after, "query.lastEventId": query.last_event_id}
-    for name, text in (given | {"Last-Event-ID": headers.last_event_id}).items():  # the last one counts
-        if text:
-            try:
-                cursor = events.from_text(text)
-            except ValueError as error:
-                raise InvalidValue(f"{name}: '{{}}' {error}.", f"{text:.80}") from None
+    cursor = events.goes_on(given | {"Last-Event-ID": headers.last_event_id})
     answer.headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return service.changes.follow(cursor, query.station_id or None)
 

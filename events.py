@@ -17,11 +17,12 @@ from uuid import UUID
 import msgspec
 
 import models
-from kit.clock import SECOND
-from kit.errors import Unavailable
+from kit.clock import SECOND, microseconds
+from kit.errors import InvalidValue, Unavailable
+from kit.requests import TIME
 from kit.threads import hand_over, resolve
 from models import FIRST, Cursor
-from schemas import Status, TooManyClients, Transaction
+from schemas import Status, Time, TooManyClients, Transaction
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ HEARTBEAT_INTERVAL = 15.0  # seconds without an event
 PAGE = 100  # changes in one read, and events in one chunk
 RECENT = 1000  # events that we keep in memory
 TURN = 200  # streams that are woken at once
+NONE = UUID(int=0)  # in a cursor: no transaction
 Read = Callable[..., Awaitable[Any]]  # calls a function of `models` in a thread; may raise Unavailable
 
 
@@ -101,6 +103,8 @@ class Changes:
         with self._place("streams"):
             await self._start_reading()
             deleted, newest = await self._read(models.known_changes)
+            if cursor and cursor[1] == NONE:  # a time; after the newest change, that is now
+                cursor = min(cursor, newest)
             complete = cursor is None or deleted <= cursor <= newest
             cursor = (cursor or newest) if complete else FIRST
             self._look_at_readiness()
@@ -238,8 +242,22 @@ def to_text(cursor: Cursor) -> str:
 
 
 def from_text(text: str) -> Cursor:
-    """The cursor that an id stands for; raises ValueError."""
+    """The cursor that an id stands for, or a time, before any transaction; raises ValueError."""
     found = re.fullmatch(r"([0-9]{1,19})-([0-9a-f]{32})", text)
-    if not found or int(found[1]) >= 2**63:
-        raise ValueError("is not the id of an event")
-    return int(found[1]), UUID(found[2])
+    if found and int(found[1]) < 2**63:
+        return int(found[1]), UUID(found[2])
+    try:
+        return max(0, microseconds(msgspec.convert(text, Time))), NONE
+    except msgspec.ValidationError:
+        raise ValueError(f"is not the id of an event. It may also be a time: it {TIME}") from None
+
+
+def goes_on(given: dict[str, Any]) -> Cursor | None:
+    """The cursor that a client goes on from: the last one that it has sent; raises InvalidValue."""
+    cursor = None
+    for name, text in given.items():
+        try:
+            cursor = from_text(text) if text else cursor
+        except ValueError as error:
+            raise InvalidValue(f"{name}: '{{}}' {error}.", f"{text:.80}") from None
+    return cursor

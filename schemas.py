@@ -75,7 +75,7 @@ OfStation = Annotated[StationId | UnsetType, Meta(description="of this station")
 State = Annotated[str, Meta(description="`ok`, or the problem")]
 EQUIPMENT = Meta(description="the last known state of each equipment", examples=[{"validator-1": "online"}])
 Equipment = Annotated[dict[str, str] | Literal["unknown"], EQUIPMENT]
-CURSOR = "the same as `Last-Event-ID`; the header goes first, then `lastEventId`"
+CURSOR = "the same as `Last-Event-ID`, or a time; the header goes first, then `lastEventId`"
 Cursor = Annotated[str, Meta(min_length=1, description=CURSOR)]
 Next = Annotated[str | None, Meta(description="the next page; null on the last one")]
 

@@ -248,7 +248,7 @@ def test_a_client_of_a_quiet_station_that_comes_back_reads_once(bench, monkeypat
 def test_a_cursor_is_judged_by_what_the_database_has(bench, clock, began):
     bench.log.add(5)
     bench.log.deleted = (2, UUID(int=2))
-    cursor = (clock, FIRST[1])
+    cursor = (clock, UUID(int=1))
     for station in (None, 1):
         with bench.following(cursor, station) as take:
             assert take.began["event"] == began

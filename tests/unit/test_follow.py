@@ -2,6 +2,8 @@
 
 import json
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from urllib.parse import quote
 from uuid import UUID
 
 import pytest
@@ -83,6 +85,25 @@ def test_a_client_goes_on_after_the_newest_event_that_it_names(api):
         assert [event["id"] for _, event in take(1)] == [key]
 
 
+def test_a_time_goes_on_from_then(api):
+    new_station(api)
+    made = [new_transaction(api) for _ in range(4)]
+    utc = made[2]["created"]
+    east = datetime.fromisoformat(utc).astimezone(timezone(timedelta(hours=2))).isoformat()
+    for time in (utc, quote(east)):
+        with following(api, f"/events?after={time}") as take:
+            assert take.began["event"] == "begin"
+            assert [event for _, event in take(2)] == made[2:]
+    with following(api, "/events?after=1960-01-01T00:00:00Z&station_id=1") as take:
+        assert [event for _, event in take(4)] == made
+    with following(api, "/events?after=9999-12-31T23:59:59Z") as take:
+        assert take.began["event"] == "begin"
+        last = new_transaction(api)
+        assert [event for _, event in take(1)] == [last]
+    with following(api, f"/events?after={utc}", Last_Event_ID=take.began["id"]) as take:
+        assert [event for _, event in take(1)] == [last]
+
+
 @both
 def test_one_station_can_be_followed_from_any_event_on(api):
     for _ in range(3):
@@ -160,7 +181,7 @@ def test_after_a_deletion_or_a_restore_a_stream_begins_with_reset(api):
     database = service().store.database
     with database.connection_context():
         delete_finished(database, from_text(cursors[1])[0] + 1, FIRST, 10)
-    ahead = to_text((from_text(cursors[3])[0] + 1, FIRST[1]))
+    ahead = to_text((from_text(cursors[3])[0] + 1, UUID(int=1)))
     for cursor in (cursors[0], ahead):
         for station in ("", "&station_id=1"):
             with following(api, f"/events?after={cursor}{station}") as take:
