@@ -33,6 +33,7 @@ class Load:
         self.headers = {"Content-Type": "application/json"} | headers
         self.accepted, self.refused, self.statuses = [], [], Counter()
         self.unknown, self.broken = [], []  # these may be stored: a 503 that says so, and no answer
+        self.said: dict[str, str] = {}  # the answers that are no success, by key
         self._numbers = iter(range(total)) if total else count()
         self._lock, self._stop = threading.Lock(), threading.Event()
         self.may_post = threading.Event()  # clear it, and the clients pause
@@ -78,5 +79,6 @@ class Load:
             if answer.status in (200, 201):  # 200: a proxy has sent it twice
                 self.accepted.append(json.loads(body)["id"])
             else:
+                self.said[key] = f"{answer.status} {body.decode()}"
                 (self.unknown if UNKNOWN in body.decode() else self.refused).append(key)
         connection.close()

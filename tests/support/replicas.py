@@ -87,11 +87,12 @@ class Replicas:
             self.query('SELECT id::text, idempotency_key FROM "transaction" WHERE idempotency_key NOTNULL')
         )
         accepted = [key for load in self.loads for key in load.accepted]
-        refused = {key for load in self.loads for key in load.refused}
+        refused = {key: load.said[key] for load in self.loads for key in load.refused}
         unknown = {key for load in self.loads for key in [*load.unknown, *load.broken]}
         assert len(accepted) == len(set(accepted))
         assert not set(accepted) - stored.keys(), "a transaction is lost"
-        assert not refused & set(stored.values()), "a client was told a failure for what is stored"
+        wrong = [refused[key] for key in refused.keys() & set(stored.values())]
+        assert not wrong, f"a client was told a failure for what is stored: {wrong}"
         assert {stored[key] for key in stored.keys() - set(accepted)} <= unknown, (
             "a transaction is stored that no client sent"
         )

@@ -80,7 +80,8 @@ class Trial(Installation):
         lost = [key for key in self.load.accepted if key.replace("-", "") not in stored]
         table.append((name, self.injections - 1, len(self.load.accepted), len(lost), 0, took))
         assert not lost
-        assert not keys & set(self.load.refused), "a client was told a failure for what is stored"
+        wrong = [self.load.said[key] for key in keys & set(self.load.refused)]
+        assert not wrong, f"a client was told a failure for what is stored: {wrong}"
         assert len(self.load.accepted) == len(set(self.load.accepted))
         assert not self.status("EXPIRED")
         assert self.query("PRAGMA integrity_check") == [("ok",)]

@@ -1,11 +1,9 @@
 """Several services on one PostgreSQL: each takes its share, any of them may die, and nothing is lost."""
 
 import contextlib
-import itertools
 import json
 import os
 import signal
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
@@ -13,12 +11,11 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from clients import drive, request
 from installation import metric
 from kit import storage
 from peer import Peer
 from postgres import Postgres
-from programs import Nginx, Program, Service, free_port, wait_until
+from programs import Service, free_port, wait_until
 from replicas import Replicas, store
 
 COUNT = 300
@@ -45,32 +42,24 @@ def test_every_question_on_the_wire_is_one_claim(replicas):
             )
             return min(claims.values()) >= 2 and carried == claims
 
-        wait_until(asked, "each is asked as often as it was claimed", 30)
+        wait_until(asked, "each is asked as often as it was claimed")
     first = [metric(service, 'energy2go_questions_total{time="first"}') for service in run.services]
     assert sum(first) == COUNT
     run.equipment.start()
-    run.settled(20)
+    run.settled()
 
 
-def test_a_request_waits_for_a_verdict_that_another_replica_stores(replicas):
-    run = replicas(2).start()
-    asked, other = run.services
-    for _ in range(12):
-        answer = asked.post("/transactions", {"station_id": 1}, Prefer="wait=20")
-        assert answer.json["status"] in ("COMPLETED", "ERROR")
-        assert answer.headers["Preference-Applied"] == "wait=20"
-    assert metric(other, 'energy2go_verdicts_total{kind="settled"}') > 0
-    assert metric(other, 'energy2go_questions_total{time="first"}') == 0
-
-
-def test_what_a_replica_without_the_broker_takes_is_asked_by_another(replicas):
+def test_what_a_replica_without_the_broker_takes_is_asked_and_settled_by_another(replicas):
     run = replicas(2)
     run.services[0].environment["MQTT_PORT"] = str(free_port())
     run.start(cut_off=1)
-    cut_off, _ = run.services
+    cut_off, other = run.services
     wait_until(lambda: "cannot be reached" in cut_off.get("/readyz").json["detail"], "it knows")
     answer = cut_off.post("/transactions", {"station_id": 1}, Prefer="wait=20")
     assert answer.json["status"] in ("COMPLETED", "ERROR")
+    assert answer.headers["Preference-Applied"] == "wait=20"
+    assert metric(other, 'energy2go_verdicts_total{kind="settled"}') == 1
+    assert metric(cut_off, 'energy2go_questions_total{time="first"}') == 0
 
 
 def test_one_replica_is_killed_and_another_stopped_under_load(replicas):
@@ -89,13 +78,7 @@ def test_one_replica_is_killed_and_another_stopped_under_load(replicas):
 def test_postgresql_is_restarted_and_killed_under_load(replicas, postgres):
     run = replicas(2).start()
     run.load()
-    ends = {
-        "restarted": signal.SIGINT,
-        "ended at once": signal.SIGQUIT,
-        "killed": None,
-        "killed again": None,
-    }
-    for number in ends.values():
+    for number in (signal.SIGINT, None):  # restarted, killed
         run.more()
         try:
             postgres.stop(number) if number else postgres.crash()
@@ -143,9 +126,7 @@ def commit_in_doubt(run: Replicas, postgres: Postgres):
 def test_a_commit_in_doubt_is_settled_and_blocks_no_other_request(replicas, postgres):
     run = replicas(1).start()
     with commit_in_doubt(run, postgres):
-        began = time.monotonic()
         refused(run.services[0])
-        assert time.monotonic() - began < 5
     run.more(100)
     assert set(run.finish()) == {201}
     assert not run.loads[0].broken
@@ -155,7 +136,7 @@ def test_a_commit_that_stays_in_doubt_is_answered_as_unknown(replicas, postgres)
     run = replicas(1).start()
     with commit_in_doubt(run, postgres):
         (load,) = run.loads
-        wait_until(lambda: len(load.unknown) == 8, "all are told that the outcome is unknown", 20)
+        wait_until(lambda: len(load.unknown) == 8, "all are told that the outcome is unknown")
     service = run.services[0]
     wait_until(service.ready, "it is ready")
     stored = dict(run.query('SELECT idempotency_key, id::text FROM "transaction"'))
@@ -212,54 +193,17 @@ def test_a_station_goes_or_has_transactions_whichever_replica_is_faster(replicas
     assert outcomes.keys() <= {(204, 422), (409, 201)}
 
 
-POST = request("POST", "/transactions", b'{"station_id": 1}')
-
-
-class Cpu:
-    """The CPU time of these programs and their children, from now on."""
-
-    def __init__(self, programs: list[Program]):
-        self.programs = programs
-        self.before = {program.name: self._spent(program) for program in programs}
-
-    def _spent(self, program: Program) -> dict[int, int]:
-        """Nanoseconds by process (clock_getcpuclockid(3)); a process that has ended counts as nothing."""
-        spent = {}
-        for pid in (program.pid, *program.children):
-            with contextlib.suppress(OSError):
-                spent[pid] = time.clock_gettime_ns(~pid << 3 | 2)
-        return spent
-
-    def each(self, count: int) -> dict[str, float]:
-        """Milliseconds per transaction, by program."""
-        return {
-            program.name: sum(
-                spent - self.before[program.name].get(pid, 0) for pid, spent in self._spent(program).items()
-            )
-            / count
-            / 1e6
-            for program in self.programs
-        }
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_every_replica_takes_its_share_of_everything(replicas, programs, count):
-    run = replicas(count, VALIDATION_RETRY="30").start()
-    proxy = Nginx(run.services)
-    programs.append(proxy)
-    proxy.start()
-    drive(proxy.port, itertools.repeat(POST), 32, 1)
-    run.settled(30)
-    cpu = Cpu([*run.services, run.postgres, run.broker, run.equipment, proxy])
-    posts = len(drive(proxy.port, itertools.repeat(POST), 32, 2).ids)
-    run.settled(30)
-    spent = cpu.each(posts)
-    print(f"{count} replicas: {posts / 2:.0f} posts a second, {sum(spent.values()):.2f} ms of CPU each:")
-    print(", ".join(f"{name} {milliseconds:.2f}" for name, milliseconds in spent.items()))
+def test_every_replica_takes_its_share_of_everything(replicas):
+    run = replicas(3, VALIDATION_RETRY="30").start()
+    run.load(clients=4, pause=0)
+    run.more(200)
+    for load in run.loads:
+        load.stop()
+    run.settled()
     # Nothing is asked twice, no matter which replica answered the request or stored the verdict.
     stored, asked = run.query('SELECT count(*), sum(attempts) FROM "transaction"')[0]
     assert stored == asked
     for name in ('energy2go_questions_total{time="first"}', 'energy2go_verdicts_total{kind="settled"}'):
         shares = [metric(service, name) for service in run.services]
         assert sum(shares) == stored
-        assert min(shares) > stored / count / 2, shares
+        assert min(shares) > stored / 30, shares
