@@ -135,7 +135,7 @@ def settle(key: str, status="COMPLETED", **texts) -> None:
     done = threading.Event()
     verdict = json.dumps({"transaction_id": key, "status": status} | texts).encode()
     service().listener.receive(VERDICTS, verdict, False, done.set)
-    assert done.wait(10)
+    assert done.wait(60)
 
 
 def at_once(number: int, call) -> list:

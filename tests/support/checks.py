@@ -36,7 +36,7 @@ def ask(
     service: Service, method: str, path: str, headers: list[tuple[str, str]] = (), body: bytes = b""
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
     """Send a request with exactly these headers, and follow no redirect."""
-    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
     with contextlib.closing(connection):
         connection.putrequest(method, path, skip_accept_encoding=True)
         for name, value in headers:

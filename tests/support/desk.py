@@ -96,13 +96,13 @@ class Desk:
 
     def wait_for(self, text: str) -> None:
         """Wait until it has printed this."""
-        wait_until(lambda: text in self.said() or self.process.poll() is not None, text, 60)
+        wait_until(lambda: text in self.said() or self.process.poll() is not None, text)
         assert text in self.said(), self.said()
 
     def status(self, path: str) -> int:
         """The status of the service's answer."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
                 return answer.status
         except urllib.error.HTTPError as error:
             return error.code
@@ -120,9 +120,9 @@ class Desk:
 
     def wait(self) -> int:
         """Wait for the end of make and of all that it has started, and return make's exit status."""
-        status = self.process.wait(20)
+        status = self.process.wait(60)
         for port in (self.port, self.broker):
-            wait_until(lambda port=port: not listening(port), "nothing listens", 10)
+            wait_until(lambda port=port: not listening(port), "nothing listens")
         self.reader.join(5)
         return status
 

@@ -10,7 +10,7 @@ NAME = "energy2go.db"
 
 def query(file: Path, sql: str) -> list[tuple]:
     """The rows of a statement that another process executes."""
-    with contextlib.closing(sqlite3.connect(file, timeout=10)) as database, database:
+    with contextlib.closing(sqlite3.connect(file, timeout=60)) as database, database:
         return database.execute(sql).fetchall()
 
 

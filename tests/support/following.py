@@ -82,7 +82,7 @@ class Follower:
                 return
 
     def _follow(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
         try:
             connection.request(
                 "GET", self.path, headers={"Last-Event-ID": self.cursor} if self.cursor else {}

@@ -90,7 +90,7 @@ class Installation:
         return wait_until(lambda: children(self.service.pid), "there is a worker")[-1]
 
     def query(self, sql: str) -> list[tuple]:
-        with contextlib.closing(sqlite3.connect(self.folder / "energy2go.db", timeout=10)) as database:
+        with contextlib.closing(sqlite3.connect(self.folder / "energy2go.db", timeout=60)) as database:
             return database.execute(sql).fetchall()
 
     def status(self, status: str) -> int:

@@ -58,7 +58,7 @@ class Load:
         self.join()
 
     def _post(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=60)
         while not self._stop.wait(self.pause) and self.may_post.wait():
             with self._lock:
                 if next(self._numbers, None) is None:

@@ -67,4 +67,4 @@ def client(
 def publish(broker: Broker, account: str, topic: str, payload: str = "x", *options: str) -> str:
     """Publish and wait for the broker's answer; returns the standard error of `mosquitto_pub`."""
     command = [*client("pub", broker, account), "-q", "1", "-t", topic, *(options or ("-m", payload))]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20).stderr
+    return subprocess.run(command, capture_output=True, text=True, timeout=60).stderr

@@ -24,7 +24,7 @@ class Peer:
 
     def publish(self, topic: str, payload: bytes | str, retain: bool = False) -> None:
         """Publish, and wait for the broker's acknowledgement."""
-        self.client.publish(topic, payload, qos=1, retain=retain).wait_for_publish(10)
+        self.client.publish(topic, payload, qos=1, retain=retain).wait_for_publish(60)
 
     def __enter__(self):
         return self

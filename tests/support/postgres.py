@@ -58,9 +58,9 @@ class Postgres(Program):
 
     def start(self):
         super().start()
-        wait_until(lambda: listening(self.port) or not self.running, "PostgreSQL listens", 30)
+        wait_until(lambda: listening(self.port) or not self.running, "PostgreSQL listens")
         assert self.running, self.said()
-        wait_until(lambda: self.connects() or not self.running, "PostgreSQL takes connections", 30)
+        wait_until(lambda: self.connects() or not self.running, "PostgreSQL takes connections")
         assert self.running, self.said()
         return self
 

@@ -135,7 +135,7 @@ class Program:
         """Kill it (SIGKILL)."""
         self.stop(signal.SIGKILL)
 
-    def stop(self, number: int = signal.SIGTERM, seconds: float = 15) -> int | None:
+    def stop(self, number: int = signal.SIGTERM, seconds: float = 60) -> int | None:
         """Send a signal, wait for the end, and return the exit status. Continue a frozen process first."""
         if self.running:
             if "(stopped)" in Path(f"/proc/{self.pid}/status").read_text():
@@ -155,7 +155,7 @@ class Program:
             self.send(signal.SIGTERM)
             self.send(signal.SIGCONT)  # a frozen program must wake up to end
 
-    def close(self, seconds: float = 5) -> None:
+    def close(self, seconds: float = 30) -> None:
         """End it with SIGTERM; after `seconds`, kill it and its children."""
         self.terminate()
         if self.running:
@@ -243,7 +243,7 @@ class HttpServer(Program):
         super().crash()
         wait_until(lambda: not listening(self.port), "nothing listens")
 
-    def request(self, method: str, path: str, body=None, timeout: float = 40, **headers) -> Answer:
+    def request(self, method: str, path: str, body=None, timeout: float = 60, **headers) -> Answer:
         """Send a request; raises OSError without an answer. `body` is bytes or becomes JSON."""
         if body is not None:
             headers.setdefault("Content-Type", "application/json")
@@ -302,7 +302,7 @@ class Nginx(HttpServer):
         options = ["-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr", "-g", "daemon off;"]
         super().__init__("nginx", [nginx, *options], folder, {}, port)
 
-    def close(self, seconds: float = 5) -> None:
+    def close(self, seconds: float = 30) -> None:
         """End it and remove its folder."""
         super().close(seconds)
         shutil.rmtree(self.folder)

@@ -24,8 +24,9 @@ CHUNKED = b"POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n
 class Tiny(HttpServer):
     """The tiny app with one of the workers."""
 
-    def __init__(self, folder, worker: str, descriptors: int):
+    def __init__(self, folder, worker: str, descriptors: int = 128):
         port = free_port()
+        self.patient = worker == OURS  # gunicorn's own has the fault, so do not wait long for it
         command = ["prlimit", f"--nofile={descriptors}:{descriptors}", sys.executable, "-m", "gunicorn"]
         command += ["--config", "python:tiny", "--bind", f"127.0.0.1:{port}"]
         command += ["--worker-class", worker, "--worker-connections", str(descriptors - 100)]
@@ -37,10 +38,10 @@ class Tiny(HttpServer):
             connection.sendall(GET % path)
             return answer(connection)
 
-    def idle_again(self, seconds: float) -> bool:
-        """No other request is worked on within so many seconds."""
+    def gets(self, text: bytes, path: bytes, seconds: float) -> bool:
+        """True if this comes to be in an answer; with gunicorn's own worker, within so many seconds."""
         with contextlib.suppress(AssertionError):
-            return wait_until(lambda: b"0 running" in self.asked(b"/running"), "it is idle", seconds)
+            return wait_until(lambda: text in self.asked(path), "it is so", 60 if self.patient else seconds)
         return False
 
 
@@ -91,14 +92,14 @@ def a_body_that_is_too_large_is_read_and_the_answer_announces_the_end(server: Ti
 
 def a_client_that_sends_nothing_is_closed(server: Tiny) -> bool:
     with connect(server.port) as connection:
-        connection.settimeout(4)
+        connection.settimeout(60 if server.patient else 4)
         return connection.recv(1) == b""
 
 
 def a_client_that_reads_nothing_is_cut_off(server: Tiny) -> bool:
     with connect(server.port) as connection:
         connection.sendall(GET % b"/endless")
-        return server.idle_again(13)
+        return server.gets(b"0 running", b"/running", 13)
 
 
 def a_burst_of_connections_waits_to_be_accepted(server: Tiny) -> bool:
@@ -119,9 +120,7 @@ def what_is_closed_leaves_the_memory_without_a_collector(server: Tiny) -> bool:
         with connect(server.port) as connection:
             connection.sendall(data)
         talk(server.port, data)
-    with contextlib.suppress(AssertionError):
-        return wait_until(lambda: b"\n1 connections" in server.asked(b"/connections"), "all have gone", 4)
-    return False
+    return server.gets(b"\n1 connections", b"/connections", 4)
 
 
 def idle_clients_lock_no_other_out(server: Tiny) -> bool:
@@ -153,6 +152,8 @@ def sigterm_loses_no_connection_that_is_not_accepted_yet(server: Tiny) -> bool:
         try:
             connections = [stack.enter_context(connect(server.port)) for _ in range(20)]
         except ConnectionRefusedError:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGCONT)
             return True
         for connection in connections:
             connection.sendall(GET % b"/")
@@ -200,7 +201,7 @@ def worker(request):
 @pytest.fixture(scope="module")
 def server(worker, tmp_path_factory):
     """A server for all cases in which it goes on working; it may have 28 connections."""
-    started = Tiny(tmp_path_factory.mktemp("tiny"), worker, 128).start()
+    started = Tiny(tmp_path_factory.mktemp("tiny"), worker).start()
     yield started
     started.close()
 
@@ -208,16 +209,19 @@ def server(worker, tmp_path_factory):
 @pytest.mark.parametrize("case", WORKING, ids=lambda case: case.__name__)
 def test_only_gunicorns_own_worker_has_the_fault(case, worker, server, tmp_path, programs):
     if (case, worker) == (its_parser_is_in_c, GUNICORNS):  # this fault shows in a subclass only
-        programs.append(Tiny(tmp_path, "tiny.Plain", 128))
+        programs.append(Tiny(tmp_path, "tiny.Plain"))
         server = programs[-1].start()
     assert kept(case, server) == (worker == OURS), server.said()
 
 
 @pytest.mark.parametrize("case", STOPPING, ids=lambda case: case.__name__)
 def test_only_gunicorns_own_worker_loses_answers_when_it_stops(case, worker, tmp_path, programs):
-    programs.append(Tiny(tmp_path, worker, 128))
-    server = programs[-1].start()
-    assert kept(case, server) == (worker == OURS), server.said()
+    def keeps() -> bool:
+        programs.append(Tiny(tmp_path, worker))
+        return kept(case, programs[-1].start())
+
+    # The fault of gunicorn's own worker needs the right moment, so try again.
+    assert keeps() if worker == OURS else not all(keeps() for _ in range(5))
 
 
 def kept(case: Callable[[Tiny], bool], server: Tiny) -> bool:

@@ -38,7 +38,7 @@ class Flood(Peer):
         self.client.publish(topic, payload, qos=1, retain=retained)
 
     def answered(self, number: int) -> None:
-        wait_until(lambda: self.answers.total() >= number, f"the broker has taken {number}", 60)
+        wait_until(lambda: self.answers.total() >= number, f"the broker has taken {number}")
 
 
 def some(strategy, number: int) -> list:

@@ -43,10 +43,10 @@ def run(folder, programs):
 def settle(desk: Desk) -> str:
     """Create a station and a transaction, and return its status."""
     for path, body in (("/stations", {"description": "Teste"}), ("/transactions", {"station_id": 1})):
-        headers = {"Content-Type": "application/json", "Prefer": "wait=10"}
+        headers = {"Content-Type": "application/json", "Prefer": "wait=20"}
         url = f"http://127.0.0.1:{desk.port}{path}"
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             created = json.load(answer)
     return created["status"]
 
@@ -100,7 +100,7 @@ def test_it_needs_no_terminal(run, variables):
 def test_ctrl_c_while_it_starts_is_quiet_too(run, sign):
     desk = run()
     if sign == "var/lock":
-        wait_until((desk.folder / sign).exists, "it begins to start", 60)
+        wait_until((desk.folder / sign).exists, "it begins to start")
     else:
         desk.wait_for(sign)
     desk.interrupt()
@@ -168,7 +168,7 @@ def test_closing_the_terminal_stops_everything(run):
     desk.wait_for("ready")
     launcher, port = desk.launcher, desk.port
     desk.hang_up()
-    desk.process.wait(20)
+    desk.process.wait(60)
     wait_until(lambda: not os.path.exists(f"/proc/{launcher}"), "it has ended")
     assert not listening(port)
 
@@ -184,10 +184,10 @@ def test_it_stops_though_its_terminal_is_frozen(run):
 def test_with_nohup_it_outlives_its_terminal(run, folder):
     desk = run(nohup=True)
     said = folder / "nohup.out"
-    wait_until(lambda: said.exists() and "ready at" in said.read_text(), "it is ready", 60)
+    wait_until(lambda: said.exists() and "ready at" in said.read_text(), "it is ready")
     launcher = desk.launcher
     desk.hang_up()
-    desk.process.wait(20)
+    desk.process.wait(60)
     assert desk.status("/readyz") == 200
     os.kill(launcher, signal.SIGTERM)
     wait_until(lambda: not os.path.exists(f"/proc/{launcher}"), "it has ended")
@@ -217,7 +217,7 @@ def test_changed_requirements_without_a_network_leave_a_venv_that_works(run, fol
 def test_the_broker_writes_times_like_the_others(broker, tmp_path):
     (tmp_path / "twin").mkdir()
     twin = Program("twin", broker.command, tmp_path / "twin", broker.environment).start()
-    assert twin.process.wait(10) != 0
+    assert twin.process.wait(60) != 0
     error = r"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ: Error: Address already in use$"
     assert re.search(error, twin.said(), re.MULTILINE)
 

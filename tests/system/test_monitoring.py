@@ -57,7 +57,7 @@ def test_every_expression_finds_its_series_in_a_prometheus_that_read_the_service
     service.get("/stations/99")
     watching = prometheus(service)
     wait_until(lambda: health(watching) == ("up", ""), "it reads the metrics")
-    wait_until(lambda: watching.query("count_over_time(energy2go_ready[1m]) > 2"), "it has read thrice", 30)
+    wait_until(lambda: watching.query("count_over_time(energy2go_ready[1m]) > 2"), "it has read thrice")
     wait_until(lambda: watching.firing() == set(), "nothing fires")
     (group,) = watching.api("rules")["groups"]
     wait_until(lambda: watching.api("rules")["groups"][0]["evaluationTime"], "it evaluates the rules")
@@ -83,13 +83,13 @@ def test_what_breaks_fires_and_what_is_mended_does_not(running, prometheus, prog
     wait_until(lambda: watching.query("energy2go_equipment_online == 1"), "it has seen the equipment")
     absent = {("EquipmentOffline", ""), ("NotReady", "equipment")}
     equipment.stop()
-    wait_until(lambda: watching.firing() == absent, "the equipment is offline", 30)
+    wait_until(lambda: watching.firing() == absent, "the equipment is offline")
     equipment.start()
-    wait_until(lambda: watching.firing() == set(), "the equipment is back", 30)
+    wait_until(lambda: watching.firing() == set(), "the equipment is back")
     broker.stop()
-    wait_until(lambda: ("NotReady", "broker") in watching.firing(), "the broker is away", 30)
+    wait_until(lambda: ("NotReady", "broker") in watching.firing(), "the broker is away")
     service.stop()
-    wait_until(lambda: watching.firing() == {("Down", "")}, "the service is down", 30)
+    wait_until(lambda: watching.firing() == {("Down", "")}, "the service is down")
     assert "connection refused" in health(watching)[1]
 
 
@@ -98,7 +98,7 @@ def test_with_the_token_it_reads_and_with_a_wrong_one_it_says_401(service, prome
     watching = prometheus(started, "wrong")
     wait_until(lambda: health(watching)[0] == "down", "it cannot read the metrics")
     assert "401" in health(watching)[1]
-    wait_until(lambda: ("Down", "") in watching.firing(), "it says that the service is down", 30)
+    wait_until(lambda: ("Down", "") in watching.firing(), "it says that the service is down")
     (tmp_path / "prometheus/token").write_text("right")  # it reads the file anew each time
     wait_until(lambda: health(watching) == ("up", ""), "it reads the metrics")
     wait_until(lambda: ("Down", "") not in watching.firing(), "the service is no longer down")

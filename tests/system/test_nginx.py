@@ -195,7 +195,7 @@ def test_what_the_proxy_answers_itself_is_a_problem_too(nginx, service):
     answers = [proxy.post("/transactions", b"x" * 100_000)]
     running.stop()
     answers.append(proxy.get("/stations"))
-    other = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10, source_address=("127.0.0.2", 0))
+    other = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=60, source_address=("127.0.0.2", 0))
     running.start()
     wait_until(lambda: proxy.get("/healthz").status == 200, "it is found again")
     running.stop()

@@ -67,7 +67,7 @@ def test_the_broker_refuses_a_wrong_password(run, broker, tmp_path, version):
     ]
     for stranger in strangers:
         command = [*stranger, "-q", "1", "-t", VERDICTS, "-m", "stranger"]
-        refused = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert refused.returncode != 0, command
         assert re.search("not authori[sz]ed", refused.stderr, re.IGNORECASE), command
     assert publish(broker, "VALIDATOR", VERDICTS, "last") == ""
@@ -147,7 +147,7 @@ def test_what_is_too_large_is_refused_and_the_service_survives(run, broker, tmp_
                 "-f",
                 str(tmp_path / "large"),
             ]
-            subprocess.run(command, capture_output=True, timeout=20)
+            subprocess.run(command, capture_output=True, timeout=60)
     assert publish(broker, "VALIDATOR", VERDICTS, "last") == ""
     assert reader.received_before_the_last() == {STATUS}  # its "online"
     assert "x" * 100 not in reader.output.read_text()
@@ -166,7 +166,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize("nonsense", NONSENSE)
 def test_a_stranger_who_talks_nonsense_to_the_broker_is_cut_off(broker, nonsense):
-    stranger = socket.create_connection(("127.0.0.1", broker.port), timeout=15)
+    stranger = socket.create_connection(("127.0.0.1", broker.port), timeout=60)
     with stranger, contextlib.suppress(ConnectionError):
         stranger.sendall(NONSENSE[nonsense])
         while stranger.recv(4096):

@@ -60,7 +60,7 @@ def test_where_a_sandbox_forbids_that_the_service_starts_all_the_same(monkeypatc
 def test_gunicorn_refuses_options_that_cannot_work(tmp_path, broker, option, sentence, log_format):
     refused = Service(tmp_path, broker, GUNICORN_CMD_ARGS=option, LOG_FORMAT=log_format)
     process = subprocess.run(
-        refused.command, cwd=ROOT, env=refused.environment, capture_output=True, text=True, timeout=30
+        refused.command, cwd=ROOT, env=refused.environment, capture_output=True, text=True, timeout=60
     )
     assert process.returncode == 1
     (line,) = (line for line in process.stderr.splitlines() if sentence in line)
@@ -122,7 +122,7 @@ def test_nothing_is_opened_by_importing(tmp_path):
     command = [sys.executable, "-c", code]
     environment = {"PYTHONPATH": str(ROOT)}
     process = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=30, check=True
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True
     )
     assert process.stdout.startswith("1 ")
     assert len(process.stdout.split(",")) <= 4  # the standard streams, and the listing

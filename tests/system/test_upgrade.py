@@ -142,7 +142,7 @@ def test_release_1_1_is_upgraded_and_comes_back(kind, request, tmp_path, release
     else:
         assert "so stop the service first" in undo().stderr
     old = start(release_1_1, "refused")
-    wait_until(lambda: "later release" in old.said(), "it refuses", 30)
+    wait_until(lambda: "later release" in old.said(), "it refuses")
     old.stop()
     assert works(new)["reason"]
     new.stop()

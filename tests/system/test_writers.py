@@ -64,7 +64,7 @@ def at_once(database: Database, function, *arguments) -> list:
     together = threading.Barrier(WRITERS)
 
     def call(*own):
-        together.wait(10)
+        together.wait(60)
         with database.connection_context():
             return function(*own)
 
@@ -140,7 +140,7 @@ def test_a_ledger_takes_its_time_after_the_writer_before_it(postgres, database, 
         step.start()
         wait_until(lambda: postgres.execute(f"{WAITS} AND locktype = 'advisory'"), "the ledger waits")
         models.settle(database, [Verdict(first, "ERROR")], hour, NOW)
-    step.join(30)
+    step.join(60)
     assert models.newest_change(database)[0] > hour
     assert job.result.created > moment(hour)
 
