@@ -74,7 +74,7 @@ class Service:
         self._started.callback(self._readers.close)
         self._started.enter_context(self.ledger)
         self._started.enter_context(self.listener)
-        app.use(self, self.settings.api_token)
+        app.use(self, self.settings.api_token, self.settings.api_token_old)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -354,7 +354,7 @@ async def read_metrics(service: Service) -> bytes:
 @app.get("/openapi.json", token=False)
 def openapi_document() -> msgspec.Raw:
     """Read this document."""
-    return document(bool(app.config["api_token"]))
+    return document(bool(app.config["tokens"]))
 
 
 app.serve("/", "/static/<name>", *STATIC.glob("*.*"))

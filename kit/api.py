@@ -62,9 +62,9 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         self.requests = metrics.Requests()
         self.add_hook("before_request", before_request)
 
-    def use(self, service: Any, token: str = "") -> None:
-        """Hand this service to handlers from now on. If there is a `token`, clients must send it."""
-        self.config.update(running=service, api_token=token)
+    def use(self, service: Any, *tokens: str) -> None:
+        """Hand this service to handlers from now on. If there are `tokens`, clients must send one."""
+        self.config.update(running=service, tokens=tuple(filter(None, tokens)))
 
     def add_route(self, route: Route) -> None:
         """Read the route's declaration at once, so that a mistake in it is an import error."""
@@ -160,8 +160,8 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
             given["service"] = self.config["running"]
             if given["service"] is None:
                 raise NotRunning(self.absent)
-        if declared.token and self.config["api_token"]:
-            requests.authorize(self.config["api_token"])
+        if declared.token and self.config["tokens"]:
+            requests.authorize(self.config["tokens"])
         if declared.keyless and header("Idempotency-Key") is not None:
             raise KeyNotTaken("Idempotency-Key: is not taken here. " + declared.unknown)
         for name, text in path.items():

@@ -147,11 +147,12 @@ def whole_body() -> bytes:
     return body
 
 
-def authorize(token: str) -> None:
-    """Raise Unauthorized unless the request bears this token (RFC 6750)."""
+def authorize(tokens: tuple[str, ...]) -> None:
+    """Raise Unauthorized unless the request bears one of these tokens (RFC 6750)."""
     scheme, _, given = (header("Authorization") or "").partition(" ")
-    matches = hmac.compare_digest(given.strip(" ").encode("latin1"), token.encode())
-    if not (scheme.lower() == "bearer" and matches):
+    sent = given.strip(" ").encode("latin1")
+    matches = [hmac.compare_digest(sent, token.encode()) for token in tokens]  # all, in constant time
+    if not (scheme.lower() == "bearer" and any(matches)):
         raise errors.Unauthorized("Authorization: must bear the API token.")
 
 

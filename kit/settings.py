@@ -19,7 +19,7 @@ VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["proj
 HOST, ADDRESS = r"^[^\s\[\]/]+$", r"^(\[[^\s\[\]/]+\]|[^\s:\[\]/]+):[0-9]{1,5}$"
 URL = r"^sqlite:///(?!:memory:)[^?#]*[^?#/]$|^postgres(ql)?://.+"
 UNREACHABLE = "255.255.255.255"  # no packet is sent there
-SECRETS = ("DATABASE_URL", "MQTT_PASSWORD", "API_TOKEN")  # never shown
+SECRETS = ("DATABASE_URL", "MQTT_PASSWORD", "API_TOKEN", "API_TOKEN_OLD")  # never shown
 # The equipment and compose read these.
 OTHERS = {"USERNAME", "PASSWORD", "ID", "CONFIRM_RATE", "SEED", "DELAY_MS", "VERBOSE"}
 OTHERS = {f"VALIDATOR_{name}" for name in OTHERS} | {"PUBLISH", "PUBLISH_PROMETHEUS", "POSTGRES_PASSWORD"}
@@ -36,6 +36,7 @@ VALID = {
     "VALIDATION_RETRY": "a number of seconds from 0.05 to 30, such as 5",
     "VALIDATION_TIMEOUT": "a number of seconds, 86400 at most and more than VALIDATION_RETRY",
     "API_TOKEN": "at most 4096 characters, without a space at either end",
+    "API_TOKEN_OLD": "at most 4096 characters, without a space at either end, and only beside API_TOKEN",
     "LOG_LEVEL": "DEBUG, INFO, WARNING or ERROR",
     "LOG_FORMAT": "text or json",
 }
@@ -57,6 +58,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     validation_retry: Annotated[float, Meta(ge=0.05, le=30)] = 5
     validation_timeout: Annotated[float, Meta(ge=0.05, le=86400)] = 60
     api_token: Annotated[str, Meta(max_length=4096, pattern=r"^(\S(.*\S)?)?$")] = ""
+    api_token_old: Annotated[str, Meta(max_length=4096, pattern=r"^(\S(.*\S)?)?$")] = ""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["text", "json"] = "text"
 
@@ -107,6 +109,8 @@ def check_values(settings: Settings) -> None:
             raise refused(name) from None
     if not 1 <= port <= 65535:
         raise refused("BIND")
+    if settings.api_token_old and not settings.api_token:
+        raise refused("API_TOKEN_OLD")
     if settings.validation_timeout <= settings.validation_retry:
         limit = f"must be longer than VALIDATION_RETRY, {settings.validation_retry:g}"
         raise refused("VALIDATION_TIMEOUT", limit)

@@ -53,11 +53,11 @@ def services(new_url):
         yield running
 
 
-def use(running: app.Service, token: str = ""):
+def use(running: app.Service, *tokens: str):
     """Put this service behind the routes, with an empty database, during a test."""
     wait_until(lambda: not running.changes._reader, "the changes of an earlier test are forgotten")
     asyncio.run_coroutine_threadsafe(running.ledger.change(empty), running.loop).result(60)
-    app.app.use(running, token)
+    app.app.use(running, *tokens)
     yield client()
     app.app.use(None)
 
@@ -70,8 +70,8 @@ def api(request, services):
 
 @pytest.fixture
 def guarded(services):
-    """A client of the service with an API token."""
-    yield from use(services("sqlite"), "open sesame")
+    """A client of the service with an API token and an old one."""
+    yield from use(services("sqlite"), "open sesame", "old sesame")
 
 
 @pytest.fixture(scope="session")

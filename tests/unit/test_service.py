@@ -34,8 +34,9 @@ def test_a_service_can_be_stopped_and_another_started(tmp_path):
         key = new_transaction(api)["id"]
     assert threading.active_count() == before
     assert send(api, "GET", "/stations").status_int == 503
-    with serving(tmp_path / "second", api_token="open sesame") as api:
+    with serving(tmp_path / "second", api_token="open sesame", api_token_old="old") as api:
         assert send(api, "GET", "/stations").status_int == 401
+        assert send(api, "GET", "/stations", Authorization="Bearer old").status_int == 200
         answer = send(api, "GET", "/stations", Authorization="Bearer open sesame")
         assert answer.json["items"] == []
     assert threading.active_count() == before

@@ -263,6 +263,7 @@ def test_a_refused_url_is_not_shown_with_its_password(environment, url):
         ("API_TOKEN", " x"),
         ("API_TOKEN", "x "),
         ("API_TOKEN", "x" * 4097),
+        ("API_TOKEN_OLD", "x"),  # without API_TOKEN
         ("MQTT_USERNAME", "ü" * 16_001),
         ("MQTT_PASSWORD", "x" * 16_001),
     ],

@@ -8,7 +8,15 @@ GUARDED = ("/stations", "/transactions", "/events", "/metrics")
 
 
 WRONG = ["", "Bearer", "Bearer ", "Bearer open", "Bearer open sesame!", "Bearer OPEN SESAME", "open sesame"]
-WRONG += ["Basic open sesame", "Bearer \xe9", "Bearer \xe2\x82\xac", "\xff"]
+WRONG += [
+    "Bearer old",
+    "Bearer open sesameold sesame",
+    "Basic old sesame",
+    "Basic open sesame",
+    "Bearer \xe9",
+    "Bearer \xe2\x82\xac",
+    "\xff",
+]
 
 
 def test_without_the_token_no_route_of_the_api_answers(guarded):
@@ -26,8 +34,8 @@ def test_without_the_token_no_route_of_the_api_answers(guarded):
 
 
 def test_with_the_token_every_route_of_the_api_answers(guarded):
-    for scheme in ("Bearer", "bearer", "BEARER"):
-        headers = {"Authorization": f"{scheme} open sesame"}
+    for credentials in ("Bearer open sesame", "bearer open sesame", "BEARER old sesame"):
+        headers = {"Authorization": credentials}
         assert send(guarded, "POST", "/stations", {"description": "x"}, **headers).status_int == 201
         assert new_transaction(guarded, **headers)["status"] == "PENDING"
         for path, methods in every_path().items():
