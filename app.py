@@ -13,11 +13,10 @@ from contextlib import ExitStack, suppress
 from functools import cache, partial
 from pathlib import Path
 from queue import Full
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
-from peewee import Database
 from prometheus_client.core import InfoMetricFamily, Metric
 from swagger_ui_bundle import swagger_ui_path
 
@@ -39,7 +38,6 @@ from mqtt_listener import Listener
 from schemas import NewStation, NewTransaction, Readiness, Station, StationId, Transaction, TransactionId
 
 log = logging.getLogger(__name__)
-P = ParamSpec("P")
 T = TypeVar("T")
 
 LONGEST_WAIT = 30  # seconds
@@ -87,9 +85,7 @@ class Service:
         self.ledger.stopping = self.store.clock.steady()
         self.changes.end()
 
-    async def read(
-        self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs
-    ) -> T:
+    async def read(self, function: Callable[..., T], *values: Any, **named: Any) -> T:
         """Call a function of `models` in a thread. Raises its exceptions, or NotRead."""
         return await self._result(self._readers.call(partial(self.store.read, function, *values, **named)))
 
@@ -283,7 +279,7 @@ async def latest_transactions(service: Service, query: schemas.LatestQuery) -> s
 async def get_transaction(
     service: Service, answer: Answer, id: TransactionId, headers: schemas.WaitHeaders
 ) -> Transaction:
-    """Read one transaction; with `Prefer: wait=N`, once it has its verdict."""
+    """Read one transaction; with `Prefer: wait=N`, once it has its verdict, or after at most 30 s."""
     transaction = await service.read(models.get_transaction, id)
     return await preferred(service, answer, transaction, headers.prefer)
 
@@ -305,6 +301,7 @@ async def retry_transaction(
     answers=((200, "Cache-Control", "X-Accel-Buffering"),),
     errors=(schemas.TooManyClients,),
     media_type=events.MEDIA_TYPE,
+    data=Transaction,
 )
 def follow_events(
     service: Service, answer: Answer, query: schemas.EventQuery, headers: schemas.EventHeaders

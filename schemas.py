@@ -42,7 +42,7 @@ ID = "019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"
 TransactionId = Annotated[UUID, Meta(description="UUIDv7", examples=[ID])]
 Time = Annotated[datetime, Meta(tz=True)]
 SEARCH = "stations with this text in their description, in any letter case and however accents were typed"
-WAIT = "`wait=N`: wait for the verdict, up to N seconds or 30 (RFC 7240)"
+WAIT = "`wait=N`: wait up to N seconds for the verdict, and never longer than 30 s (RFC 7240)"
 KEY = "makes repeats safe: a text without a comma, new for each transaction"
 NO_NUL = r"^[^\u0000]*$"  # the one character that PostgreSQL cannot store in a text
 # In a name: control characters, line breaks, and marks that change the direction of the text around it.

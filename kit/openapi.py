@@ -42,6 +42,7 @@ class Declaration:
 
     answers: the status of each success and its headers; the first one is the default
     errors: in addition to those that follow from the inputs
+    data: the type of the data in a stream's events
     token: require the API token, if there is one
     unknown: advice for a client that does not know the outcome
 
@@ -56,10 +57,11 @@ class Declaration:
         answers: tuple[tuple[Any, ...], ...] = ((200,),),
         errors: tuple[type[Refusal], ...] = (),
         media_type: str = JSON,
+        data: Any = None,
         token: bool = True,
         unknown: str = AGAIN,
     ):
-        self.name, self.media_type = handler.__name__, media_type
+        self.name, self.media_type, self.data = handler.__name__, media_type, data
         self.status, self.token, self.unknown = answers[0][0], token, unknown
         self.summary, _, self.description = (inspect.getdoc(handler) or "").partition("\n\n")
         if not self.summary:
@@ -158,6 +160,10 @@ def success(declared: Declaration, status: int, names: list[str], found: Json) -
     if declared.returns is not type(None) and status < 300:
         text = declared.media_type != JSON
         content = {"schema": {"type": "string"} if text else schema(declared.returns, found)}
+        if declared.data:
+            fields = {name: {"type": "string"} for name in ("event", "id")}
+            fields["data"] = schema(declared.data, found)
+            content = {"schema": {"type": "object", "properties": fields}}
         described["content"] = {declared.media_type.partition(";")[0]: content}
     return described
 

@@ -78,7 +78,7 @@ def test_a_generated_client_waits_finds_changes_and_reads_errors(running, genera
             (call("stations", "change_station", 2, body=change, if_match=tag), 412, "ETag"),
             (call("stations", "delete_station", 2), 409, "has transactions"),
             (call("stations", "get_station", 77), 404, "no station 77"),
-            (call("stations", "create_station", body=models.NewStation(description=" ")), 422, "blanks"),
+            (call("stations", "create_station", body=models.NewStation(description=" ")), 422, "visible"),
             (call("transactions", "retry_transaction", transaction.id), 409, "EXPIRED"),
         ):
             assert (answer.status_code, answer.parsed.status) == (status, status)
