@@ -41,6 +41,7 @@ T = TypeVar("T")
 
 JOB_TIMEOUT = 10.0  # seconds that a request waits until its job is taken, and that a commit may be in doubt
 QUEUE = 10_000  # jobs that may wait
+FIRST_PAUSE = SECOND // 10  # it doubles up to a second
 BATCH = 500  # jobs that one commit takes
 BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60)  # seconds
@@ -118,6 +119,7 @@ class Ledger:
         expired = "%(count)d questions expired without an answer"
         self._expirations = Summary(log.warning, "questions_expired", expired)
         self._next_round = self._next_attempt = self._failed_rounds = 0
+        self._pause = FIRST_PAUSE  # until we look again whether the database can be written
         self._held: list[Job] = []  # verdicts that cannot be stored now, and creations in doubt
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
@@ -218,7 +220,8 @@ class Ledger:
     def step(self, patience: float | None = None) -> None:
         """Commit one batch, waiting at most `patience` seconds for its first job."""
         if patience is None:
-            patience = (self._next_round - self.clock.steady()) / SECOND
+            waiting = self._next_attempt if self.store.problem or self._held else self._next_round
+            patience = (min(self._next_round, waiting) - self.clock.steady()) / SECOND
         jobs = self._take(patience)
         if (self.store.problem or self._held) and self.clock.steady() >= self._next_attempt:
             jobs += self._recover()
@@ -362,14 +365,15 @@ class Ledger:
     def _hold(self, job: Job) -> None:
         """Try this job again within a second."""
         if not self._held:
-            self._next_attempt = self.clock.steady() + SECOND
+            self._next_attempt = self.clock.steady() + (self._pause if self.store.problem else SECOND)
         self._held.append(job)
 
     def _recover(self) -> list[Job]:
         """Find out whether the database can be written again; if so, return what was held, to be written."""
-        self._next_attempt = self.clock.steady() + SECOND
+        self._next_attempt = self.clock.steady() + self._pause
         if self.store.problem:
             self.store.recover()
+        self._pause = min(2 * self._pause, SECOND) if self.store.problem else FIRST_PAUSE
         held = [job for job in self._held if not (job.future and job.future.done())]  # those had a 503
         self._held = held if self.store.problem else []
         if self.store.problem and self.stopping:
