@@ -94,7 +94,7 @@ class Shell:
         """Type a command, and compare what it prints with what is shown. A GET may need a moment."""
         printed = self.type(command)
         if "http://" in command and not re.search("--json|-X", command):
-            wait_until(lambda: comparable(self.type(command)) == comparable(shown) or not shown, shown, 5)
+            wait_until(lambda: comparable(self.type(command)) == comparable(shown) or not shown, shown)
         else:
             assert comparable(printed) == comparable(shown) or not shown
         self.ids |= dict(zip(ID.findall(shown), ID.findall(printed), strict=False))

@@ -88,5 +88,5 @@ def test_a_client_misses_nothing_when_the_service_restarts(client, running, pyth
         service.start()
         wait_until(service.ready, "it is ready again")
         second = settled()
-        wait_until(lambda: second in said(), "it prints the next one", 30)
+        wait_until(lambda: second in said(), "it prints the next one")
     assert [line for line in said() if line in (first, second)] == [first, second]
