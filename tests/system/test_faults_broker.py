@@ -5,6 +5,7 @@
 
 import signal
 import socket
+import threading
 from functools import partial
 
 import pytest
@@ -115,6 +116,7 @@ def flap(run: Trial) -> None:
     with Peer(run.broker) as peer:
 
         def expired() -> bool:
+            threading.Event().wait(0.3)  # more often, and the questions would fill Mosquitto's queue
             peer.publish(f"{STATUS}validator", "online", retain=True)
             return run.status("EXPIRED") > 50
 

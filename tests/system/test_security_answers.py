@@ -71,10 +71,10 @@ ANSWERS = [
 ]
 
 
-def test_every_answer_tells_browsers_to_run_and_frame_nothing_foreign(failing):
+def test_every_answer_tells_browsers_to_run_nothing_foreign_and_shows_no_internals(failing):
     service = failing()
     for method, path, headers, body, expected in ANSWERS:
-        status, answered, _ = ask(service, method, path, headers, body)
+        status, answered, text = ask(service, method, path, headers, body)
         assert status == expected, (method, path)
         assert answered["X-Content-Type-Options"] == "nosniff", (method, path)
         assert answered["Referrer-Policy"] == "no-referrer", (method, path)
@@ -90,12 +90,6 @@ def test_every_answer_tells_browsers_to_run_and_frame_nothing_foreign(failing):
         assert "unsafe" not in answered["Content-Security-Policy"]
         # What clients wrote comes back as JSON, never as HTML.
         assert "html" not in answered["Content-Type"] or path in ("/", "/swagger/")
-
-
-def test_every_error_is_a_problem_and_shows_no_internals(failing):
-    service = failing()
-    for method, path, headers, body, expected in ANSWERS:
-        status, answered, text = ask(service, method, path, headers, body)
         if expected >= 400:
             problem = json.loads(text)
             assert (status, problem["status"]) == (expected, expected)
@@ -121,13 +115,13 @@ def assert_holds_no_secret(program: Program, *more: str) -> None:
 def assert_refuses_heads(service: Service) -> None:
     """Check that heads with the token in the wrong place are refused."""
     for header in (f"Authorization Bearer {TOKEN}", f"Authorization: Bearer {TOKEN}\0", f"Expect: {TOKEN}"):
-        with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
+        with socket.create_connection(("127.0.0.1", service.port), 60) as connection:
             connection.sendall(f"GET /stations HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode())
             assert connection.recv(100).startswith(b"HTTP/1.1 4")
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_no_log_holds_a_secret(run, failing, broker, tmp_path, style):
+def test_no_log_holds_a_secret(run, failing, broker, style):
     broker.stop()
     broker = run(Broker, port=broker.port, **SECRETS)
     secret = {name: value for name, value in SECRETS.items() if name != "VALIDATOR_PASSWORD"}
@@ -176,10 +170,11 @@ def test_no_log_holds_a_secret(run, failing, broker, tmp_path, style):
 def test_nonsense_does_not_fill_the_log(run, broker):
     service = run(Service, broker)
     begin = time.monotonic()
-    for number in range(300):
-        with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
+    for number in range(200):
+        with socket.create_connection(("127.0.0.1", service.port), 60) as connection:
             connection.sendall(b"GET /%d\x01 HTTP/1.1\r\n%d: %d\r\n\r\n" % (number, number, number))
             assert connection.recv(100).startswith(b"HTTP/1.1 400")
+    assert service.stop() == 0
     seconds = time.monotonic() - begin
     lines = [line for line in service.said().splitlines() if "Invalid" in line]
     assert 10 <= len(lines) <= 10 * (seconds + 2)
@@ -212,13 +207,13 @@ def test_slow_clients_block_no_others(run, broker):
     threads = [threading.Thread(target=drip, args=request, daemon=True) for request in slow]
     for thread in threads:
         thread.start()
-    for number in range(1, 101):
+    for number in range(1, 31):
         assert (
-            service.request("POST", "/stations", {"description": "quick"}, timeout=10).json["id"] == number
+            service.request("POST", "/stations", {"description": "quick"}, timeout=60).json["id"] == number
         )
-        assert service.request("GET", "/healthz", timeout=10).status == 200
+        assert service.request("GET", "/healthz", timeout=60).status == 200
     assert answers == []
     hurry.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert answers == [b"HTTP/1.1 201"] * 30
