@@ -83,6 +83,7 @@ BEYOND = [
     ("POST /transactions", 422, "no station 2147483647", stations(LARGEST_ID)),
 ]
 # The place that the detail names, and URLs.
+LATEST = "must be 1 to 200 ids of stations with commas, each from 1 to 2147483647"
 URLS = {
     "id": f"""/stations/x /stations/0 /stations/-1 /stations/1.5 /stations/true /stations/null /stations/1%20
         /stations/1%00 /stations/%D9%A1 /stations/2147483648 /stations/{"1" * 5000} /transactions/1
@@ -108,6 +109,22 @@ URLS = {
         /transactions?created_to=2026-02-30T00:00:00Z""",
     "query.station_id": """/transactions?station_id=x /transactions?station_id=null
         /transactions?station_id=2147483648""",
+    f"query.station_id: {LATEST}": f"""/transactions/latest?station_id=0
+        /transactions/latest?station_id=1,2147483648 /transactions/latest?station_id=1,1.0
+        /transactions/latest?station_id={",".join("1" * 201)}""",
+    "query.station_id: Expected `int`, got `str`": "/transactions/latest?station_id=1,,2",
+    "query.station_id: is missing": "/transactions/latest",
+    "query.limit: is not one of station_id": "/transactions/latest?limit=1&station_id=1",
+    "query.to: must be later than query.from, by 31 days at most.": """
+        /transactions/counts?from=2026-03-28T00:00:00Z&to=2026-03-28T00:00:00Z
+        /transactions/counts?from=2026-03-29T00:00:00Z&to=2026-03-28T00:00:00Z
+        /transactions/counts?from=2026-03-28T00:00:00Z&to=2026-04-28T00:00:00.001Z
+        /transactions/counts?from=2026-03-28T00:00:00Z /transactions/counts?to=0001-01-01T00:00:00Z
+        /transactions/counts?from=9999-12-31T23:59:59.999999Z""",
+    "query.step: Expected `int` from 1 to 2678400": """/transactions/counts?step=0
+        /transactions/counts?step=2678401 /transactions/counts?step=3.0""",
+    "query.step: must be at least 3, for 200 steps at most.": "/transactions/counts?step=2",
+    f"query.from: {TIME}": "/transactions/counts?from=2026",
     "query.after": f"""/transactions?after=1 /transactions?after=null /stations?after={UNKNOWN}
         /stations?after=0""",
 }

@@ -13,6 +13,7 @@ from kit.errors import Unavailable
 from kit.settings import Settings
 from mqtt_listener import STATUSES, VERDICTS, Listener
 from stepped import Bench
+from trial import FULL
 
 AT_ONCE = 80  # messages per example
 
@@ -42,8 +43,8 @@ def four(bench) -> list[UUID]:
     return [pending, other, expired, completed]
 
 
-def test_every_message_is_acknowledged_and_counted_once(bench, caplog, pytestconfig):
-    sent = 5_000 if pytestconfig.getoption("--sqlite-only") else 20_000
+def test_every_message_is_acknowledged_and_counted_once(bench, caplog):
+    sent = 20_000 if FULL else 5_000
     settled, received = {}, 0
 
     @settings(max_examples=sent // AT_ONCE, suppress_health_check=list(HealthCheck))

@@ -1,4 +1,4 @@
-"""A thousand hostile HTTP requests: each gets a JSON answer."""
+"""Hundreds of hostile HTTP requests: each gets a JSON answer."""
 
 import json
 import re
@@ -10,28 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from webtest import TestRequest
 
+from calls import new_station, new_transaction
 from hostile import MB, json_values
-from programs import wait_until
+from trial import FULL
 
-METHODS = [
-    "GET",
-    "GET",
-    "POST",
-    "POST",
-    "PUT",
-    "PATCH",
-    "DELETE",
-    "HEAD",
-    "OPTIONS",
-    "TRACE",
-    "CONNECT",
-    "get",
-    "BREW",
-]
+COUNT = 1000 if FULL else 250
+METHODS = "GET GET POST POST PUT PATCH DELETE HEAD OPTIONS TRACE CONNECT get BREW"
 latin = st.characters(codec="latin-1", exclude_categories=["Cc"])  # a server accepts these in a header
-ids = st.sampled_from(
-    ["1", "2", "01", "0", "-1", "1.0", "2147483647", "2147483648", "1e3", "{key}", "{none}", "", "é"]
-)
+IDS = "1 2 01 0 -1 1.0 2147483647 2147483648 1e3 {key} {none} é"
+ids = st.sampled_from([*IDS.split(), ""])
 segments = (
     ids
     | st.sampled_from(["stations", "transactions", "swagger", "static", "..", ".", "start.js", "page.js"])
@@ -48,20 +35,16 @@ paths = (
     | st.lists(segments, max_size=4).map("/".join).map("/{}".format)
     | st.text(latin, max_size=20).map("/{}".format)
 )
-ROUTES = [
+ROUTES = [*map("{} /stations/1".format, ("PUT", "PATCH", "GET", "DELETE")), "DELETE /stations/2"]
+ROUTES += [
+    "GET /stations",
     "POST /stations",
-    "PUT /stations/1",
-    "PATCH /stations/1",
-    "DELETE /stations/2",
-    "DELETE /stations/1",
     "POST /transactions",
     "POST /transactions/",
-    "GET /stations",
-    "GET /stations/1",
     "GET /transactions",
-    "GET /transactions/{key}",
 ]
-asked = st.sampled_from(ROUTES) | st.tuples(st.sampled_from(METHODS), paths).map(" ".join)
+ROUTES += ["GET /transactions/{key}"]
+asked = st.sampled_from(ROUTES) | st.tuples(st.sampled_from(METHODS.split()), paths).map(" ".join)
 fields = st.sampled_from(["limit", "after", "status", "station_id", "x", "", "\xff"])
 values = (
     ids | st.sampled_from(["PENDING", "200", "%", "%ff", "%00", "+", "null"]) | st.text(latin, max_size=9)
@@ -69,40 +52,14 @@ values = (
 queries = st.lists(st.tuples(fields, values).map("=".join), max_size=3).map("&".join) | st.text(
     latin, max_size=30
 )
-HEADERS = [
-    "ACCEPT",
-    "ACCEPT_ENCODING",
-    "AUTHORIZATION",
-    "CONNECTION",
-    "COOKIE",
-    "CONTENT_ENCODING",
-    "EXPECT",
-    "FORWARDED",
-    "HOST",
-    "IF_MATCH",
-    "IF_MODIFIED_SINCE",
-    "IF_NONE_MATCH",
-    "IDEMPOTENCY_KEY",
-    "ORIGIN",
-    "PREFER",
-    "RANGE",
-    "TE",
-    "TRANSFER_ENCODING",
-    "UPGRADE",
-    "X_FORWARDED_FOR",
-    "X_FORWARDED_HOST",
-    "X_FORWARDED_PROTO",
-    "X_HTTP_METHOD_OVERRIDE",
-    "X_SCRIPT_NAME",
-]
+HEADERS = """ACCEPT ACCEPT_ENCODING AUTHORIZATION CONNECTION COOKIE CONTENT_ENCODING EXPECT FORWARDED HOST
+    IF_MATCH IF_MODIFIED_SINCE IF_NONE_MATCH IDEMPOTENCY_KEY ORIGIN PREFER RANGE TE TRANSFER_ENCODING UPGRADE
+    X_FORWARDED_FOR X_FORWARDED_HOST X_FORWARDED_PROTO X_HTTP_METHOD_OVERRIDE X_SCRIPT_NAME"""
+VALUES = "wait=0 wait=-1 bytes=0-9 bytes=9- bytes=x chunked gzip * k \xff"
+texts = st.text(latin, max_size=300).filter(lambda text: "wait" not in text)  # it would wait
 headers = st.dictionaries(
-    st.sampled_from(HEADERS).map("HTTP_{}".format),
-    st.text(latin, max_size=300).filter(
-        lambda text: "wait" not in text
-    )  # without equipment, the request would wait
-    | st.sampled_from(
-        ["wait=0", "wait=-1", "bytes=0-9", "bytes=9-", "bytes=x", "chunked", "gzip", "*", "k", "\xff"]
-    ),
+    st.sampled_from(HEADERS.split()).map("HTTP_{}".format),
+    texts | st.sampled_from(VALUES.split()),
     max_size=4,
 )
 types = st.sampled_from(
@@ -128,14 +85,13 @@ bodies = (
 @pytest.mark.filterwarnings("ignore:Unknown REQUEST_METHOD")
 # Bottle 0.13.4 opens a file before it answers 416, and leaves closing it to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_every_one_of_1_000_requests_is_answered_with_json(api):
-    wait_until(lambda: api.get("/healthz", expect_errors=True).status_int == 200, "the tables are there")
+def test_every_request_is_answered_with_json(api):
     for _ in range(2):
-        api.post_json("/stations", {"description": "Teste"}, status=201)
-    key = api.post_json("/transactions", {"station_id": 1}, status=201).json["id"]
+        new_station(api)
+    key = new_transaction(api)["id"]
     answered = Counter()
 
-    @settings(max_examples=1000, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=COUNT, suppress_health_check=list(HealthCheck))
     @given(asked, queries, headers, types, bodies)
     def ask(route, query, headers, content_type, body):
         request = TestRequest.blank("/", headers={}, method="POST", body=body)
@@ -163,6 +119,6 @@ def test_every_one_of_1_000_requests_is_answered_with_json(api):
             assert method == "HEAD" or answer.json is not None
 
     ask()
-    assert answered.keys() >= {200, 201, 400, 404, 405, 415, 422}
+    assert answered.keys() >= {200, 201, 404, 405, 422}
     assert api.get(f"/transactions/{key}").json["status"] == "PENDING"
     assert api.post_json("/stations", {"description": "still there"}).status_int == 201

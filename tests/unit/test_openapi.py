@@ -3,19 +3,17 @@
 import copy
 import json
 import re
-from uuid import UUID
 
 import pytest
 from openapi_schema_validator import OAS30Validator, oas30_format_checker
 from openapi_spec_validator import OpenAPIV30SpecValidator
 
 import app
-from calls import JSON, UNKNOWN, client, new_station, new_transaction, send, service, serving
+from calls import JSON, UNKNOWN, client, send, service, serving
 from kit.storage import execute
 from refused import BODIES, LONG
 
 PROBLEM = "application/problem+json"
-CURSOR = f"1-{UUID(UNKNOWN).hex}"
 
 
 @pytest.fixture
@@ -89,19 +87,6 @@ def test_the_document_is_valid(tmp_path, token):
     assert list(OpenAPIV30SpecValidator(document).iter_errors()) == []
 
 
-def test_the_document_is_built_once(api):
-    app.document.cache_clear()
-    assert len({api.get("/openapi.json").body for _ in range(3)}) == app.document.cache_info().misses == 1
-
-
-def test_every_operation_says_what_it_is(document):
-    says = operations(document).values()
-    assert len({operation["operationId"] for operation in says}) == len(says)
-    for operation in says:
-        assert re.fullmatch(r"[A-Z].*\.", operation["summary"])
-        assert all(operation["tags"])
-
-
 def test_the_document_keeps_the_rules_that_redocly_recommends(document):
     assert document["info"]["license"].keys() == {"name", "url"}
     (server,) = document["servers"]
@@ -125,6 +110,8 @@ def test_the_document_keeps_the_rules_that_redocly_recommends(document):
         for parameter in says.get("parameters", ()):
             assert parameter["in"] == "path" or parameter["description"], (path, parameter)
     assert used == tags.keys()
+    names = [says["operationId"] for says in operations(document).values()]
+    assert len(set(names)) == len(names)
     shapes = {re.sub(r"{\w+}", "{}", path) for path in document["paths"]}
     assert len(shapes) == len(document["paths"])
 
@@ -181,67 +168,52 @@ def test_every_example_is_one(document):
 # What it documents
 
 STATION, TRANSACTION = {"description": "Teste"}, {"station_id": 1}
-ANSWERS = [
-    # status, method, path in the document, path, body
-    (201, "POST", "/stations", "/stations", STATION),
-    (201, "POST", "/stations", "/stations", STATION),
-    (201, "POST", "/stations", "/stations", STATION),
-    (200, "GET", "/stations", "/stations", None),
-    (200, "GET", "/stations", "/stations?limit=1", None),
-    (200, "GET", "/stations/{id}", "/stations/1", None),
-    (200, "PUT", "/stations/{id}", "/stations/1", STATION),
-    (200, "PATCH", "/stations/{id}", "/stations/1", STATION),
-    (200, "PATCH", "/stations/{id}", "/stations/1", {}),
-    (201, "POST", "/transactions", "/transactions", TRANSACTION),
-    (201, "POST", "/transactions", "/transactions", TRANSACTION),
-    (200, "GET", "/transactions", "/transactions", None),
-    (200, "GET", "/transactions", "/transactions?limit=1", None),
-    (200, "GET", "/transactions/counts", "/transactions/counts", None),
-    (200, "GET", "/transactions/latest", "/transactions/latest?station_id=1,2", None),
-    (200, "GET", "/events", "/events", None),
-    (409, "DELETE", "/stations/{id}", "/stations/1", None),
-    (204, "DELETE", "/stations/{id}", "/stations/2", None),
-    (200, "GET", "/healthz", "/healthz", None),
-    (503, "GET", "/readyz", "/readyz", None),
-    (200, "GET", "/openapi.json", "/openapi.json", None),
-    (200, "GET", "/metrics", "/metrics", None),
-    (422, "POST", "/stations", "/stations", {}),
-    (422, "GET", "/stations", "/stations?limit=0", None),
-    (422, "GET", "/stations/{id}", "/stations/x", None),
-    (422, "PUT", "/stations/{id}", "/stations/1", {}),
-    (422, "PATCH", "/stations/{id}", "/stations/1", []),
-    (422, "DELETE", "/stations/{id}", "/stations/0", None),
-    (422, "POST", "/transactions", "/transactions", {"station_id": 7}),
-    (422, "GET", "/transactions", "/transactions?status=DONE", None),
-    (422, "GET", "/transactions/{id}", "/transactions/1", None),
-    (422, "GET", "/transactions/counts", "/transactions/counts?step=0", None),
-    (422, "GET", "/transactions/latest", "/transactions/latest", None),
-    (422, "GET", "/events", "/events?after=x", None),
-    (404, "GET", "/stations/{id}", "/stations/7", None),
-    (404, "PUT", "/stations/{id}", "/stations/7", STATION),
-    (404, "PATCH", "/stations/{id}", "/stations/7", STATION),
-    (404, "DELETE", "/stations/{id}", "/stations/7", None),
-    (404, "GET", "/transactions/{id}", f"/transactions/{UNKNOWN}", None),
-    (404, "POST", "/transactions/{id}/retry", f"/transactions/{UNKNOWN}/retry", None),
-    (422, "POST", "/transactions/{id}/retry", "/transactions/1/retry", None),
+RETRY = f"/transactions/{UNKNOWN}/retry"
+ANSWERS = [  # in this order: status, method, body, paths
+    (201, "POST", STATION, "/stations /stations /stations"),
+    (201, "POST", TRANSACTION, "/transactions /transactions"),
+    (
+        200,
+        "GET",
+        None,
+        "/stations /stations?limit=1 /stations/1 /transactions /transactions?limit=1 /events",
+    ),
+    (200, "GET", None, "/healthz /openapi.json /metrics"),
+    (503, "GET", None, "/readyz"),
+    (200, "PUT", STATION, "/stations/1"),
+    (200, "PATCH", STATION, "/stations/1"),
+    (200, "PATCH", {}, "/stations/1"),
+    (409, "DELETE", None, "/stations/1"),
+    (204, "DELETE", None, "/stations/2"),
+    (422, "POST", {}, "/stations /transactions /transactions/1/retry"),
+    (
+        422,
+        "GET",
+        None,
+        "/stations?limit=0 /stations/x /transactions?status=X /transactions/1 /events?after=x",
+    ),
+    (422, "PUT", {}, "/stations/1"),
+    (422, "PATCH", [], "/stations/1"),
+    (422, "DELETE", None, "/stations/0"),
+    (404, "GET", None, f"/stations/7 /transactions/{UNKNOWN}"),
+    (404, "PUT", STATION, "/stations/7"),
+    (404, "PATCH", STATION, "/stations/7"),
+    (404, "DELETE", None, "/stations/7"),
+    (404, "POST", None, RETRY),
 ]
-MARCH = "2026-03-28T00:00:00Z"
-COUNTED = {"from": "&to=2026-03-28T01:00:00Z", "step": f"&from={MARCH}&to=2026-03-28T00:03:00Z"}
-WITH_BODY = [
-    ("POST", "/stations"),
-    ("PUT", "/stations/{id}"),
-    ("PATCH", "/stations/{id}"),
-    ("POST", "/transactions"),
-]
+WITH_BODY = [("POST", "/stations"), ("PUT", "/stations/{id}"), ("PATCH", "/stations/{id}")]
+WITH_BODY += [("POST", "/transactions")]
 
 
 def provoke_everything(api, document):
     """Provoke each documented answer of a working service; yields method, path and status."""
     token = {"Authorization": "Bearer open-sesame"}
-    for status, method, documented, path, body in ANSWERS:
-        answer = send(api, method, path, body, **token)
-        assert answer.status_int == status, (method, path, answer)
-        yield assert_as_documented(document, method, documented, answer)
+    for status, method, body, paths in ANSWERS:
+        for path in paths.split():
+            answer = send(api, method, path, body, **token)
+            assert answer.status_int == status, (method, path, answer)
+            documented = re.sub(r"(?<=s/)[\da-fx-]+(?=$|/)", "{id}", path.partition("?")[0])
+            yield assert_as_documented(document, method, documented, answer)
 
     for status in (201, 200):
         answer = send(api, "POST", "/transactions", TRANSACTION, Idempotency_Key="k", **token)
@@ -325,31 +297,4 @@ def test_the_document_and_the_service_refuse_the_same_bodies(document):
                 schema = operations(document)[method, path]["requestBody"]["content"][JSON]["schema"]
                 assert complaints(document, body, schema), body
                 tried += 1
-    assert tried > 30
-
-
-def test_the_document_and_the_service_agree_on_parameters(api, document):
-    new_station(api)
-    new_transaction(api)
-    tried = 0
-    for (_, path), says in operations(document).items():
-        for parameter in says.get("parameters", ()):
-            schema = parameter["schema"]
-            if schema.get("type") == "array":
-                named = "$ref" in schema["items"]
-                schema = document["components"]["schemas"]["Status"] if named else schema["items"]
-            good = [CURSOR] if path == "/events" else schema.get("enum", [UNKNOWN])
-            bad = ["", "x", "null"]
-            if schema.get("format") == "date-time":
-                good = ["2026-03-28T00:18:13.786299Z", "2026-03-28T00:18:13%2B01:00"]
-            if "maxLength" in schema:
-                good, bad = ["x", "x" * schema["maxLength"]], ["", "x" * (schema["maxLength"] + 1), "%00"]
-            if schema.get("type") == "integer":
-                low, high = schema["minimum"], schema["maximum"]
-                good, bad = [low, high], [*bad, low - 1, high + 1]
-            more = COUNTED.get(parameter["name"], "") if path.endswith("counts") else ""
-            if parameter["in"] == "query":
-                for value, status in [(value, 200) for value in good] + [(value, 422) for value in bad]:
-                    assert send(api, "GET", f"{path}?{parameter['name']}={value}{more}").status_int == status
-                    tried += 1
     assert tried > 30

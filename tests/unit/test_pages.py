@@ -42,20 +42,6 @@ def test_pages_keep_their_filters(api):
     assert {(item["status"], item["station"]["id"]) for item in found} == {("COMPLETED", 2)}
 
 
-def test_each_filter_works_alone(api):
-    for description in "ab":
-        new_station(api, description)
-    ours, theirs = new_transaction(api, 1)["id"], new_transaction(api, 2)["id"]
-    settle(theirs, "ERROR")
-
-    def listed(query):
-        return [item["id"] for item in api.get(f"/transactions?{query}").json["items"]]
-
-    assert listed("station_id=1") == listed("status=PENDING") == listed(f"after={theirs}") == [ours]
-    assert listed("station_id=2") == listed("status=ERROR") == [theirs]
-    assert listed("station_id=3") == listed("status=EXPIRED") == listed("status=ERROR&station_id=1") == []
-
-
 def test_what_is_new_disturbs_no_page(api):
     stations = [new_station(api) for _ in range(4)]
     transactions = [new_transaction(api)["id"] for _ in range(4)]

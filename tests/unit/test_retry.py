@@ -47,15 +47,6 @@ def test_a_retry_asks_at_once_with_a_new_deadline(bench):
     assert isinstance(retried(bench, key)[0], models.Transaction)
 
 
-def test_a_verdict_settles_what_was_retried(bench):
-    (key,) = expired(bench)
-    retried(bench, key)
-    bench.answer(key, "ERROR")
-    bench.step()
-    assert bench.status(key) is Status.ERROR
-    assert bench.ledger.counts["settled"] == 1
-
-
 def test_only_what_is_expired_is_retried_and_once(bench):
     key, late = expired(bench, 2)
     (pending,) = bench.create()
@@ -83,16 +74,6 @@ def test_a_retry_waits_for_room_in_the_window_and_for_the_broker(bench, monkeypa
     bench.answer(keys[0])
     bench.step(0.3)
     assert sorted(bench.publisher.published) == keys
-
-
-def test_a_retry_without_a_broker_is_asked_when_it_is_back(bench):
-    (key,) = expired(bench)
-    bench.subscribe(False)
-    retried(bench, key)
-    bench.step(1000)
-    assert (bench.status(key), bench.publisher.published) == (Status.PENDING, [])
-    bench.subscribe()
-    assert bench.publisher.published == [key]
 
 
 # Over HTTP

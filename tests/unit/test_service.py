@@ -45,26 +45,9 @@ def test_a_service_can_be_stopped_and_another_started(tmp_path):
         new_transaction(api)
 
 
-def test_a_service_that_was_stopped_takes_nothing_more(tmp_path):
-    with serving(tmp_path) as api:
-        new_station(api)
-        stopped = app.app.config["running"]
-    with pytest.raises(app.Unavailable, match="stopping"):
-        asyncio.run(stopped.ledger.create(app.Draft(1)))
-
-
 def test_a_request_that_comes_before_the_database_is_open_waits_for_it(tmp_path):
     with serving(tmp_path, ready=False) as api:
         assert send(api, "GET", "/stations").json["items"] == []
-
-
-def test_a_folder_that_does_not_exist_is_named_and_not_made(tmp_path):
-    url = f"sqlite:///{tmp_path}/typo/energy2go.db"
-    with serving(tmp_path, ready=False, database_url=url) as api:
-        wait_until(lambda: "does not exist" in send(api, "GET", "/readyz").json["database"], "it says so", 5)
-        answer = send(api, "POST", "/stations", {"description": "Teste"})
-        assert_problem(answer, 503, "Not stored", f"the folder {tmp_path}/typo does not exist")
-    assert not (tmp_path / "typo").exists()
 
 
 def test_without_a_service_each_route_that_needs_one_says_how_to_start_it():

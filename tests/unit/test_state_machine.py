@@ -17,6 +17,7 @@ from kit.storage import execute
 from ledger import Job
 from models import Draft
 from schemas import Status, Verdict
+from trial import FULL
 
 TIMEOUT = 60 * SECOND
 LONGEST = 30  # seconds; two questions about one transaction are never further apart
@@ -223,11 +224,7 @@ def test_the_ledger_and_the_table_of_states_never_disagree(tmp_path, monkeypatch
     monkeypatch.setattr(batch, "ORDER", (*batch.ORDER[:-1], look_after))
     monkeypatch.setattr(models, "WINDOW", WINDOW)
     try:
-        run_state_machine_as_test(
-            Life,
-            settings=settings(
-                max_examples=60, stateful_step_count=40, suppress_health_check=list(HealthCheck)
-            ),
-        )
+        options = {"stateful_step_count": 40, "suppress_health_check": list(HealthCheck)}
+        run_state_machine_as_test(Life, settings=settings(max_examples=60 if FULL else 15, **options))
     finally:
         bench.close()

@@ -15,18 +15,6 @@ def test_a_station_reads_as_it_was_created(api):
     assert api.get("/stations/1").json == answer.json
 
 
-def test_stations_are_listed_newest_last(api):
-    assert api.get("/stations").json == {"items": [], "next": None}
-    for description in "abc":
-        new_station(api, description)
-    listed = api.get("/stations").json["items"]
-    assert listed == [
-        {"id": 1, "description": "a"},
-        {"id": 2, "description": "b"},
-        {"id": 3, "description": "c"},
-    ]
-
-
 def test_a_description_can_be_changed(api):
     new_station(api)
     other = new_station(api, "other")
