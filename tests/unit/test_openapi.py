@@ -169,16 +169,14 @@ def test_every_example_is_one(document):
 
 STATION, TRANSACTION = {"description": "Teste"}, {"station_id": 1}
 RETRY = f"/transactions/{UNKNOWN}/retry"
+GOOD = "/stations /stations?limit=1 /stations/1 /transactions /transactions?limit=1 /events /healthz"
+GOOD += " /transactions/counts /transactions/latest?station_id=1,2 /openapi.json /metrics"
+BAD = "/stations?limit=0 /stations/x /transactions?status=X /transactions/1 /events?after=x"
+BAD += " /transactions/counts?step=0 /transactions/latest"
 ANSWERS = [  # in this order: status, method, body, paths
     (201, "POST", STATION, "/stations /stations /stations"),
     (201, "POST", TRANSACTION, "/transactions /transactions"),
-    (
-        200,
-        "GET",
-        None,
-        "/stations /stations?limit=1 /stations/1 /transactions /transactions?limit=1 /events",
-    ),
-    (200, "GET", None, "/healthz /openapi.json /metrics"),
+    (200, "GET", None, GOOD),
     (503, "GET", None, "/readyz"),
     (200, "PUT", STATION, "/stations/1"),
     (200, "PATCH", STATION, "/stations/1"),
@@ -186,12 +184,7 @@ ANSWERS = [  # in this order: status, method, body, paths
     (409, "DELETE", None, "/stations/1"),
     (204, "DELETE", None, "/stations/2"),
     (422, "POST", {}, "/stations /transactions /transactions/1/retry"),
-    (
-        422,
-        "GET",
-        None,
-        "/stations?limit=0 /stations/x /transactions?status=X /transactions/1 /events?after=x",
-    ),
+    (422, "GET", None, BAD),
     (422, "PUT", {}, "/stations/1"),
     (422, "PATCH", [], "/stations/1"),
     (422, "DELETE", None, "/stations/0"),
