@@ -13,7 +13,6 @@ from unicodedata import normalize
 from uuid import UUID
 
 import peewee
-from msgspec import json
 from peewee import Database, Model
 
 from kit.clock import EPOCH, SECOND, below, microseconds, moment, uuid7
@@ -430,23 +429,18 @@ LOCKED = Settled("locked")
 def settle(database: Database, verdicts: Sequence[Verdict], now: int, clock: int) -> list[Settled]:
     """Store the first verdict of each transaction that has none; returns the outcome of each."""
     first = {verdict.transaction_id: verdict for verdict in reversed(verdicts)}
+    key = "CAST(key AS uuid)" if is_postgresql(database) else "key"
+    free = unlocked(database, f"id IN (SELECT {key} FROM given) AND status IN ('PENDING', 'EXPIRED')")
+    statement = f"""WITH given (key, verdict, reason, equipment)
+        AS (VALUES {", ".join(["(?, ?, ?, ?)"] * len(first))})
+        UPDATE "transaction" SET status = verdict, reason = given.reason, equipment = given.equipment,
+            updated = ?, retry_at = NULL
+        FROM given WHERE id = {key} AND {free} RETURNING id, expires_at, asked_at"""
+    values = [(row_id.hex, one.status, one.reason, one.equipment) for row_id, one in first.items()]
     changed = {}
-    text = """json_extract(?, '$."' || id || '"')"""  # of one row, from all texts in one JSON object
-    if is_postgresql(database):
-        text = "CAST(? AS jsonb) ->> replace(CAST(id AS text), '-', '')"
-    for status in ("COMPLETED", "ERROR"):
-        if given := {row_id.hex: verdict for row_id, verdict in first.items() if verdict.status == status}:
-            columns = (
-                {key: getattr(verdict, name) for key, verdict in given.items()}
-                for name in ("reason", "equipment")
-            )
-            values = status, now, *(json.encode(column).decode() for column in columns)
-            free = unlocked(database, f"id IN {placeholders(given)} AND status IN ('PENDING', 'EXPIRED')")
-            statement = f"""UPDATE "transaction" SET status = ?, updated = ?, retry_at = NULL,
-                reason = {text}, equipment = {text} WHERE {free} RETURNING id, expires_at, asked_at"""
-            for row_id, deadline, asked_at in execute(database, statement, *values, *given):
-                kind = "late" if deadline and deadline <= clock else "settled"
-                changed[uuid(row_id)] = Settled(kind, None if asked_at is None else max(0, clock - asked_at))
+    for row_id, deadline, asked_at in execute(database, statement, *chain.from_iterable(values), now):
+        kind = "late" if deadline and deadline <= clock else "settled"
+        changed[uuid(row_id)] = Settled(kind, None if asked_at is None else max(0, clock - asked_at))
     repeated = len(first) < len(verdicts)
     others = statuses(database, [row_id for row_id in first if repeated or row_id not in changed])
 
