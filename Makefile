@@ -31,7 +31,7 @@ test: lint setup browser ## run every check and every test on both databases, in
 
 test-faults: .venv/dev setup ## inject each fault many times under load and print a table
 	@mkdir -p var
-	FAULTS=full $(PYTEST) tests/system/test_faults_*.py
+	FAULTS=full $(PYTEST) tests/system/test_faults_*.py tests/unit/test_hostile_*.py tests/unit/test_backup.py
 
 coverage: .venv/dev setup browser ## run every test and print which lines and branches ran
 	@$(MAKE) -s -C validator validator-asan test_rules

@@ -70,7 +70,7 @@ class Bench:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def do(self, coroutine):
-        return self.run(coroutine).result(30)
+        return self.run(coroutine).result(60)
 
     def wait(self, key: UUID, seconds: float = 10):
         """A client that waits."""
@@ -117,7 +117,7 @@ def test_a_client_that_waits_gets_the_verdict(bench):
     waiting = bench.wait(key)
     bench.log.change(1, Status.COMPLETED)
     bench.changes.wake()
-    assert waiting.result(30).status is Status.COMPLETED
+    assert waiting.result(60).status is Status.COMPLETED
     assert not bench.changes._waits
     assert [name for name, *_ in bench.log.reads].count("get_transaction") == 1
 
@@ -128,7 +128,7 @@ def test_a_transaction_that_is_newer_than_all_that_was_read_needs_no_read_of_its
     waiting = bench.wait(bench.log.change(2))
     bench.log.change(2, Status.COMPLETED)
     bench.changes.wake()
-    assert waiting.result(30).status is Status.COMPLETED
+    assert waiting.result(60).status is Status.COMPLETED
     assert {name for name, *_ in bench.log.reads} == {"changes"}
 
 
@@ -136,16 +136,16 @@ def test_a_verdict_that_another_process_stored_or_that_is_there_is_found_without
     key = bench.log.change(1)
     waiting = bench.wait(key)
     bench.log.change(1, Status.ERROR)
-    assert waiting.result(30).status is Status.ERROR
+    assert waiting.result(60).status is Status.ERROR
     bench.log.reads.clear()
     expired = bench.wait(bench.log.change(2, Status.EXPIRED), 30)
-    assert expired.result(30).status is Status.EXPIRED
+    assert expired.result(60).status is Status.EXPIRED
     assert all(name != "get_transaction" for name, *_ in bench.log.reads)
 
 
 def test_after_its_time_a_client_gets_what_is_there(bench):
     waiting = bench.wait(bench.log.change(1), 0.1)
-    assert waiting.result(30).status is Status.PENDING
+    assert waiting.result(60).status is Status.PENDING
 
 
 def test_what_cannot_be_read_is_not_waited_for(bench):
@@ -181,8 +181,8 @@ def test_waits_and_streams_end_when_the_service_stops(bench):
     reading = bench.run(rest())
     wait_until(lambda: bench.changes.clients.total() == 2, "both are there")
     bench.loop.call_soon_threadsafe(bench.changes.end)
-    assert waiting.result(30).status is Status.PENDING
-    assert [event["event"] for event in fields(reading.result(30))] == ["begin", "ready"]
+    assert waiting.result(60).status is Status.PENDING
+    assert [event["event"] for event in fields(reading.result(60))] == ["begin", "ready"]
     assert bench.changes.clients.total() == 0
 
 

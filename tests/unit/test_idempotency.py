@@ -33,7 +33,7 @@ def test_a_request_that_is_sent_again_waits_if_it_asks_to(api):
         held = pool.submit(send, api, "POST", "/transactions", {"station_id": 1}, **headers)
         wait_until(lambda: service().changes.clients["waits"], "it waits")
         settle(key, "ERROR")
-        answer = held.result(20)
+        answer = held.result(60)
     assert (answer.status_int, answer.json["status"]) == (200, "ERROR")
 
 

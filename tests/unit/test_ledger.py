@@ -70,9 +70,9 @@ def test_a_refused_change_hurts_no_other(bench):
     refused = bench.submit(bench.ledger.change, models.delete_station, 77)
     made = bench.submit(bench.ledger.change, models.create_station, "another")
     bench.step()
-    assert made.result(1).id == 2
+    assert made.result(60).id == 2
     with pytest.raises(NotFound):
-        refused.result(1)
+        refused.result(60)
 
 
 @only_sqlite
@@ -80,7 +80,7 @@ def test_a_request_withdraws_after_its_patience_and_is_never_written(bench, monk
     monkeypatch.setattr(ledgers, "JOB_TIMEOUT", 0.2)
     waiting = bench.submit(bench.ledger.create, Draft(1))
     with pytest.raises(Unavailable, match="nothing was stored"):
-        waiting.result(5)
+        waiting.result(60)
     bench.step()
     assert bench.list() == []
 
@@ -98,14 +98,14 @@ def test_a_job_that_was_taken_is_waited_for_and_then_its_outcome_is_unknown(benc
     job.future = bench.loop.create_future()
     bench.put(job)
     stepping = bench.run(bench.step)
-    assert taken.wait(20)
+    assert taken.wait(60)
     assert not job.take()
     monkeypatch.setattr(ledgers, "JOB_TIMEOUT", 0)
     bench.loop.call_soon_threadsafe(bench.ledger._withdraw, job.future, job)
     wait_until(job.future.done, "it has given up")
     assert str(job.future.exception()) == ledgers.UNKNOWN
     release.set()
-    stepping.result(20)
+    stepping.result(60)
     assert job.result == "done"
 
 
@@ -114,9 +114,9 @@ def test_a_full_queue_refuses_requests(bench, monkeypatch):
     monkeypatch.setattr(ledgers, "QUEUE", 1)
     first = bench.submit(bench.ledger.create, Draft(1))
     with pytest.raises(Unavailable, match="Too many"):
-        bench.run(bench.ledger.create, Draft(1)).result(5)
+        bench.run(bench.ledger.create, Draft(1)).result(60)
     bench.step()
-    assert bench.status(first.result(1).id) is Status.PENDING
+    assert bench.status(first.result(60).id) is Status.PENDING
 
 
 @only_sqlite
@@ -204,11 +204,11 @@ def test_a_failed_write_refuses_requests_keeps_verdicts_and_asks_again_afterward
         release = hold("BEGIN IMMEDIATE")
     bench.step()
     with pytest.raises(Unavailable, match="nothing was stored"):
-        waiting.result(1)
+        waiting.result(60)
     bench.step(70)  # longer than any deadline
     assert acknowledged == []
     with pytest.raises(Unavailable, match="nothing was stored: "):
-        bench.run(bench.ledger.create, Draft(1)).result(5)
+        bench.run(bench.ledger.create, Draft(1)).result(60)
     release()
     bench.publisher.published.clear()
     bench.step(0.1)
@@ -253,8 +253,8 @@ def test_a_job_that_needs_a_locked_row_is_refused_alone(bench, hold):
     bench.step()
     for one in refused:
         with pytest.raises(Unavailable, match="locked by another database session; nothing was stored"):
-            one.result(1)
-    assert {one.result(1).status for one in others} == {Status.PENDING}
+            one.result(60)
+    assert {one.result(60).status for one in others} == {Status.PENDING}
     assert not bench.ledger.problem
     release()
     assert bench.submit(bench.ledger.retry, key)
@@ -309,7 +309,7 @@ def started(settings: Settings):
     with looping() as loop, ledger(settings, loop) as running:
         running.call = lambda function, *values: asyncio.run_coroutine_threadsafe(
             function(*values), loop
-        ).result(30)
+        ).result(60)
         yield running
     running.store.close()
 

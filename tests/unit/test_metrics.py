@@ -30,7 +30,7 @@ def receive(payload: bytes, topic: str = VERDICTS) -> None:
     """Hand the listener a message, and wait until it is acknowledged."""
     done = threading.Event()
     service().listener.receive(topic, payload, False, done.set)
-    assert done.wait(30)
+    assert done.wait(60)
 
 
 def test_known_traffic_gives_these_numbers(api):

@@ -72,7 +72,7 @@ def test_the_answer_is_held_until_the_verdict(api, headers):
         assert not held.done()
         for stored in api.get("/transactions").json["items"]:
             settle(stored["id"], "ERROR")
-        answers = held.result(20)
+        answers = held.result(60)
     assert sorted(answer.status_int for answer in answers) == ([200, 201] if headers else [201, 201])
     for answer in answers:
         assert answer.json["status"] == "ERROR"
@@ -108,7 +108,7 @@ def test_so_many_requests_wait_and_the_rest_answer_at_once(few):
         assert answer.headers["Retry-After"] == "1"
         assert not held.done()
         settle(key)
-        answers = held.result(20)
+        answers = held.result(60)
     assert [answer.json["status"] for answer in answers] == ["COMPLETED"] * 8
     assert {answer.headers["Preference-Applied"] for answer in answers} == {"wait=30"}
     assert not full()

@@ -98,7 +98,7 @@ def test_a_retry_answers_with_the_transaction_and_waits_if_asked_to(api):
         held = pool.submit(send, api, "POST", path + "/", Prefer="wait=30")
         wait_until(lambda: service().changes.clients["waits"], "it waits")
         settle(key, "ERROR")
-        answer = held.result(20)
+        answer = held.result(60)
     assert (answer.json["status"], answer.headers["Preference-Applied"]) == ("ERROR", "wait=30")
     assert_problem(send(api, "POST", path), 409, "Not expired", "ERROR")
 

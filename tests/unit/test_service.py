@@ -74,7 +74,7 @@ def test_while_a_look_at_the_database_hangs_no_other_begins(tmp_path, monkeypatc
 
     def hang(database) -> str:
         began.append(time.monotonic())
-        gate.wait(20)
+        gate.wait(60)
         return "it goes on"
 
     with serving(tmp_path):
@@ -85,14 +85,15 @@ def test_while_a_look_at_the_database_hangs_no_other_begins(tmp_path, monkeypatc
 
         for asked in [look() for _ in range(50)]:
             with pytest.raises(app.NotRead):
-                asked.result(5)
+                asked.result(60)
         assert running.problems()["database"] == "it does not answer"
         with pytest.raises(app.NotRead):
-            look().result(5)  # at once, since that is known
+            look().result(60)  # at once, since that is known
         assert len(began) == 1
+        monkeypatch.undo()
         gate.set()
         wait_until(lambda: not running.problems()["database"], "the read has ended")
-        assert look().result(5) == "it goes on"
+        assert look().result(60) == "it goes on"
         assert len(began) == 2
 
 
@@ -101,7 +102,7 @@ def test_only_so_many_reads_wait_for_a_thread():
     with looping() as loop:
 
         async def fill() -> list:
-            asked = [readers.call(lambda: gate.wait(20)) for _ in range(WAITING + 20)]
+            asked = [readers.call(lambda: gate.wait(60)) for _ in range(WAITING + 20)]
             refused = [future for future in asked if future.done()]
             assert 18 <= len(refused) <= 20
             assert all(isinstance(future.exception(), Full) for future in refused)
@@ -109,5 +110,5 @@ def test_only_so_many_reads_wait_for_a_thread():
             return await asyncio.gather(*(future for future in asked if future not in refused))
 
         readers = Threads(2, loop)
-        assert all(asyncio.run_coroutine_threadsafe(fill(), loop).result(20))
+        assert all(asyncio.run_coroutine_threadsafe(fill(), loop).result(60))
         readers.close()

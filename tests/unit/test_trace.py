@@ -40,6 +40,6 @@ def test_the_line_of_the_ledger_has_the_id_of_the_request(api, caplog):
     with caplog.at_level("DEBUG", "ledger"):
         send(api, "POST", "/transactions", {"station_id": 1}, X_Request_ID="abc")
         change = service().ledger.change(lambda database: None)  # after the batch before it
-        asyncio.run_coroutine_threadsafe(change, service().loop).result(5)
+        asyncio.run_coroutine_threadsafe(change, service().loop).result(60)
     stored = [record for record in caplog.records if "is stored" in record.msg]
     assert [record.request for record in stored] == ["abc"]
