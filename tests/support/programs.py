@@ -63,11 +63,12 @@ def free_port() -> int:
 
 def wait_until(condition: Callable, what: str, seconds: float = 60):
     """Return the first true value of `condition`; after `seconds`, raise AssertionError with `what`."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.01
     while time.monotonic() < deadline:
         if value := condition():
             return value
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(0.1, 1.1 * pause)  # to ask takes time from what we wait for
     raise AssertionError(f"not within {seconds} s: {what}")
 
 

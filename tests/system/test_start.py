@@ -71,9 +71,7 @@ def test_gunicorn_refuses_options_that_cannot_work(tmp_path, broker, option, sen
 @pytest.mark.parametrize(
     ("bind", "open_at", "ready"),
     [
-        ("--bind 127.0.0.1:{0}", [], ["ready at http://127.0.0.1:{0} (the live page)"]),
         ("--bind 0.0.0.0:{0}", ["0.0.0.0:{0}"], ["ready on port {0} of every address"]),
-        ("--bind [::]:{0}", ["[::]:{0}"], ["ready on port {0} of every address"]),
         (
             "--bind [::1]:{1} --bind localhost:{0} --bind unix:{2}",
             [],
@@ -108,10 +106,9 @@ def test_it_logs_its_settings_without_secrets(run, broker):
     assert not any(secret in line for secret in ("sesame", broker.environment_of_clients["MQTT_PASSWORD"]))
 
 
-@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
-def test_a_closed_standard_error_costs_nothing_but_the_log(tmp_path, programs, broker, closed):
+def test_closed_standard_streams_cost_nothing_but_the_log(tmp_path, programs, broker):
     service = Service(tmp_path, broker)
-    service.command = ["sh", "-c", f'exec "$@" {closed}', "sh", *service.command]
+    service.command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *service.command]
     programs.append(service.start())
     wait_until(service.ready, "it is ready")
     assert service.get("/nothing").status == 404
