@@ -114,6 +114,7 @@ check "the replicas stop" quietly documented 'docker compose stop service'
 check "the backup is restored" quietly documented 'pg_restore'
 check "the last migration is undone" undoes
 check "all start and migrate again" quietly start --scale service=3 --scale equipment=2
+check "nginx reads its configuration again" quietly documented '--force-recreate nginx'
 check "what was backed up is there" within 30 gets 200 "$verdict" GET "/transactions/$kept" -H "$bearer"
 check "what came later is not" gets 404 problem GET "/transactions/$later" -H "$bearer"
 
