@@ -291,6 +291,19 @@ def test_everything_is_asked_again_though_the_word_of_the_new_connection_was_dro
     assert bench.publisher.published == [key, key]
 
 
+def test_two_processes_share_one_window(bench, monkeypatch):
+    monkeypatch.setattr(models, "WINDOW", 10)
+    other = ledger(bench.settings, bench.loop, bench.publisher, bench.clock)
+    other.step(0)
+    for one in (other, bench.ledger):
+        for _ in range(8):
+            one.queue.put(Job(create, Draft(1)))
+        one.step(0)
+    assert len(bench.publisher.published) == 10
+    assert models.room(bench.database) == 0
+    other.store.close()
+
+
 @only_sqlite
 def test_a_round_that_fails_three_times_is_a_problem(bench, monkeypatch):
     monkeypatch.setattr(models, "expire", lambda *_: 1 / 0)
