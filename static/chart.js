@@ -1,78 +1,105 @@
-// The chart: how many transactions got which outcome in the last minutes.
+// The chart and the counts: how many transactions were created in the last minutes and today, by status.
 
 import { call, now } from "./api.js";
-import { $, set } from "./dom.js";
-import { Rows } from "./lists.js";
-import { clock } from "./words.js";
+import { $, ask, change, draw, h, href, parts, sign } from "./state.js";
+import { clock, count, zone } from "./words.js";
 
-const OUTCOMES = ["COMPLETED", "ERROR", "EXPIRED"];
-const MINUTES = 10;
+const STATUSES = ["COMPLETED", "ERROR", "EXPIRED", "PENDING"];
 const BAR = 20_000; // ms
-const BARS = (MINUTES * 60_000) / BAR;
-const NONE = { COMPLETED: 0, ERROR: 0, EXPIRED: 0 };
-const bars = new Map(); // number of the bar since 1970: how often each outcome came
-const counted = new Set(); // the newest changes, so that a list and the stream count each only once
-const key = ({ id, updated }) => `${id} ${updated}`;
-let since = 0; // what happened before this time may not be counted
+const BARS = 30;
+const DAY = 86_400_000; // ms
+const PERIOD = 5500; // ms; the service counts at most once in 5 s
 
-/** Count a change of a transaction. */
-export function count(transaction) {
-  const { status, updated } = transaction;
-  if (status === "PENDING" || counted.has(key(transaction))) return;
-  counted.add(key(transaction));
-  if (counted.size > 2000) counted.delete(counted.values().next().value);
-  const bar = Math.floor(Date.parse(updated) / BAR);
-  if (!bars.has(bar)) bars.set(bar, { ...NONE });
-  bars.get(bar)[status] += 1;
+const iso = (ms) => new Date(ms).toISOString();
+
+/** When the bars begin; the last one is filled now. */
+const start = () => (Math.floor(now() / BAR) + 1 - BARS) * BAR;
+
+async function counts(from, step, steps) {
+  const query = { from: iso(from), to: iso(from + steps * step), step: step / 1000 };
+  return (await call(`/transactions/counts?${new URLSearchParams(query)}`)).items;
 }
 
-/** Count what happened while the page did not listen, as far as one list tells. */
-export async function seed() {
-  const from = new Date(now() - MINUTES * 60_000).toISOString();
-  const { items, next } = await call(`/transactions?limit=200&created_from=${encodeURIComponent(from)}`);
-  if (next && !items.some((item) => counted.has(key(item)))) since = Date.parse(items.at(-1).created);
-  items.forEach(count);
-  draw();
+/** Ask for the bars, and for today and the day before: what is PENDING may come from yesterday. */
+export async function load() {
+  const midnight = new Date(now()).setHours(0, 0, 0, 0);
+  const asked = [counts(start(), BAR, BARS), counts(midnight - DAY, DAY, 3)]; // a day may have 25 hours
+  const [bars, days] = await Promise.all(asked);
+  change({ counts: { bars, days, midnight } });
 }
 
-/** Draw the bars up to now: verdicts that confirm go up from the line, everything else goes down. */
-export function draw() {
-  const end = Math.floor(now() / BAR) + 1;
-  for (const bar of bars.keys()) if (bar < end - BARS) bars.delete(bar);
-  const up = Math.max(1, ...[...bars.values()].map(({ COMPLETED }) => COMPLETED));
-  const down = Math.max(0, ...[...bars.values()].map(({ ERROR, EXPIRED }) => ERROR + EXPIRED));
+let timer = null;
+
+/** Something changed: ask for the counts now, and again when they can be newer. */
+export function recount() {
+  if (!timer) ask("counts");
+  timer ??= setTimeout(() => ((timer = null), ask("counts")), PERIOD);
+}
+
+const total = (items, status) => items.reduce((count, one) => count + one[status], 0);
+const sum = (items) => Object.fromEntries(STATUSES.map((status) => [status, total(items, status)]));
+
+/** The bars up to now, oldest first. */
+function barsOf({ counts: known }) {
+  const found = new Map(known?.bars.map((one) => [Date.parse(one.from), one]));
+  return Array.from({ length: BARS }, (_, index) => {
+    const from = start() + index * BAR;
+    return { ...(found.get(from) ?? sum([])), from, to: from + BAR };
+  });
+}
+
+/** Up from the line goes what is well or may become so, down from it what is not. */
+function drawBars(bars, chosen) {
+  const up = Math.max(1, ...bars.map((one) => one.COMPLETED + one.PENDING));
+  const down = Math.max(0, ...bars.map((one) => one.ERROR + one.EXPIRED));
   const scale = 96 / (up + down);
   const line = 2 + up * scale;
-  place($("chart").firstElementChild, 0, line, 300, 0.7);
-  rects.forEach(([confirmed, refused, expired], index) => {
-    const { COMPLETED, ERROR, EXPIRED } = bars.get(end - BARS + index) ?? NONE;
-    place(confirmed, index * 10 + 1, line - COMPLETED * scale, 8, COMPLETED * scale);
-    place(refused, index * 10 + 1, line, 8, ERROR * scale);
-    place(expired, index * 10 + 1, line + ERROR * scale, 8, EXPIRED * scale);
-  });
-  const sum = (outcome) => [...bars.values()].reduce((total, bar) => total + bar[outcome], 0);
-  captionRows.show(OUTCOMES.map((outcome) => ({ id: outcome, total: sum(outcome) })));
-  const partly = since > now() - MINUTES * 60_000;
-  const left = partly ? `counted since ${clock(new Date(since))}` : `${MINUTES} minutes ago`;
-  set($("axis").firstElementChild, left);
+  const rect = (key, look, x, y, height, width = 8) => h("rect", { key, "data-look": look, x, y, width, height });
+  const stack = ({ COMPLETED, ERROR, EXPIRED, PENDING }, index) =>
+    [
+      ["COMPLETED", line - COMPLETED * scale, COMPLETED],
+      ["PENDING", line - (COMPLETED + PENDING) * scale, PENDING],
+      ["ERROR", line, ERROR],
+      ["EXPIRED", line + ERROR * scale, EXPIRED],
+    ].map(([status, y, number]) => rect(`${status} ${index}`, status, index * 10 + 1, y, number * scale));
+  const back = bars[chosen] && rect("chosen", "chosen", chosen * 10, 0, 100, 10);
+  draw($("chart"), {}, back, h("rect", { x: 0, y: line, width: 300, height: 0.7 }), bars.map(stack));
+  const label = (number, top) => h("span", { style: `top: ${top / 20}rem` }, count(number));
+  draw($("scale"), {}, label(up, 2), label(0, line), down > 0 && label(down, 98));
 }
 
-function place(rect, x, y, width, height) {
-  for (const [name, value] of Object.entries({ x, y, width, height })) {
-    if (rect.getAttribute(name) !== String(value)) rect.setAttribute(name, value);
-  }
-}
+/** A number that leads to what it counts. */
+const link = (number, filter) => h("td", { className: "amount" }, h("a", { href: href(filter) }, count(number)));
 
-function rect(outcome) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-  made.dataset.status = outcome;
-  $("chart").append(made);
-  return made;
-}
-
-rect("line");
-const rects = Array.from({ length: BARS }, () => OUTCOMES.map(rect));
-const captionRows = new Rows($("chart-said"), $("an-outcome"), (element, { id, total }) => {
-  element.dataset.status = id;
-  set(element, `${total.toLocaleString("en")} ${id}`);
+parts.push((state) => {
+  const bars = barsOf(state);
+  const chosen = bars[state.bar];
+  const { days = [], midnight = 0 } = state.counts ?? {};
+  const today = sum(days.slice(1));
+  const recent = sum(chosen ? [chosen] : bars);
+  const range = { created_from: iso((chosen ?? bars[0]).from), created_to: chosen && iso(chosen.to) };
+  const times = ({ from, to }) => `${clock(from)} – ${clock(to)}`;
+  const text = (counts) => STATUSES.map((status) => `${count(counts[status])} ${status}`).join(" ");
+  const head = ["Created", chosen ? times(chosen) : "Last 10 minutes", "Today"];
+  const row = (status) => [
+    h("th", { scope: "row" }, sign(status)),
+    link(recent[status], { status, ...range }),
+    link(today[status], { status, created_from: iso(midnight) }),
+  ];
+  drawBars(bars, state.bar);
+  draw($("chart"), { ariaLabel: `Last 10 minutes: ${text(sum(bars))}` });
+  const shown = chosen ?? bars.at(-1);
+  draw($("bar"), { value: String(state.bar ?? BARS - 1), ariaValueText: `${times(shown)}: ${text(shown)}` });
+  draw($("axis"), {}, h("span", {}, clock(bars[0].from)), h("span", {}, `now (${zone()})`));
+  draw($("counts"), {}, [
+    h("tr", {}, head.map((name, index) => h("th", { scope: "col", className: index ? "amount" : "" }, name))),
+    STATUSES.map((status) => h("tr", {}, row(status))),
+  ]);
+  draw($("pending"), {}, "PENDING now: ", h("a", { href: href({ status: "PENDING" }) }, count(sum(days).PENDING)));
 });
+
+const choose = (bar) => change({ bar });
+$("bar").oninput = $("bar").onfocus = () => choose(Number($("bar").value));
+$("bar").onpointermove = ({ offsetX }) => choose(Math.floor((offsetX / $("bar").clientWidth) * (BARS - 0.01)));
+$("counting").onpointerleave = () => choose(null);
+$("counting").addEventListener("focusout", ({ relatedTarget: to }) => $("counting").contains(to) || choose(null));

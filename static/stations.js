@@ -1,168 +1,182 @@
 // The stations: find, create, rename and delete them, and start transactions for them.
 
-import { ask, call, newKey } from "./api.js";
-import { $, attempt, onSubmit, say, set, showStatus } from "./dom.js";
-import { Pager, Rows, go, view } from "./lists.js";
-import { inWords, took } from "./words.js";
+import { Failure, call, newKey } from "./api.js";
+import { $, ask, attempt, change, draw, fail, go, h, href, pager, parts, render, say } from "./state.js";
+import { sign, state } from "./state.js";
+import { learn, meet } from "./transactions.js";
+import { clock } from "./words.js";
 
 const LIMIT = 10;
 
 /** The list of the API that the URL asks for. `#42` finds station 42 and those after it. */
 function url() {
-  const { q = "", stations_after: after } = view();
+  const { q = "", stations_after: after } = state.view;
   const number = /^#\s*(\d{1,9})$/.exec(q)?.[1];
   const query = number ? { after: after ?? Math.max(0, number - 1) } : { q: q.trim(), after: after ?? "" };
   const given = Object.entries({ ...query, limit: LIMIT }).filter(([, value]) => value);
   return `/stations?${new URLSearchParams(given)}`;
 }
 
-let shown = ""; // the list that is shown
-let filled = ""; // the list whose search is in the form
-
-/** Show what the URL asks for; with `always`, ask for it again. */
-export async function load(always = true) {
+export async function load() {
   const asked = url();
-  if (asked === shown && !always) return;
-  if (asked !== filled) $("q").value = view().q ?? "";
-  filled = asked;
-  const { items, next } = await call(asked);
+  const answer = await call(asked);
   if (asked !== url()) return; // the user has moved on
-  shown = asked;
-  rows.show(items);
-  pager.show(next && items.at(-1).id);
-  $("no-stations").hidden = items.length > 0;
-  set(
-    $("no-stations"),
-    view().q ? "No station matches." : "There is no station yet. Create the first one here.",
+  change({ stations: { url: asked, ...answer } });
+  if (answer.items.some(({ id }) => state.latest[id] === undefined)) ask("latest");
+}
+
+/** Ask for the newest transactions of the stations that are shown. */
+export async function loadLatest() {
+  const ids = (state.stations?.items ?? []).map(({ id }) => id);
+  if (!ids.length) return;
+  const { items } = await call(`/transactions/latest?station_id=${ids.join(",")}`);
+  for (const id of ids) state.latest[id] ??= null;
+  learn(items);
+  state.heard.forEach(meet); // newer ones that came while the answer was on its way
+}
+
+// Rows
+
+const nameOf = ({ id }) => `station-${id}`; // of its row
+
+function row(station) {
+  const { id, description } = station;
+  const name = nameOf(station);
+  const latest = state.latest[id];
+  const edit = state.editing[id];
+  const button = (className, text, does, onclick, props) => {
+    const ariaLabel = `${does} station ${id}, ${description}`;
+    return h("button", { type: "button", className, ariaLabel, onclick, ...props }, text);
+  };
+  const time = latest && h("time", { dateTime: latest.created }, clock(latest.created));
+  const outcome = latest ? [sign(latest.status), " ", time] : "No transaction yet";
+  const texts = [
+    h("bdi", { className: "name", title: description }, description),
+    h("div", { className: "outcome" }, latest === undefined ? "…" : outcome),
+  ];
+  const line = [
+    h("span", { className: "number" }, String(id)),
+    h("div", { className: "grows" }, texts),
+    button("more", "⋯", "Change", () => toggle(station), { ariaExpanded: String(Boolean(edit)) }),
+    button("start", "Start", "Start a transaction for", () => start(station)),
+  ];
+  return h(
+    "li",
+    { key: id, id: name, ariaBusy: String(state.busy.has(name)) },
+    h("div", { className: "line" }, line),
+    edit && form(station, edit, latest),
+    h("p", { key: "wrong", className: "wrong" }, state.wrong[name]?.text),
   );
 }
 
-const met = new Set(); // stations of transactions; each one is looked for once
-
-/** Show those of these transactions that were started here; ask for the list if it may have a new station. */
-export function apply(transactions) {
-  const unknown = transactions.filter(({ station: { id } }) => !rows.elements.has(id) && !met.has(id));
-  unknown.forEach(({ station }) => met.add(station.id));
-  if (shown && unknown.length && !pager.last) document.dispatchEvent(new Event("station"));
-  for (const transaction of transactions) {
-    const { id, station } = transaction;
-    const row = rows.elements.get(station.id);
-    if (row?.shows !== id || row.querySelector(".status").textContent === transaction.status) continue;
-    showStatus(row, transaction);
-    const time = transaction.status === "PENDING" ? "" : ` after ${inWords(took(transaction))}`;
-    say(`${station.description}: ${transaction.status}${time}`);
-  }
+function form(station, { description }, latest) {
+  const field = h("input", { value: description, required: true, autocomplete: "off" });
+  const line = [
+    h("button", {}, "Rename"),
+    latest === null && h("button", { type: "button", onclick: () => remove(station) }, "Delete"),
+    h("a", { key: "all", href: href({ ...state.view, station_id: station.id, after: "" }) }, "Transactions"),
+    latest && "It has transactions, so it cannot be deleted.",
+  ];
+  const onsubmit = () => rename(station, $(nameOf(station)).querySelector("input").value);
+  const label = h("label", {}, "Description ", field);
+  return h("form", { key: "form", onsubmit }, label, h("div", { className: "line" }, line));
 }
 
-/** The transactions that were started here and have no outcome yet. */
-export function pending() {
-  const waiting = [...rows.elements.values()].filter(
-    (row) => row.querySelector(".status").textContent === "PENDING",
-  );
-  return waiting.map((row) => row.shows);
-}
+parts.push(({ view, stations }) => {
+  const items = stations?.items ?? [];
+  const none = view.q ? "No station matches." : "There is no station yet. Create the first one here.";
+  draw($("stations"), {}, items.map(row));
+  draw($("no-stations"), { hidden: !stations || items.length > 0 }, none);
+  if (stations && !items.length) draw($("stations-fold"), { open: true });
+  draw($("q"), { value: view.q ?? "" });
+  const last = stations?.url === url() && stations.next && items.at(-1).id;
+  pager($("stations-pager"), "stations_after", ["Previous", "Next"], last);
+});
+
+// What one can do
 
 /** Start a transaction. Its key stays until that worked, so that a second try starts no second one. */
-async function start(row, { id }) {
-  row.key ??= newKey();
-  const post = { method: "POST", body: { station_id: id }, headers: { "Idempotency-Key": row.key } };
+async function start(station) {
+  const name = nameOf(station);
+  const key = (state.keys[name] ??= newKey());
+  const post = { method: "POST", body: { station_id: station.id }, headers: { "Idempotency-Key": key } };
   const unknown = "Start it again: it will not be started twice.";
-  const transaction = await attempt(row, () => call("/transactions", post), unknown);
-  if (!transaction) return;
-  Object.assign(row, { key: null, shows: transaction.id });
-  document.dispatchEvent(new CustomEvent("transaction", { detail: transaction }));
+  const found = await attempt(name, () => call("/transactions", post), unknown);
+  if (found) started(name, found);
 }
 
-async function create() {
+function started(name, transaction) {
+  delete state.keys[name];
+  delete state.wrong[name];
+  state.followed.set(transaction.id, "");
+  learn([transaction]);
+}
+
+/** The service is back: find out what became of that which got no answer. */
+export async function resolve() {
+  for (const [name, { error }] of Object.entries(state.wrong)) {
+    if (!error || error.problem) continue;
+    const key = state.keys[name] ?? "";
+    const { items } = key ? await call(`/transactions?${new URLSearchParams({ idempotency_key: key })}`) : {};
+    if (items?.length) started(name, items[0]);
+    else if (key) fail(name, "It was not started.");
+    else delete state.wrong[name];
+  }
+  change();
+}
+
+$("new-station").onsubmit = async () => {
   const post = { method: "POST", body: { description: $("description").value } };
   const unknown = "Look whether the station is there before you create it again.";
-  const station = await attempt($("new-station"), () => call("/stations", post), unknown);
+  const station = await attempt("new-station", () => call("/stations", post), unknown);
   if (!station) return;
   $("new-station").reset();
   say(`Station ${station.id} is created.`);
-  const fits = !pager.last && rows.elements.size < LIMIT && !view().q;
-  if (!fits) go({ q: "", stations_after: String(station.id - 1) }, { stations_after: [""] });
-  else await load();
-}
-
-/** Ask for the station again, with its ETag, so that no change of someone else is overwritten unseen. */
-async function read(row, { id }) {
-  const { answer, tag } = await ask(`/stations/${id}`);
-  row.tag = tag;
-  fill(row, answer);
-  return answer;
-}
+  const { next, items } = state.stations ?? { items: [] };
+  if (!next && items.length < LIMIT && !state.view.q) return ask("stations");
+  return go({ ...state.view, q: "", stations_after: String(station.id - 1) }, { stations_after: [""] });
+};
 
 /** Open or close the form that changes a station. */
-async function edit(row, station) {
-  const form = row.querySelector("form");
-  const opening = form.hidden;
-  const now = opening && (await attempt(row, () => read(row, station), "Try again."));
-  form.hidden = !now;
-  row.querySelector(".more").ariaExpanded = String(Boolean(now));
-  if (!opening) set(row.querySelector(".wrong"), "");
-  if (!now) return row.querySelector(".more").focus();
-  form.querySelector("input").value = now.description;
-  return form.querySelector("input").focus();
+function toggle(station) {
+  const { id, description } = station;
+  if (state.editing[id]) delete state.editing[id];
+  else state.editing[id] = { description, known: description };
+  delete state.wrong[nameOf(station)];
+  render();
+  const row = $(nameOf(station));
+  (row.querySelector("input") ?? row.querySelector(".more")).focus();
 }
 
-/** Change or delete a station if it is as it was read. If not, its row shows what it is now. */
-async function change(row, station, options) {
-  const headers = { "If-Match": row.tag };
-  const work = async () => (await call(`/stations/${station.id}`, { ...options, headers })) ?? true;
-  const changed = await attempt(row, work, "Look at what it is now before you try again.");
-  if (changed) await edit(row, station);
-  else await read(row, station).catch(() => {});
+/** Change or delete a station, unless someone else has changed it and the user did not see that. */
+async function alter({ id }, options) {
+  const edit = state.editing[id];
+  const work = async () => {
+    const { description, tag } = await call(`/stations/${id}`);
+    if (description === edit.known) return call(`/stations/${id}`, { ...options, headers: { "If-Match": tag } });
+    edit.known = description;
+    throw new Failure(`Someone else has named it “${description}”. Press again to do it anyway.`, {});
+  };
+  const changed = await attempt(nameOf({ id }), work, "Look at what it is now before you try again.");
+  ask("stations", "list");
   return changed;
 }
 
-async function rename(row, station) {
-  const body = { description: row.querySelector("input").value };
-  const changed = await change(row, station, { method: "PATCH", body });
-  if (!changed) return;
-  fill(row, changed);
-  say(`Station ${station.id} is renamed.`);
-  document.dispatchEvent(new Event("stale"));
+async function rename(station, description) {
+  // A field shows no line breaks: if nothing else differs, the user left the name alone.
+  const touched = description !== state.editing[station.id].description.replace(/[\r\n]/g, "");
+  if (touched && !(await alter(station, { method: "PATCH", body: { description } }))) return;
+  toggle(station);
+  if (touched) say(`Station ${station.id} is renamed.`);
 }
 
-async function remove(row, station) {
-  if (!confirm(`Delete station ${station.id}?`) || !(await change(row, station, { method: "DELETE" })))
-    return;
+async function remove(station) {
+  if (!confirm(`Delete station ${station.id}?`) || !(await alter(station, { method: "DELETE" }))) return;
   say(`Station ${station.id} is deleted.`);
-  await load();
-  if (document.activeElement === document.body) $("q").focus();
+  $("q").focus();
 }
 
-function fill(row, { id, description }) {
-  set(row.querySelector(".number"), String(id));
-  row.querySelector(".name").title = description;
-  set(row.querySelector(".name"), description);
-  row.querySelector(".start").ariaLabel = `Start a transaction for station ${id}, ${description}`;
-  row.querySelector(".more").ariaLabel = `Change station ${id}, ${description}`;
-}
-
-const pager = new Pager($("stations-pager"), "stations_after");
-const rows = new Rows($("stations"), $("a-station"), fill, (row, station) => {
-  row.querySelector("a").href = `/?station_id=${station.id}`;
-  row.querySelector("a").addEventListener("click", (event) => {
-    event.preventDefault();
-    go({ station_id: String(station.id), after: "" }, { after: [] });
-    $("transactions-title").scrollIntoView();
-  });
-  row.querySelector(".start").addEventListener("click", () => start(row, station));
-  row.querySelector(".delete").addEventListener("click", () => remove(row, station));
-  row.querySelector(".more").addEventListener("click", () => edit(row, station));
-  onSubmit(row.querySelector("form"), () => rename(row, station));
-});
-
-let typing;
-onSubmit($("new-station"), create);
-onSubmit($("find"), () => {});
-$("q").addEventListener("input", () => {
-  clearTimeout(typing);
-  typing = setTimeout(() => {
-    const q = $("q").value;
-    if (q !== (view().q ?? ""))
-      go({ q, stations_after: "" }, { stations_after: [] }, Boolean(view().q && q));
-  }, 200);
-});
+$("q").oninput = () => {
+  const q = $("q").value;
+  go({ ...state.view, q, stations_after: "" }, {}, Boolean(state.view.q && q));
+};

@@ -1,83 +1,117 @@
-// The transactions: filter them, turn their pages, follow their changes, and open one.
+// The transactions: filter and find them, turn their pages, follow their changes, and ask about them again.
 
 import { call, now } from "./api.js";
-import { $, attempt, onSubmit, say, set, showStatus } from "./dom.js";
-import { Pager, Rows, go, view } from "./lists.js";
-import { clock, milliseconds, moment, sumUp } from "./words.js";
+import { $, ask, attempt, change, draw, fail, FILTERS, go, h, href, pager, parts, say } from "./state.js";
+import { sign, state } from "./state.js";
+import { clock, label, milliseconds, moment, tookOf, zone } from "./words.js";
 
 const LIMIT = 20;
-const FILTERS = ["station_id", "status", "created_from", "created_to"];
+const REST = 2000; // ms after the user last moved, after which rows may move
 
-function url() {
-  const asked = view();
-  const given = [...FILTERS, "after"].filter((name) => asked[name]).map((name) => [name, asked[name]]);
-  return `/transactions?${new URLSearchParams([...given, ["limit", LIMIT]])}`;
+function url(limit = LIMIT, after = state.view.after ?? "") {
+  const given = FILTERS.map((name) => [name, state.view[name]]);
+  const asked = [...given, ["after", after], ["limit", limit]].filter(([, value]) => value);
+  return `/transactions?${new URLSearchParams(asked)}`;
 }
 
-let items = [];
-let more = false;
-let shown = ""; // the list that is shown
-let filled = ""; // the list whose filters are in the form
-let refill;
-let missed = null; // changes that came while a list was on its way
-
-/** Show what the URL asks for; with `always`, ask for it again. Returns the transactions on the page. */
-export async function load(always = true) {
-  open(always);
+export async function load() {
   const asked = url();
-  if (asked === shown && !always) return items;
-  if (asked !== filled) showFilters();
-  filled = asked;
-  const since = (missed = []);
-  const page = await call(asked);
-  if (asked !== url()) return items; // the user has moved on
-  const turned = shown && asked !== shown;
-  shown = asked;
-  items = page.items;
-  more = Boolean(page.next);
-  if (missed === since) missed = null;
-  apply(since);
-  if (turned) say($("summary").textContent || $("no-transactions").textContent);
-  return items;
+  if (state.list) state.list.items = current();
+  state.heard = new Map();
+  const { items, next } = await call(asked);
+  if (asked !== url()) return; // the user has moved on
+  state.list = { url: asked, items, more: Boolean(next) };
+  learn(items);
 }
 
-/** Whether the list that the URL asks for has room for a transaction. */
-function fits({ station, status, created }) {
-  const asked = view();
-  return (
-    (!asked.station_id || asked.station_id === String(station.id)) &&
-    (!asked.status || asked.status.split(",").includes(status)) &&
-    (!asked.created_from || Date.parse(asked.created_from) <= Date.parse(created)) &&
-    (!asked.created_to || Date.parse(created) < Date.parse(asked.created_to))
-  );
-}
+// Changes
 
-const newer = (one, other) => milliseconds(one.updated) >= milliseconds(other.updated);
+/** Of two answers about a transaction, the newer one. */
+const newer = (one, other) =>
+  other?.updated && milliseconds(other.updated) > milliseconds(one.updated) ? other : one;
 
-/** Show these transactions as they are now, each in its place, if they belong to this page. */
-export function apply(changes) {
-  missed?.push(...changes);
-  const known = new Map(items.map((item) => [item.id, item]));
-  for (const change of changes) {
-    const old = known.get(change.id);
-    if (old ? newer(change, old) : !view().after) known.set(change.id, change);
-    if (change.id !== details?.id || !newer(change, details)) continue;
-    if (change.status !== details.status) say(`${change.station.description}: ${change.status}`);
-    showDetails(change);
+/** Take transactions as they are now, wherever the page shows them. */
+export function learn(transactions) {
+  for (const one of transactions) {
+    const { id, status, station } = one;
+    if (newer(one, state.heard.get(id)) !== one) continue;
+    state.heard.set(id, one);
+    if (state.followed.has(id) && state.followed.get(id) !== status) {
+      state.followed.set(id, status);
+      say(`${station.description}: ${status}${status === "PENDING" ? "" : ` after ${tookOf(one)}`}`);
+    }
+    if (state.details?.id === id) state.details = newer(one, state.details);
+    meet(one);
   }
-  const sorted = [...known.values()].filter(fits).sort((a, b) => (a.id < b.id ? 1 : -1));
-  const emptied = more && sorted.length < LIMIT && sorted.length < items.length;
-  more ||= sorted.length > LIMIT;
-  items = sorted.slice(0, LIMIT);
-  rows.show(items);
-  pager.show(more && items.length ? items.at(-1).id : null);
-  set($("summary"), sumUp(items));
-  $("no-transactions").hidden = items.length > 0;
-  const filtered = FILTERS.some((name) => view()[name]);
-  set($("no-transactions"), filtered ? "No transaction matches." : "There is no transaction yet.");
-  clearTimeout(refill);
-  if (emptied) refill = setTimeout(() => document.dispatchEvent(new Event("stale")), 500);
+  if (state.heard.size > 1000) ask("list");
+  change();
 }
+
+/** Take changes that the service announced. A filtered list is asked for again, once in a while. */
+export function hear(transaction) {
+  learn([transaction]);
+  if (filtered()) refill ??= setTimeout(() => ((refill = null), ask("list")), 500);
+}
+
+/** Take the newest transaction of a station. Ask for the stations if this one may be among them now. */
+export function meet(transaction) {
+  const { id } = transaction.station;
+  const latest = state.latest[id];
+  if (latest?.id === transaction.id) state.latest[id] = newer(transaction, latest);
+  else if (latest === null || latest?.id < transaction.id) state.latest[id] = transaction;
+  else if (!latest && !state.met.has(id) && state.stations && !state.stations.next) ask("stations");
+  state.met.add(id);
+}
+
+const fresh = (one) => newer(one, state.heard.get(one.id));
+const filtered = () => FILTERS.some((name) => state.view[name]);
+let refill = null;
+
+/** The list with what we heard since. What else belongs to a filtered one, the service knows. */
+function current() {
+  const all = new Map(state.list.items.map((one) => [one.id, fresh(one)]));
+  const others = filtered() || state.view.after ? [] : state.heard;
+  for (const [id, one] of others) if (!all.has(id)) all.set(id, one);
+  const sorted = [...all.values()].sort((one, other) => (one.id < other.id ? 1 : -1));
+  state.list.more ||= sorted.length > LIMIT;
+  return sorted.slice(0, LIMIT);
+}
+
+/** The rows to show: new ones wait while the user moves. */
+function rows() {
+  const { list, moved, rows: shown } = state;
+  if (list?.url !== url()) return shown;
+  const items = current();
+  const rests = Date.now() - moved > REST;
+  if (rests || !shown.items.length || shown.url !== list.url) return { ...list, items, fresh: 0 };
+  const known = new Set(shown.items.map(({ id }) => id));
+  return { ...shown, items: shown.items.map(fresh), fresh: items.filter(({ id }) => !known.has(id)).length };
+}
+
+// Rows
+
+function row(transaction) {
+  const { id, station, status, created } = transaction;
+  const time = h("time", { dateTime: created }, clock(created));
+  const link = h("a", { href: href({ ...state.view, transaction: id }) }, time);
+  const name = h("bdi", { title: label(station) }, station.description);
+  const cell = (text, className = "") => h("td", { className }, text);
+  const cells = [cell(link), cell(name, "station"), cell(sign(status)), cell(tookOf(transaction), "amount")];
+  return h("tr", { key: id, "data-id": id }, cells);
+}
+
+parts.push((state) => {
+  state.rows = rows();
+  const { url: shown, items, more, fresh } = state.rows;
+  draw($("zone"), {}, `Created (${zone()})`);
+  draw($("transactions"), {}, items.map(row));
+  const begin = state.stations?.items.length ? "Press Start beside a station." : "Create a station to begin.";
+  const none = filtered() ? "No transaction matches." : `There is no transaction yet. ${begin}`;
+  draw($("no-transactions"), {}, shown && !items.length && none);
+  draw($("new"), { hidden: !fresh }, `${fresh} new`);
+  pager($("transactions-pager"), "after", ["Newer", "Older"], shown === url() && more && items.at(-1)?.id);
+});
+$("new").onclick = () => change({ moved: 0 });
 
 // Filters
 
@@ -88,184 +122,127 @@ const local = (time) => {
 };
 const utc = (text) => (text ? new Date(text).toISOString().replace(".000", "") : "");
 
-/** Show in the form what the URL asks for; the name of a station that is not known yet is asked for. */
-function showFilters() {
-  const { station_id: id = "", status = "", created_from: from, created_to: to } = view();
-  if (!$("by-station").value.startsWith(`${id} · `) || !id) {
-    $("by-station").value = id;
-    if (id)
-      call(`/stations/${id}`).then(
-        (station) => nameStation(id, station),
-        () => {},
-      );
-  }
-  for (const box of $("filters").elements.status) box.checked = status.split(",").includes(box.value);
-  $("from").value = local(from);
-  $("to").value = local(to);
-  const active = FILTERS.filter((name) => view()[name]).length;
-  set($("filter").querySelector("summary"), active ? `Filter (${active})` : "Filter");
-}
+parts.push(({ view }) => {
+  const active = FILTERS.filter((name) => view[name]).length;
+  draw($("filter"), { open: filtered() || $("filter").open });
+  draw($("filter-title"), {}, active ? `Filter (${active})` : "Filter");
+  const statuses = view.status?.split(",") ?? [];
+  for (const box of $("filters").elements.status) draw(box, { checked: statuses.includes(box.value) });
+  draw($("station_id"), { value: view.station_id ?? "" });
+  draw($("created_from"), { value: local(view.created_from) });
+  draw($("created_to"), { value: local(view.created_to) });
+});
 
-const label = ({ id, description }) => `${id} · ${description}`;
-
-function nameStation(id, station) {
-  if ($("by-station").value === id) $("by-station").value = label(station);
-}
-
-function filter(changes) {
-  set($("filters-said"), "");
-  if (Object.entries(changes).every(([name, value]) => (view()[name] ?? "") === value)) return;
-  go({ ...changes, after: "" }, { after: [] });
-}
-
-/** Offer the stations that match what was typed; without an answer there is nothing to offer. */
-async function suggest() {
-  clearTimeout(typing);
-  const text = $("by-station").value.trim();
-  const found = await call(`/stations?${new URLSearchParams(text ? { q: text } : {})}`).catch(() => ({
-    items: [],
-  }));
-  if (text === $("by-station").value.trim()) options.show(found.items);
-}
-
-/** Filter by the station that was chosen or typed: by its number, or a text that only one station has. */
-async function choose(final) {
-  const text = $("by-station").value.trim();
-  const chosen = [...$("known").children].find(({ value }) => value === text);
-  if (chosen) return filter({ station_id: numberOf(chosen) });
-  if (!final || (view().station_id && text.startsWith(`${view().station_id} · `))) return undefined;
-  const number = /^#?(\d{1,9})$/.exec(text)?.[1];
-  if (!text || number) return filter({ station_id: number ?? "" });
-  await suggest();
-  const [first, second] = $("known").children;
-  if (first && !second) return filter({ station_id: numberOf(first) });
-  const many = "More than one station matches. Choose one from the list, or type its number.";
-  return set($("filters-said"), first ? many : "No station matches.");
-}
-
-const numberOf = ({ value }) => value.split(" ")[0];
-
-/** Read the rest of the form; a time that is only half typed is not valid yet. */
-function read() {
-  if (!$("from").validity.valid || !$("to").validity.valid) return;
+$("filters").onchange = $("filters").onsubmit = () => {
+  if (!$("filters").reportValidity()) return; // such as a time that is only half typed
   const boxes = [...$("filters").elements.status].filter(({ checked }) => checked);
   const status = boxes.length === 4 ? "" : boxes.map(({ value }) => value).join(",");
-  filter({ status, created_from: utc($("from").value), created_to: utc($("to").value) });
+  const range = { created_from: utc($("created_from").value), created_to: utc($("created_to").value) };
+  go({ ...state.view, station_id: $("station_id").value, status, ...range, after: "" });
+};
+$("filters").onreset = () => go({ q: state.view.q, stations_after: state.view.stations_after });
+
+// Find one by its id or its key
+
+$("lookup").onsubmit = async () => {
+  const text = $("lookup-text").value.trim();
+  const look = async () => {
+    const { items } = await call(`/transactions?${new URLSearchParams({ idempotency_key: text })}`);
+    return items[0] ?? call(`/transactions/${encodeURIComponent(text)}`);
+  };
+  const found = await attempt("lookup", look, "Try again.");
+  if (found) go({ ...state.view, transaction: found.id });
+  const { status } = state.wrong.lookup?.error?.problem ?? {};
+  if (status === 404 || status === 422) fail("lookup", "No transaction has this id or idempotency key.");
+};
+
+// Ask again about all
+
+/** Ask again about all that the filter finds, eight at a time. One that has its verdict is left alone. */
+async function askAgain() {
+  const again = { asked: 0, on: true };
+  change({ again });
+  const one = async ({ id }) => {
+    const settled = (error) => error.problem?.status === 409 || Promise.reject(error);
+    await call(`/transactions/${id}/retry`, { method: "POST" }).catch(settled);
+    again.asked += 1;
+    change();
+  };
+  const all = async () => {
+    for (let next = url(200, ""); next && again.on; ) {
+      const page = await call(next);
+      while (page.items.length && again.on) await Promise.all(page.items.splice(0, 8).map(one));
+      next = page.next;
+    }
+  };
+  await attempt("all", all, "Start again: it is harmless.");
+  again.on = false;
+  change();
 }
+
+parts.push(({ view, again, rows }) => {
+  draw($("all"), { hidden: view.status !== "EXPIRED" || !(again || rows.items.length) });
+  const onclick = again?.on ? () => (again.on = false) : askAgain;
+  draw($("again"), { onclick }, again?.on ? "Stop" : "Ask again about all");
+  draw($("asked"), {}, again && `${again.asked} asked again`);
+});
 
 // Details
 
-let details = null; // the transaction that is open
-
-/** Open the transaction that the URL names, or close it; with `again`, ask for one that is open already. */
-async function open(again = true) {
-  const { transaction: id } = view();
-  if (id && id === details?.id && !again) return undefined;
-  if (id !== details?.id) {
-    details = null;
-    set($("details-said"), "");
+/** Open the transaction that the URL names, or close it. */
+export async function open() {
+  const { transaction: id } = state.view;
+  if (id !== state.details?.id) {
+    delete state.wrong.details;
+    change({ details: id ? (state.rows.items.find((one) => one.id === id) ?? { id }) : null });
   }
-  if (!id) return $("details").close();
-  const known = items.find((item) => item.id === id) ?? details;
-  showDetails(known ?? { id });
-  if (!$("details").open) $("details").showModal();
-  const found = await attempt(
-    $("details"),
-    () => call(`/transactions/${encodeURIComponent(id)}`),
-    "Close it and try again.",
-  );
-  if (!found || view().transaction !== id) return undefined;
-  showDetails(found);
-  return apply([found]);
+  if (!id) return;
+  const get = () => call(`/transactions/${encodeURIComponent(id)}`);
+  const found = await attempt("details", get, "Close it and try again.");
+  if (!found || state.view.transaction !== id) return;
+  if (!state.followed.has(id)) state.followed.set(id, found.status);
+  learn([found]);
 }
 
-function showDetails(transaction) {
-  details = transaction;
-  const { id, station, created, updated, status, attempts, asked, expires } = transaction;
+function fields({ station, status, created, updated, asked, attempts, expires, reason, equipment }) {
   const left = Math.max(0, Math.ceil((Date.parse(expires) - now()) / 1000));
-  const fields = status && {
-    station: label(station),
-    created: moment(created),
-    updated: moment(updated),
-    asked: moment(asked),
-    attempts: String(attempts),
-    expires: status !== "PENDING" ? "–" : expires ? `${left} s (${moment(expires)})` : "not asked yet",
-  };
-  set($("id"), id);
-  for (const field of $("details").querySelectorAll("[data-field]"))
-    set(field, fields?.[field.dataset.field] ?? "");
-  showStatus($("details"), transaction);
-  $("retry").hidden = status !== "EXPIRED";
+  const ends = expires ? `${left} s (${moment(expires)})` : "not asked yet";
+  return [
+    ["Station", h("bdi", {}, label(station))],
+    ["Status", sign(status)],
+    ["Reason", h("bdi", {}, reason ?? "–")],
+    ["Equipment", h("bdi", {}, equipment ?? "–")],
+    ["Created", moment(created)],
+    ["Asked", moment(asked)],
+    ["Updated", moment(updated)],
+    ["Took", tookOf({ status, created, updated }) || "–"],
+    ["Attempts", String(attempts)],
+    ["Expires in", status === "PENDING" ? ends : "–"],
+  ];
 }
 
-async function copy() {
-  const selection = getSelection();
-  selection.selectAllChildren($("id"));
-  // Over plain HTTP there is no `clipboard`; the old command copies what is selected.
-  if (navigator.clipboard) await navigator.clipboard.writeText($("id").textContent);
-  else document.execCommand("copy");
-  selection.removeAllRanges();
-  say("Copied.");
-  set($("copy"), "Copied");
-  setTimeout(() => set($("copy"), "Copy"), 2000);
-}
-
-async function retry() {
-  const again = () => call(`/transactions/${details.id}/retry`, { method: "POST" });
-  const found = await attempt($("details"), again, "Ask again: it is harmless.");
-  if (!found) return;
-  $("close").focus();
-  document.dispatchEvent(new CustomEvent("transaction", { detail: found }));
-}
+parts.push(({ view, details }) => {
+  if (!view.transaction || !details) return $("details").close();
+  draw($("id"), {}, details.id);
+  const known = details.status ? fields(details) : [];
+  draw($("fields"), {}, known.map(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]));
+  draw($("retry"), { hidden: details.status !== "EXPIRED" });
+  return $("details").open || $("details").showModal();
+});
 
 /** Close by going back where that shows the same list, so that Back does not open it again. */
 function close() {
-  if (!view().transaction) return;
-  if (history.state?.opened === view().transaction) history.back();
-  else go({ transaction: "" }, {}, true);
+  const { transaction, ...view } = state.view;
+  if (!transaction) return;
+  if (history.state?.opened === transaction) history.back();
+  else go(view, {}, true);
 }
-
-function fill(row, transaction) {
-  const { id, station, created } = transaction;
-  row.dataset.id = id;
-  row.querySelector("time").dateTime = created;
-  row.querySelector("bdi").title = label(station);
-  row.querySelector("a").href = `?${new URLSearchParams({ ...view(), transaction: id })}`;
-  set(row.querySelector("time"), clock(new Date(created)));
-  set(row.querySelector("bdi"), station.description);
-  showStatus(row, transaction);
-}
-
-const pager = new Pager($("transactions-pager"), "after");
-const rows = new Rows($("transactions"), $("a-transaction"), fill);
-const options = new Rows($("known"), $("an-option"), (option, station) => (option.value = label(station)));
-
-let typing;
-onSubmit($("filters"), () => choose(true));
-$("by-station").addEventListener("focus", suggest, { once: true });
-$("by-station").addEventListener("input", () => {
-  set($("filters-said"), "");
-  clearTimeout(typing);
-  typing = setTimeout(suggest, 200);
-  choose(false);
-});
-$("by-station").addEventListener("change", () => choose(true));
-$("filters").addEventListener("change", (event) => event.target !== $("by-station") && read());
-$("clear").addEventListener("click", () => {
-  filter(Object.fromEntries(FILTERS.map((name) => [name, ""])));
-  showFilters();
-});
-$("transactions").addEventListener("click", (event) => {
-  const row = event.target.closest("tr");
-  const selects = row && !getSelection().isCollapsed && getSelection().containsNode(row, true);
-  if (!row || selects || event.ctrlKey || event.metaKey || event.shiftKey) return;
-  event.preventDefault();
-  row.querySelector("a").focus();
-  go({ transaction: row.dataset.id }, { opened: row.dataset.id });
-});
-$("details").addEventListener("close", close);
-$("close").addEventListener("click", () => $("details").close());
-$("details").addEventListener("click", (event) => event.target === $("details") && $("details").close());
-$("copy").addEventListener("click", copy);
-$("retry").addEventListener("click", retry);
-setInterval(() => details?.status === "PENDING" && showDetails(details), 1000);
+$("details").onclose = $("close").onclick = close;
+$("details").onclick = (event) => event.target === $("details") && close();
+$("retry").onclick = async () => {
+  const again = () => call(`/transactions/${state.details.id}/retry`, { method: "POST" });
+  const found = await attempt("details", again, "Ask again: it is harmless.");
+  if (!found) return;
+  $("close").focus();
+  learn([found]);
+};

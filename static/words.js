@@ -5,79 +5,82 @@ export function milliseconds(time) {
   return Date.parse(`${time.slice(0, 19)}Z`) + 1000 * Number(`0${time.slice(19, -1)}`);
 }
 
-/** How long a transaction took from its creation to what became of it. */
-export const took = ({ created, updated }) => milliseconds(updated) - milliseconds(created);
-
-export function inWords(ms) {
-  const digits = ms < 100 ? 1 : 0;
-  return `${ms.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits })} ms`;
+function inWords(ms) {
+  if (ms < 1000) return `${ms.toFixed(ms < 100 ? 1 : 0)} ms`;
+  if (ms < 60_000) return `${(ms / 1000).toFixed(1)} s`;
+  return ms < 3_600_000 ? `${(ms / 60_000).toFixed(1)} min` : `${(ms / 3_600_000).toFixed(1)} h`;
 }
 
+export const count = (number) => number.toLocaleString("en");
+
+/** The zone of the times that the page shows. */
+export const zone = (date = new Date()) =>
+  date.toLocaleTimeString("en-GB", { timeZoneName: "short" }).split(" ").at(-1);
+
 /** The time of day, with the date if it is another one. */
-export function clock(date) {
+export function clock(time) {
+  const date = new Date(time);
   const day = date.toDateString() === new Date().toDateString() ? {} : { day: "numeric", month: "short" };
   return date.toLocaleString("en-GB", { ...day, hour: "2-digit", minute: "2-digit", second: "2-digit" });
 }
 
-/** Date and time with milliseconds, or that there is none. */
+/** Date and time with milliseconds and zone, or that there is none. */
 export function moment(time) {
-  const options = { dateStyle: "medium", timeStyle: "medium" };
-  return time
-    ? `${new Date(time).toLocaleString("en-GB", options)}.${time.slice(20, 23).padEnd(3, "0")}`
-    : "not yet";
+  if (!time) return "not yet";
+  const text = new Date(time).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+  return `${text}.${time.slice(20, 23).padEnd(3, "0")} ${zone(new Date(time))}`;
 }
 
-/** What is on the page, in a line; a time is that of a verdict, so EXPIRED has none. */
-export function sumUp(items) {
-  const having = (...statuses) => items.filter(({ status }) => statuses.includes(status));
-  const statuses = ["COMPLETED", "ERROR", "EXPIRED", "PENDING"].filter((status) => having(status).length);
-  const times = having("COMPLETED", "ERROR")
-    .map(took)
-    .sort((a, b) => a - b);
-  const middle = (times.length - 1) / 2;
-  const median = (times[Math.floor(middle)] + times[Math.ceil(middle)]) / 2;
-  const speed = times.length ? ` · median ${inWords(median)}, slowest ${inWords(times.at(-1))}` : "";
-  return statuses.length
-    ? `On this page: ${statuses.map((status) => `${having(status).length} ${status}`).join(", ")}${speed}`
-    : "";
-}
+export const label = ({ id, description }) => `${id} · ${description}`;
 
-const part = (id, word, good) => ({
-  id,
-  word,
-  state: good ? "good" : word === "unknown" ? "unknown" : "bad",
-});
+/** How long a transaction took to what became of it; of one that is PENDING nothing. */
+export const tookOf = ({ status, created, updated }) =>
+  status === "PENDING" ? "" : inWords(milliseconds(updated) - milliseconds(created));
+
+const part = (id, word, look, each = []) => ({ id, word, look, each });
 
 /** Each part of the service and how it is; of a service that is away nothing is known. */
-export function partsOf(ready, updates) {
-  const works = (id, says) =>
-    part(id, says ? (says === "ok" ? "ok" : "unavailable") : "unknown", says === "ok");
-  const service = part("Service", ready ? "ok" : "away", ready);
+export function partsOf({ ready, away, token, updates }) {
+  const known = away || token ? null : ready;
+  const service = away ? part("Service", "away", "bad") : part("Service", "ok", "good");
+  const works = (id, says) => (says === "ok" ? part(id, "ok", "good") : part(id, "unavailable", "bad"));
   return [
-    service,
-    works("Database", ready?.database),
-    works("Broker", ready?.broker),
-    { id: "Updates", word: updates, state: updates === "live" ? "good" : "unknown" },
+    ready || away || token ? service : part("Service", "unknown", ""),
+    known ? works("Database", known.database) : part("Database", "unknown", ""),
+    known ? works("Broker", known.broker) : part("Broker", "unknown", ""),
+    equipmentOf(known),
+    part("Updates", updates, updates === "live" ? "good" : updates === "starting" ? "" : "odd"),
   ];
 }
 
+/** Whether the service lacks nothing but equipment. */
+const unserved = (ready) => ready?.status && ready.database === "ok" && ready.broker === "ok";
+
 /** A word for all equipment, and one for each. What it said before the broker went is old. */
-export function equipmentOf(ready) {
-  const known = ready?.broker === "ok" && ready.equipment !== "unknown";
-  const each = Object.entries(known ? ready.equipment : {}).map(([id, word]) =>
-    part(id, word, word === "online"),
-  );
-  const online = each.filter(({ state }) => state === "good").length;
-  const count = each.length === 1 ? `${each[0].id} ${each[0].word}` : `${online} of ${each.length} online`;
-  const word = known ? (each.length ? count : "none") : "unknown";
-  return { ...part("", word, online > 0), each: each.sort((a, b) => (a.id < b.id ? -1 : 1)) };
+function equipmentOf(ready) {
+  if (ready?.broker !== "ok" || ready.equipment === "unknown") return part("Equipment", "unknown", "");
+  const each = Object.entries(ready.equipment)
+    .map(([id, word]) => part(id, word, word === "online" ? "good" : "odd"))
+    .sort((one, other) => (one.id < other.id ? -1 : 1));
+  const online = each.filter(({ word }) => word === "online").length;
+  const counted = `${online || "none"} of ${each.length} online`;
+  const word = each.length === 1 ? `${each[0].id} ${each[0].word}` : counted;
+  const look = unserved(ready) ? "bad" : online < each.length ? "odd" : "good";
+  return part("Equipment", each.length ? word : "none", look, each);
 }
 
-/** What that means for those who want to start a transaction; nothing if all is well. */
-export function meaning({ database, broker, equipment }) {
-  if (database !== "ok") return `The database cannot be used: ${database}. Nothing is stored until it can.`;
-  if (broker !== "ok")
-    return `The broker cannot be used: ${broker}. Transactions are stored and stay PENDING.`;
-  if (equipment === "unknown" || Object.values(equipment).includes("online")) return "";
-  return "No equipment is online. Transactions stay PENDING, and expire if none answers in time.";
+/** What is wrong, the worst first: how bad it is, and a sentence. */
+export function noticesOf({ away, seen, ready, refused, broken, slow, paused, token }) {
+  const { database = "ok", broker = "ok" } = ready ?? {};
+  const all = [
+    ["bad", away && `${away} Showing data from ${clock(seen)}. Retrying.`],
+    ["bad", database !== "ok" && `The database cannot be used: ${database}. Nothing is stored until it can.`],
+    ["bad", broker !== "ok" && `The broker cannot be used: ${broker}. Transactions are stored as PENDING.`],
+    ["bad", unserved(ready) && "No equipment is online. Transactions stay PENDING, and may expire."],
+    ...Object.values(refused).map((text) => ["bad", text]),
+    ["odd", broken && !away && `Live updates are down (${broken}) Polling every 2 seconds.`],
+    ["odd", slow && "The network or the service is slow. Still waiting for an answer."],
+    ["", paused && "Paused: the page does not change by itself."],
+  ];
+  return token ? [] : all.filter(([, text]) => text);
 }

@@ -90,7 +90,7 @@ def row(page, station: int):
 
 
 def outcome(page, station: int):
-    """The text about the last transaction that was started for this station."""
+    """The text about this station's newest transaction."""
     return row(page, station).locator(".outcome")
 
 
@@ -108,11 +108,6 @@ def part(page, name: str):
     return parts.filter(has_text=name)
 
 
-def equipment(page):
-    """The state of all equipment."""
-    return page.locator("#equipment summary")
-
-
 def rows(page):
     """The transactions that are listed."""
     return page.locator("#transactions tr")
@@ -123,6 +118,17 @@ def chart(page):
     return page.get_by_role("img", name=re.compile("COMPLETED"))
 
 
+def hide(page, hidden: bool) -> None:
+    """Make the tab say that it is hidden, or that it is not."""
+    page.evaluate(
+        """(hidden) => {
+            Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
+            document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        hidden,
+    )
+
+
 def took(transaction: dict) -> float:
     """The time from creation to verdict, in milliseconds."""
     created, updated = (datetime.fromisoformat(transaction[name]) for name in ("created", "updated"))
@@ -130,5 +136,6 @@ def took(transaction: dict) -> float:
 
 
 def shown(text: str) -> float:
-    """The last number of milliseconds in a text."""
-    return float(re.findall(r"([\d,.]+) ms", text)[-1].replace(",", ""))
+    """The number of milliseconds in a text."""
+    (number,) = re.findall(r"([\d.]+) ms", text)
+    return float(number)

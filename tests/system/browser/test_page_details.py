@@ -5,6 +5,8 @@ from datetime import datetime
 
 from playwright.sync_api import expect
 
+from load import Load
+from programs import wait_until
 from tab import VERDICT, button, live, outcome, rows
 
 SHORT = {"VALIDATION_RETRY": "1", "VALIDATION_TIMEOUT": "3"}
@@ -21,7 +23,7 @@ def test_a_row_opens_the_details_and_back_and_reload_keep_them(running, tab):
         service.post("/transactions", {"station_id": 1}, Prefer="wait=5")
     stored = service.get("/transactions").json["items"][1]
     page.goto(service.url)
-    rows(page).nth(1).locator(".station").click()  # anywhere in the row
+    rows(page).nth(1).click()  # anywhere in the row
     details = page.get_by_role("dialog", name="Transaction")
     expect(details).to_be_visible()
     expect(details.locator("#id")).to_have_text(stored["id"])
@@ -30,7 +32,9 @@ def test_a_row_opens_the_details_and_back_and_reload_keep_them(running, tab):
     expect(field(page, "Attempts")).to_have_text("1")
     for name in ("created", "asked", "updated"):
         milliseconds = datetime.fromisoformat(stored[name]).microsecond // 1000
-        expect(field(page, name.capitalize())).to_have_text(re.compile(rf":\d\d\.{milliseconds:03}$"))
+        expect(field(page, name.capitalize())).to_have_text(re.compile(rf":\d\d\.{milliseconds:03} UTC$"))
+    expect(field(page, "Reason")).to_have_text(stored["reason"])
+    expect(field(page, "Equipment")).to_have_text("validator")
     assert page.url == f"{service.url}/?transaction={stored['id']}"
     page.reload()
     expect(details.locator("#id")).to_have_text(stored["id"])
@@ -45,23 +49,29 @@ def test_a_row_opens_the_details_and_back_and_reload_keep_them(running, tab):
     expect(details).to_be_visible()
 
 
-def test_the_id_is_copied(running, tab):
+def test_a_transaction_is_found_by_its_id_or_by_its_key(running, tab):
     service, page = running("Teste"), tab.page
-    stored = service.post("/transactions", {"station_id": 1}, Prefer="wait=5").json
-    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.goto(f"{service.url}/?transaction={stored['id']}")
-    page.get_by_role("button", name="Copy").click()
-    expect(page.get_by_role("button", name="Copied")).to_be_focused()
-    assert page.evaluate("navigator.clipboard.readText()") == stored["id"]
-    # Over plain HTTP, on a host that is not this one, there is no clipboard for scripts.
-    expect(page.get_by_role("button", name="Copy", exact=True)).to_be_visible()
-    page.evaluate("""navigator.clipboard.writeText("other").then(() => {
-        window.read = navigator.clipboard.readText.bind(navigator.clipboard);
-        Object.defineProperty(navigator, "clipboard", { value: undefined });
-    })""")
-    page.get_by_role("button", name="Copy", exact=True).click()
-    expect(page.get_by_role("button", name="Copied")).to_be_visible()
-    assert page.evaluate("read()") == stored["id"]
+    order = {"Idempotency-Key": "order 4711/ä"}
+    (by_key, by_id) = (service.post("/transactions", {"station_id": 1}, **key).json for key in (order, {}))
+    page.goto(service.url)
+    find, details = page.get_by_label("Find", exact=True), page.get_by_role("dialog", name="Transaction")
+    for text, found in (
+        (" order 4711/ä ", by_key),
+        (f"{by_id['id']} ", by_id),
+        (by_id["id"].upper(), by_id),
+    ):
+        find.fill(text)
+        find.press("Enter")
+        expect(details.locator("#id")).to_have_text(found["id"])
+        expect(field(page, "Status")).to_have_text(VERDICT)
+        page.keyboard.press("Escape")
+    with tab.trouble():  # 404, 422
+        for text in ("no such order", "019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57", "x" * 300, "a,b"):
+            find.fill(text)
+            find.press("Enter")
+            expect(page.locator("#lookup .wrong")).to_contain_text("No transaction has this id")
+            find.fill("")
+            expect(page.locator("#lookup .wrong")).to_be_hidden()
 
 
 def test_the_details_count_down_and_an_expired_transaction_can_be_asked_again(running, tab):
@@ -87,29 +97,48 @@ def test_the_details_count_down_and_an_expired_transaction_can_be_asked_again(ru
     expect(page.get_by_role("log")).to_contain_text(re.compile("Teste: (COMPLETED|ERROR)"))
 
 
-def test_a_refused_retry_is_said(running, tab):
-    service, page = running("Teste", **SHORT), tab.page
+def test_one_button_asks_again_about_all_that_have_expired(running, tab):
+    service, page = running("Teste", VALIDATION_RETRY="1", VALIDATION_TIMEOUT="2"), tab.page
     service.equipment.stop()
-    stored = service.post("/transactions", {"station_id": 1}, Prefer="wait=20").json
-    page.goto(f"{service.url}/?transaction={stored['id']}")
-    again = page.get_by_role("button", name="Ask again")
+    page.goto(service.url)
+    again = page.get_by_role("button", name="Ask again about all")
+    expect(again).to_be_hidden()
+    Load(service, total=230).start().join()  # more than one page of the API
+    wait_until(lambda: not service.get("/transactions?status=PENDING").json["items"], "all have expired", 30)
+    page.goto(f"{service.url}/?status=EXPIRED")
+    most, waiting = 0, []
+
+    def hold(route):
+        nonlocal most
+        waiting.append(route)
+        most = max(most, len(waiting))
+
+    page.route("**/retry", hold)
+    again.click()
+    stop = page.get_by_role("button", name="Stop")
+    wait_until(lambda: page.evaluate("0") or len(waiting) == 8, "eight are asked at a time")
+    stop.click()
+    while waiting:
+        waiting.pop().continue_()
+    expect(page.locator("#asked")).to_have_text("8 asked again")
     expect(again).to_be_visible()
-    page.route("**/events", lambda route: route.abort())  # the page hears nothing of what happens next
-    with tab.trouble():
-        page.reload()
-        expect(again).to_be_visible()
-        page.route("**/transactions/*", lambda route: route.abort())
-        service.equipment.start()
-        service.post(f"/transactions/{stored['id']}/retry", None, Prefer="wait=10")
-        page.unroute("**/transactions/*")
-        expect(again).to_be_hidden()
+    assert len(tab.asked("POST", "/retry")) == most == 8
+    page.unroute("**/retry")
+    service.equipment.start()
+    with tab.trouble():  # 409, as the eight may have their verdict
+        again.click()
+        expect(rows(page)).to_have_count(0)
+        expect(page.locator("#asked")).to_have_text(re.compile("^2[23]\\d asked again$"))
+    wait_until(
+        lambda: not service.get("/transactions?status=EXPIRED,PENDING").json["items"], "all are settled"
+    )
 
 
 def test_the_details_of_no_transaction_say_so(running, tab):
     service, page = running("Teste"), tab.page
     with tab.trouble():  # 404
         page.goto(f"{service.url}/?transaction=019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57")
-        expect(page.locator("#details-said")).to_contain_text("There is no transaction")
+        expect(page.locator("#details .wrong")).to_contain_text("There is no transaction")
         live(page)
         tab.at_rest()
     page.keyboard.press("Escape")

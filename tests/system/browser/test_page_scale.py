@@ -50,13 +50,10 @@ def test_all_of_10000_stations_and_100000_transactions_can_be_reached(large, tab
     search.fill("#9996")
     expect(page.locator("#stations .number").first).to_have_text("9996")
     expect(page.locator("#stations > li")).to_have_count(5)
-    station = page.get_by_role("combobox", name="Station")
-    station.fill("Station 777")
-    expect(page.locator("#known option").first).to_have_attribute("value", "777 · Station 777")
-    station.fill("777 · Station 777")  # as if chosen from the list
+    page.get_by_text("Filter", exact=True).click()
+    page.get_by_role("spinbutton", name="Station").fill("777")
+    page.keyboard.press("Enter")
     expect(rows(page)).to_have_count(10)
-    page.get_by_role("checkbox", name="EXPIRED").check()
-    expect(page.locator("#no-transactions, #transactions tr").first).to_be_visible()
     page.get_by_role("button", name="Clear").click()
     page.get_by_role("checkbox", name="EXPIRED").check()
     expect(rows(page)).to_have_count(20)
@@ -66,7 +63,7 @@ def test_all_of_10000_stations_and_100000_transactions_can_be_reached(large, tab
         expect(rows(page).first).to_have_attribute("data-id", expired[number]["id"])
     live(page)
     button(page, 9999).click()
-    expect(chart(page)).to_have_accessible_name(re.compile("^[1-9]"))
+    expect(chart(page)).to_have_accessible_name(re.compile("^Last 10 minutes: [1-9]"))
 
 
 def test_under_load_the_page_keeps_up(large, tab):
@@ -82,5 +79,4 @@ def test_under_load_the_page_keeps_up(large, tab):
     expect(rows(page)).to_have_count(20)
     found = rows(page).evaluate_all("(rows) => rows.map((row) => row.dataset.id)")
     assert found == [item["id"] for item in newest]
-    assert len(tab.requests) - before < 10
-    expect(page.locator("#axis")).not_to_contain_text("counted since")
+    assert len([one for one in tab.requests[before:] if "/counts" not in one.url]) < 10

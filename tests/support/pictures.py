@@ -1,0 +1,54 @@
+"""Take the pictures of the page in docs/pictures: `.venv/bin/python tests/support/pictures.py`."""
+
+import random
+import shutil
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from playwright.sync_api import expect, sync_playwright
+
+from programs import ROOT, Broker, Equipment, Service, wait_until
+from tab import QUIET, live, part, rows
+
+STATIONS = "Hauptbahnhof", "Flughafen Nord", "Messe", "Depot West", "Hafen", "Universität"
+DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+
+
+def main() -> None:
+    with ExitStack() as ends:
+        folder = Path(ends.enter_context(tempfile.TemporaryDirectory()))
+        broker = Broker(folder).start()
+        ends.callback(broker.close)
+        service, equipment = Service(folder, broker).start(), Equipment(folder, broker).start()
+        ends.callback(service.close)
+        ends.callback(equipment.close)
+        wait_until(lambda: service.ready() and service.get("/readyz").status == 200, "all is well")
+        for description in STATIONS:
+            service.post("/stations", {"description": description})
+        playwright = ends.enter_context(sync_playwright())
+        chromium = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), chromium_sandbox=False, args=QUIET
+        )
+        ends.callback(chromium.close)
+        page = chromium.new_page(viewport=DESK)
+        page.goto(service.url)
+        live(page)
+        for number in range(90):
+            time.sleep(random.random())
+            service.post("/transactions", {"station_id": 1 + number % 6})
+        expect(rows(page)).to_have_count(20)
+        page.screenshot(path=ROOT / "docs/pictures/page.png")
+        rows(page).nth(3).click()
+        page.get_by_role("dialog").screenshot(path=ROOT / "docs/pictures/details.png")
+        page.keyboard.press("Escape")
+        equipment.stop()
+        page.emulate_media(color_scheme="dark")
+        page.set_viewport_size(PHONE)
+        expect(part(page, "Equipment").first).to_contain_text("offline")
+        page.screenshot(path=ROOT / "docs/pictures/page-narrow.png")
+
+
+if __name__ == "__main__":
+    main()
