@@ -66,60 +66,18 @@ READABLE = [
     b'{"transaction_id": "{key}", "status": "{status}", "more": "%s"}' % (b"x" * MB),
     b'{"transaction_id": "{key}", "status": "{status}", "more": "\\ud800", "reason": %s}' % (b"9" * 5000),
 ]
-NO_STATUS = [
-    "null",
-    "true",
-    "0",
-    "-0",
-    "1.5",
-    "1e999",
-    "NaN",
-    "Infinity",
-    "-Infinity",
-    "[]",
-    "{}",
-    '["COMPLETED"]',
-    '""',
-    '"PENDING"',
-    '"EXPIRED"',
-    '"completed"',
-    '"Error"',
-    '"COMPLETED\\u0000"',
-    '"COMPLETED\\n"',
-    '"\\ud800"',
-    '"\\udc00\\ud800"',
-    '"\\ud83d\\udd0b"',
-    "COMPLETED",
-    "'ERROR'",
-    '"\\n2026-01-01\\u001b[2J\\u0085\\u2028\\r"',
-    '"\\u202eERROR"',
-]
-NO_ID = [
-    "null",
-    "true",
-    "0",
-    "-1",
-    "1e999",
-    "NaN",
-    "Infinity",
-    "[]",
-    "{}",
-    '["{key}"]',
-    '{"id":"{key}"}',
-    '""',
-    '"{{key}}"',
-    '"urn:uuid:{key}"',
-    '"{key}0"',
-    '"-{key}"',
-    '"{key}\\u0000"',
-    '"\\ud800"',
-    '"019d31b4"',
-    '"------------------------------------"',
-    "{key}",
-]
+NO_STATUS = r"""
+    null true 0 -0 1.5 1e999 NaN Infinity -Infinity [] {} ["COMPLETED"] "" "PENDING" "EXPIRED"
+    "completed" "Error" "COMPLETED\u0000" "COMPLETED\n" "\ud800" "\udc00\ud800" "\ud83d\udd0b"
+    COMPLETED 'ERROR' "\n2026-01-01\u001b[2J\u0085\u2028\r" "\u202eERROR"
+"""
+NO_ID = r"""
+    null true 0 -1 1e999 NaN Infinity [] {} ["{key}"] {"id":"{key}"} "" "{{key}}" "urn:uuid:{key}"
+    "{key}0" "-{key}" "{key}\u0000" "\ud800" "019d31b4" "------------------------------------" {key}
+"""
 UNREADABLE = [
-    *(b'{"transaction_id": "{key}", "status": %s}' % status.encode() for status in NO_STATUS),
-    *(b'{"transaction_id": %s, "status": "COMPLETED"}' % key.encode() for key in NO_ID),
+    *(b'{"transaction_id": "{key}", "status": %s}' % status.encode() for status in NO_STATUS.split()),
+    *(b'{"transaction_id": %s, "status": "COMPLETED"}' % key.encode() for key in NO_ID.split()),
     b'{"transaction_id": %s, "status": "COMPLETED"}' % (b"9" * 10_000),
     b'{"transaction_id": "{key}"}',
     b'{"status": "COMPLETED"}',

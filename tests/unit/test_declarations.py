@@ -24,29 +24,6 @@ def right(id: StationId) -> Station:
     """Read a station."""
 
 
-def without_docstring(id: StationId) -> Station: ...
-
-
-def without_type(id) -> Station:
-    """Read a station."""
-
-
-def without_result(id: StationId):
-    """Read a station."""
-
-
-def without_struct(id: StationId, body: int) -> Station:
-    """Read a station."""
-
-
-def without_schema(id: StationId) -> object:
-    """Read a station."""
-
-
-def with_a_typo(id: "StationIdd") -> Station:  # noqa: F821
-    """Read a station."""
-
-
 def test_a_right_declaration_is_taken(api):
     api.get("/stations/<id>", errors=(NotFound,))(right)
     (declared,) = api.declarations.values()
@@ -55,34 +32,36 @@ def test_a_right_declaration_is_taken(api):
     assert NotFound in declared.errors
 
 
-@pytest.mark.parametrize(
-    ("handler", "words"),
-    [
-        (without_docstring, "docstring"),
-        (without_type, "need a type"),
-        (without_result, "need a type"),
-        (without_struct, "Struct"),
-        (without_schema, ""),
-        (with_a_typo, "StationIdd"),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_a_mistake_in_the_handler_names_the_route(api, handler, words):
-    refused(api, "/stations/<id>", handler, words)
+DOC = '"""Read a station."""'
+MISTAKES = {  # a handler, and a word of the error
+    "def handle(id: StationId) -> Station: pass": "docstring",
+    f"def handle(id) -> Station: {DOC}": "need a type",
+    f"def handle(id: StationId): {DOC}": "need a type",
+    f"def handle(id: StationId, body: int) -> Station: {DOC}": "Struct",
+    f"def handle(id: StationId) -> object: {DOC}": "",
+    f"def handle(id: 'StationIdd') -> Station: {DOC}": "StationIdd",
+}
+
+
+def test_a_mistake_in_the_handler_names_the_route(api):
+    for source, word in MISTAKES.items():
+        names = {"StationId": StationId, "Station": Station}
+        exec(source, names)
+        refused(api, "/stations/<id>", names["handle"], word)
 
 
 def test_an_unknown_option_names_the_route(api):
     refused(api, "/stations/<id>", right, "statuss", statuss=201)
 
 
-@pytest.mark.parametrize("errors", [(ValueError,), (NotFound, 404), NotFound], ids=str)
-def test_an_error_that_is_no_refusal_names_the_route(api, errors):
-    refused(api, "/stations/<id>", right, errors=errors)
+def test_an_error_that_is_no_refusal_names_the_route(api):
+    for errors in ((ValueError,), (NotFound, 404), NotFound):
+        refused(api, "/stations/<id>", right, errors=errors)
 
 
-@pytest.mark.parametrize("path", ["/stations", "/stations/<number>", "/stations/<id>/<other>"])
-def test_arguments_that_do_not_match_the_path_name_the_route(api, path):
-    refused(api, path, right, "path")
+def test_arguments_that_do_not_match_the_path_name_the_route(api):
+    for path in ("/stations", "/stations/<number>", "/stations/<id>/<other>"):
+        refused(api, path, right, "path")
 
 
 def test_a_body_that_is_a_struct_is_no_part_of_the_path(api):
