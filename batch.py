@@ -44,7 +44,7 @@ class Batch:
         self.session, self.deleted = session, deleted
         # Taken under the lock that orders commits, so `updated` rises with every commit of every process.
         wall = clock.wall()
-        self.now = max(wall, models.newest_change(database)[0] + 1)
+        self.now = max(wall, models.latest(database) + 1)
         self.behind = self.now - wall  # how far the newest row is ahead of the wall clock
         self.clock = clock.steady()
         self.questions: list[Asked] = []  # to publish

@@ -234,6 +234,12 @@ def pending(database: Database) -> tuple[int, int | None]:
     return count, oldest[0][0] if oldest else None
 
 
+def latest(database: Database) -> int:
+    """The highest `updated` that there ever was, though retention may have deleted its row."""
+    statement = 'SELECT coalesce(max(updated), 0), (SELECT deleted FROM retention) FROM "transaction"'
+    return int(max(execute(database, statement)[0]))
+
+
 def newest_change(database: Database) -> Cursor:
     """The cursor of the newest change; FIRST if there are no transactions."""
     rows = execute(database, 'SELECT updated, id FROM "transaction" ORDER BY updated DESC, id DESC LIMIT 1')

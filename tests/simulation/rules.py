@@ -1,0 +1,211 @@
+"""What must always be true. The rules see each commit, publish, acknowledgement and answer when it happens."""
+
+from bisect import bisect_right, insort
+from typing import NamedTuple
+
+from kit.clock import SECOND, microseconds
+from mqtt_listener import VERDICTS, decode_verdict
+
+DAY = 86400 * SECOND
+SETTLED = ("COMPLETED", "ERROR")
+ALLOWED = {("PENDING", "COMPLETED"), ("PENDING", "ERROR"), ("PENDING", "EXPIRED"), ("EXPIRED", "PENDING")}
+ALLOWED |= {("EXPIRED", "COMPLETED"), ("EXPIRED", "ERROR")}
+CHANGES = "SELECT number, what, {} FROM journal WHERE number > ? ORDER BY number"
+OPENED = 'SELECT count(*) FROM "transaction" WHERE retry_at IS NOT NULL AND expires_at > 0'
+
+
+class Violation(AssertionError):
+    """A rule was broken; the text begins with the rule."""
+
+
+class Row(NamedTuple):
+    id: str
+    status: str
+    created: int
+    updated: int
+    station_id: int
+    key: str | None
+
+
+class Rules:
+    """What is stored, as the journal has it, and what anyone was promised."""
+
+    def __init__(self, world):
+        self.world = world
+        self.rows: dict[str, Row] = {}  # committed
+        self.deleted: set[str] = set()
+        self.last = self.newest = 0  # number in the journal; highest `updated`
+        self.keys: dict[str, str] = {}
+        self.accepted: dict[str, tuple[int, int]] = {}  # ids that clients know, with station and creation
+        self.denied: set[str] = set()  # ids of drafts of which "nothing was stored"
+        self.sent: set[tuple[str, str]] = set()  # verdicts that the equipment has sent
+        self.asked: set[str] = set()  # published since they became PENDING
+        self.verdicts: list[tuple[int, str, int]] = []  # cursor and station, in order
+
+    def require(self, condition: object, rule: str, *about: object) -> None:
+        if not condition:
+            self.world.failures.append(": ".join([rule, *map(str, about)]))
+            raise Violation(rule)
+
+    # What a commit changed
+
+    def committed(self, process) -> None:
+        """Look at what a process has just committed."""
+        columns = ", ".join(("id", "status", "created", "updated", "station_id", "idempotency_key"))
+        changes = self.world.connection.execute(CHANGES.format(columns), (self.last,)).fetchall()
+        times = {change[5] for change in changes if change[1] != "DELETE"}
+        self.require(len(times) <= 1, "one time for a batch", times)
+        for updated in times:
+            self.require(updated > self.newest, "`updated` rises with every commit", updated, self.newest)
+            self.newest = updated
+        for number, what, *columns in changes:
+            self.last = number
+            {"INSERT": self._insert, "UPDATE": self._update, "DELETE": self._delete}[what](
+                process, Row(*columns)
+            )
+        if changes:
+            self.world.note(process, "commits", [f"{one[1]} {one[2][-6:]} {one[3]}" for one in changes])
+        ((opened,),) = self.world.connection.execute(OPENED)
+        self.require(opened <= self.world.window, "at most WINDOW questions are open", opened)
+
+    def _insert(self, process, row: Row) -> None:
+        self.require(row.id not in self.rows, "an id is unique", row)
+        self.require(row.status == "PENDING", "a new row is PENDING", row)
+        self.require(row.id not in self.denied, "'nothing was stored' is true", row)
+        self.require(row.key is None or row.key not in self.keys, "one key, one transaction", row)
+        if row.key:
+            self.keys[row.key] = row.id
+        self.rows[row.id] = row
+
+    def _update(self, process, row: Row) -> None:
+        old = self.rows[row.id]
+        self.rows[row.id] = row
+        if row == old:
+            return
+        same = old._replace(status=row.status, updated=row.updated)
+        self.require(same == row, "id, station, creation and key never change", old, row)
+        self.require((old.status, row.status) in ALLOWED, "a stored verdict never changes", old, row)
+        if row.status in SETTLED:
+            self.require((row.id, row.status) in self.sent, "a verdict comes from equipment", row)
+            insort(self.verdicts, (row.updated, row.id, row.station_id))
+        elif row.status == "PENDING":
+            self.asked.discard(row.id)
+        else:
+            asked = row.id in self.asked or self.world.skewed
+            self.require(asked, "a question that was not asked does not expire", row)
+            running = self.world.now - process.subscribed_at
+            enough = running >= self.world.timeout - SECOND
+            self.require(enough or self.world.skewed, "a clock runs only while subscribed", row, running)
+
+    def _delete(self, process, row: Row) -> None:
+        self.require(row.status != "PENDING", "retention deletes only finished rows", row)
+        age = process.clock.wall() - row.updated
+        self.require(self.world.retention, "without RETENTION_DAYS nothing is deleted", row)
+        self.require(age > self.world.retention - SECOND, "retention deletes only old rows", row, age / DAY)
+        del self.rows[row.id]
+        self.deleted.add(row.id)
+        self.keys.pop(row.key, None)
+
+    # What a process does
+
+    def published(self, process, key: str) -> None:
+        self.require(key in self.rows or key in self.deleted, "a question is committed first", key)
+        self.asked.add(key)
+
+    def acknowledged(self, process, topic: str, payload: bytes) -> None:
+        if topic == VERDICTS:
+            try:
+                key = decode_verdict(payload).transaction_id.hex
+            except (ValueError, RecursionError):
+                return
+            status = self.rows[key].status if key in self.rows else "COMPLETED"
+            self.require(status in SETTLED, "a verdict is acknowledged after its commit", key, status)
+
+    # What clients were told
+
+    def answered(self, draft, transaction) -> None:
+        """A client was told 201, or 200 if its key was used before."""
+        key, known = transaction.id.hex, (transaction.station.id, microseconds(transaction.created))
+        if key not in self.deleted:
+            self.require(key in self.rows, "what was answered 201 is stored", key)
+            row = self.rows[key]
+            self.require(
+                (row.station_id, row.created) == known, "it has its station and creation", row, known
+            )
+            self.require(row.key == draft.idempotency_key, "it has its key", row)
+        self.accepted[key] = known
+
+    def refused(self, draft) -> None:
+        """A client was told that nothing was stored."""
+        self.denied.add(draft.id.hex)
+        self.require(draft.id.hex not in self.rows, "'nothing was stored' is true", draft.id)
+
+    def read(self, transaction) -> None:
+        """A client was told the state of a transaction."""
+        if row := self.rows.get(transaction.id.hex):
+            verdict = transaction.status if transaction.status in SETTLED else row.status
+            self.require(row.status == verdict, "a verdict that a client saw stays", row, transaction)
+
+    # Everything
+
+    def everything(self) -> None:
+        """Compare all rows with what the journal made of them, and with what clients know."""
+        columns = "id, status, created, updated, station_id, idempotency_key"
+        stored = self.world.connection.execute(f'SELECT {columns} FROM "transaction"').fetchall()
+        different = {Row(*row) for row in stored} ^ {*self.rows.values()}
+        self.require(not different, "the journal is complete", different)
+        for key, known in self.accepted.items():
+            if key not in self.deleted:
+                self.require(key in self.rows, "what was answered 201 is stored", key)
+                found = self.rows[key].station_id, self.rows[key].created
+                self.require(found == known, "it keeps its station and creation", found, known)
+        self.require(not self.denied & self.rows.keys(), "'nothing was stored' is true")
+
+
+class Story:
+    """What a follower was told: each verdict after its cursor, once, in the order of commits."""
+
+    def __init__(self, rules: Rules):
+        self.rules = rules
+        self.cursor: tuple[int, str] | None = None
+        self.place = 0  # how many verdicts lie before the cursor
+        self.excused = False  # after a reset: what retention took
+
+    def begins(self, name: str, cursor: tuple[int, str]) -> None:
+        require = self.rules.require
+        if name == "reset":
+            self.cursor, self.place, self.excused = None, 0, True
+            require(cursor == (0, "0" * 32), "a reset begins at the start", cursor)
+            require(self.rules.deleted, "there is a reset only after retention")
+        elif self.cursor is None:
+            self.place = bisect_right(self.rules.verdicts, (*cursor, 99))
+        else:
+            require(cursor == self.cursor, "a stream goes on where it ended", cursor, self.cursor)
+        self.cursor = cursor
+
+    def told(self, cursor: tuple[int, str], status: str, station: int | None) -> None:
+        """An event with this id: a transaction with this status, or a heartbeat."""
+        require, verdicts = self.rules.require, self.rules.verdicts
+        require(cursor >= self.cursor, "events come in order", cursor, self.cursor)
+        require(cursor > self.cursor or not status, "no event is sent twice", cursor)
+        while self.place < len(verdicts) and verdicts[self.place][:2] < cursor:
+            self._missed(*verdicts[self.place], station)
+        if status in SETTLED:
+            there = self.place < len(verdicts) and verdicts[self.place][:2] == cursor
+            require(there, "a follower is told each verdict as it was stored", cursor)
+            self.place += 1
+        elif not status:
+            while self.place < len(verdicts) and verdicts[self.place][:2] == cursor and cursor > self.cursor:
+                self._missed(*verdicts[self.place], station)
+        self.cursor = cursor
+
+    def _missed(self, updated: int, key: str, of: int, station: int | None) -> None:
+        gone = self.excused and key in self.rules.deleted
+        self.rules.require(gone or station not in (None, of), "a follower misses no verdict", updated, key)
+        self.place += 1
+
+    @property
+    def behind(self) -> bool:
+        """True if it has not been told everything yet."""
+        rest = self.rules.verdicts[self.place :]
+        return any(key not in self.rules.deleted for _, key, _ in rest)

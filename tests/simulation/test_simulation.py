@@ -1,0 +1,57 @@
+"""New worlds, kept failures, and deliberate faults: the rules hold, and they find what is broken."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from deliberate import FAULTS, planted
+from simulate import FOUND, draw, name, runner, search
+
+from programs import ROOT
+
+SECONDS = 30  # of new worlds in `make test`
+PATIENCE = 60  # seconds of processor time until a deliberate fault must be found
+KEPT = json.loads((FOUND.parent / "deliberate.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def worlds():
+    with runner() as worlds:
+        yield worlds
+
+
+def test_new_worlds_keep_the_rules(worlds):
+    seed = time.time_ns()
+    events, broken = search(worlds, seed, 1e9, SECONDS)
+    assert not broken, f"make simulate SEED={seed}\n{json.dumps(events)}"
+    assert worlds.steps > 0
+
+
+@pytest.mark.parametrize("file", sorted(FOUND.glob("*.json")), ids=lambda file: file.stem)
+def test_a_fault_that_was_found_stays_mended(worlds, file):
+    assert not worlds.violation(json.loads(file.read_text()))
+
+
+def test_the_same_events_give_the_same_run(tmp_path, worlds):
+    file = tmp_path / "events.json"
+    file.write_text(json.dumps(draw(7)))
+    worlds.violation(draw(7))
+    for seed in "12":
+        command = [sys.executable, "tests/simulation/simulate.py", "--events", file]
+        path = {"PYTHONPATH": ".:tests/support:tests/simulation", "PYTHONHASHSEED": seed}
+        done = subprocess.run(command, env=os.environ | path, cwd=ROOT, capture_output=True, text=True)
+        assert f"trace {worlds.world.trace:08x}" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_deliberate_fault_is_found(worlds, fault):
+    """With the events that find it soonest; with FAULTS=full also with new ones."""
+    rule, events = KEPT[fault]
+    assert not worlds.violation(events), "the product has it too"
+    with planted(FAULTS[fault]):
+        assert name(worlds.violation(events)) == rule
+        if os.environ.get("FAULTS") == "full":
+            assert search(worlds, time.time_ns(), 1e9, PATIENCE)[1], f"no rule finds that {fault}"
