@@ -31,7 +31,12 @@ test: lint setup browser ## run every check and every test on both databases, in
 
 test-faults: .venv/dev setup ## inject each fault many times under load and print a table
 	@mkdir -p var
-	FAULTS=full $(PYTEST) tests/system/test_faults_*.py tests/unit/test_hostile_*.py tests/unit/test_backup.py
+	FAULTS=full $(PYTEST) tests/system/test_faults_*.py tests/unit/test_hostile_*.py tests/unit/test_backup.py \
+	    tests/simulation
+
+simulate: .venv/dev ## run new worlds in one thread: SEED=7 STEPS=1000000; EVENTS=<file> repeats one
+	@PYTHONHASHSEED=0 PYTHONPATH=.:tests/support:tests/simulation $(VENV) tests/simulation/simulate.py \
+	    $(if $(SEED),--seed "$(SEED)") $(if $(STEPS),--steps "$(STEPS)") $(if $(EVENTS),--events "$(EVENTS)")
 
 coverage: .venv/dev setup browser ## run every test and print which lines and branches ran
 	@$(MAKE) -s -C validator validator-asan test_rules
@@ -148,5 +153,5 @@ elif [ -e $@ ]; then echo "$(1) could not be installed; .venv stays as it was." 
 else exit 1; fi
 endef
 
-.PHONY: help setup run check fix test test-faults coverage docker-test bench soak backup restore fuzz clean lint \
+.PHONY: help setup run check fix test test-faults coverage docker-test bench simulate soak backup restore fuzz clean lint \
     packages browser fuzzer

@@ -1,4 +1,4 @@
-"""A SQLite database whose begin, statements and commits can fail, and that notes each change of a transaction.
+"""A SQLite database whose statements and commits can fail, and that notes each change of a transaction.
 
 Triggers write the changes into a table of the same file, so the journal has what was committed and no more.
 """
@@ -101,8 +101,8 @@ def template(file: str) -> None:
     for description in ("one", "two"):
         models.create_station(database, description)
     sql.execute(database, JOURNAL)
-    of = f"OF {COLUMNS}"
-    for what, of, row in (("INSERT", "", "NEW"), ("UPDATE", of, "NEW"), ("DELETE", "", "OLD")):
+    for what, row in (("INSERT", "NEW"), ("UPDATE", "NEW"), ("DELETE", "OLD")):
+        of = f"OF {COLUMNS}" if what == "UPDATE" else ""
         values = ", ".join(f"{row}.{column}" for column in COLUMNS.split(", "))
         sql.execute(database, TRIGGER.format(what=what, of=of, columns=COLUMNS, values=values))
     database.close_all()

@@ -15,12 +15,11 @@ from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
+import models
 from database import FAULTS, template
+from kit import clock, files, storage
 from rules import Violation
 from world import Log, World
-
-import models
-from kit import clock, files, storage
 
 FOUND = Path(__file__).parent / "found"
 LENGTH = 1500  # events of a world
@@ -75,12 +74,8 @@ def draw(seed: object) -> list:
     config = {name: random.choice(values) for name, values in CONFIG.items()}
     weights = {kind: USUAL.get(kind, 0) + random.choice((0, 0, 1, 2, 6)) for kind in EVENTS}
     weights["start"] += weights["kill"] + weights["kill_soon"]
-    at, speed, keys, events = (
-        0.0,
-        random.choice((0.2, 1, 1, 5)),
-        random.choice((2, 20, 1000)),
-        [["world", config]],
-    )
+    at, speed, keys = 0.0, random.choice((0.2, 1, 1, 5)), random.choice((2, 20, 1000))
+    events: list[list] = [["world", config]]
     for kind in random.choices([*weights], [*weights.values()], k=LENGTH):
         at += random.choice(GAPS) * speed if random.randrange(100) else random.randrange(60_000)
         process, values = random.randrange(2), [random.choice(values) for values in EVENTS[kind]]
@@ -201,9 +196,8 @@ def main() -> None:
         took = time.monotonic() - began
         if broken:
             print(*worlds.world.last, sep="\n")
-        print(
-            f"SEED={options.seed}: {worlds.steps} steps, {worlds.steps / took:.0f} a second; trace {worlds.world.trace:08x}"
-        )
+        speed, trace = worlds.steps / took, worlds.world.trace
+        print(f"SEED={options.seed}: {worlds.steps} steps, {speed:.0f} a second; trace {trace:08x}")
         if broken and not options.events:
             file = FOUND / f"{options.seed}.json"
             file.write_text(text(events))

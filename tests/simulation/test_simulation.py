@@ -7,10 +7,10 @@ import sys
 import time
 
 import pytest
-from deliberate import FAULTS, planted
-from simulate import FOUND, draw, name, runner, search
 
+from deliberate import FAULTS, planted
 from programs import ROOT
+from simulate import FOUND, draw, name, runner, search
 
 SECONDS = 30  # of new worlds in `make test`
 PATIENCE = 60  # seconds of processor time until a deliberate fault must be found

@@ -1,4 +1,4 @@
-"""A world in one thread: processes with the real ledger, listener, store and events, and all that is around them.
+"""A world in one thread: processes with the real ledger, listener, store and events, and their surroundings.
 
 Time is the world's. An event is data; `apply` does it, and one process takes a step. The same list of events
 always gives the same run.
@@ -12,11 +12,9 @@ from collections import Counter, deque
 from random import Random
 from zlib import crc32
 
+import models
 from broker import BEHAVIOUR, GARBAGE, Broker, Client, Equipment
 from database import connect, copy
-from rules import DAY, Rules, Story, Violation
-
-import models
 from events import Changes
 from kit import clock, storage
 from kit.clock import SECOND
@@ -28,6 +26,7 @@ from ledger import JobQueue, Ledger
 from models import Draft
 from mqtt_listener import Listener
 from programs import MIGRATIONS
+from rules import DAY, Rules, Story, Violation
 from schemas import Status, Transaction
 
 BEGINNING = 1_800_000_000 * SECOND
