@@ -1,7 +1,7 @@
 """What must always be true. The rules see each commit, publish, acknowledgement and answer at once."""
 
 import json
-from bisect import bisect_right, insort
+from bisect import insort
 from typing import NamedTuple
 from uuid import UUID
 
@@ -36,6 +36,8 @@ class Rules:
         self.world = world
         self.rows: dict[str, Row] = {}  # committed
         self.deleted: set[str] = set()
+        self.at_once: set[str] = set()  # deleted within a minute of the last change: a clock jumped ahead
+        self.changed: dict[str, int] = {}  # the true time of the last change
         self.last = self.newest = 0  # number in the journal; highest `updated`
         self.keys: dict[str, str] = {}
         self.accepted: dict[str, tuple[int, int]] = {}  # ids that clients know, with station and creation
@@ -78,12 +80,14 @@ class Rules:
         if row.key:
             self.keys[row.key] = row.id
         self.rows[row.id] = row
+        self.changed[row.id] = self.world.now
 
     def _update(self, process, row: Row) -> None:
         old = self.rows[row.id]
         self.rows[row.id] = row
         if row == old:
             return
+        self.changed[row.id] = self.world.now
         same = old._replace(status=row.status, updated=row.updated)
         self.require(same == row, "id, station, creation and key never change", old, row)
         self.require((old.status, row.status) in ALLOWED, "a stored verdict never changes", old, row)
@@ -106,6 +110,8 @@ class Rules:
         self.require(age > self.world.retention - SECOND, "retention deletes only old rows", row, age / DAY)
         del self.rows[row.id]
         self.deleted.add(row.id)
+        if self.world.now - self.changed[row.id] < 60 * SECOND:
+            self.at_once.add(row.id)
         self.keys.pop(row.key, None)
 
     # What a process does
@@ -162,52 +168,3 @@ class Rules:
                 found = self.rows[key].station_id, self.rows[key].created
                 self.require(found == known, "it keeps its station and creation", found, known)
         self.require(not self.denied & self.rows.keys(), "'nothing was stored' is true")
-
-
-class Story:
-    """What a follower was told: each verdict after its cursor, once, in the order of commits."""
-
-    def __init__(self, rules: Rules):
-        self.rules = rules
-        self.cursor: tuple[int, str] | None = None
-        self.place = 0  # how many verdicts lie before the cursor
-        self.excused = False  # after a reset: what retention took
-
-    def begins(self, name: str, cursor: tuple[int, str]) -> None:
-        require = self.rules.require
-        if name == "reset":
-            self.cursor, self.place, self.excused = None, 0, True
-            require(cursor == (0, "0" * 32), "a reset begins at the start", cursor)
-            require(self.rules.deleted, "there is a reset only after retention")
-        elif self.cursor is None:
-            self.place = bisect_right(self.rules.verdicts, (*cursor, 99))
-        else:
-            require(cursor == self.cursor, "a stream goes on where it ended", cursor, self.cursor)
-        self.cursor = cursor
-
-    def told(self, cursor: tuple[int, str], status: str, station: int | None) -> None:
-        """An event with this id: a transaction with this status, or a heartbeat."""
-        require, verdicts = self.rules.require, self.rules.verdicts
-        require(cursor >= self.cursor, "events come in order", cursor, self.cursor)
-        require(cursor > self.cursor or not status, "no event is sent twice", cursor)
-        while self.place < len(verdicts) and verdicts[self.place][:2] < cursor:
-            self._missed(*verdicts[self.place], station)
-        if status in SETTLED:
-            there = self.place < len(verdicts) and verdicts[self.place][:2] == cursor
-            require(there, "a follower is told each verdict as it was stored", cursor)
-            self.place += 1
-        elif not status:
-            while self.place < len(verdicts) and verdicts[self.place][:2] == cursor and cursor > self.cursor:
-                self._missed(*verdicts[self.place], station)
-        self.cursor = cursor
-
-    def _missed(self, updated: int, key: str, of: int, station: int | None) -> None:
-        gone = self.excused and key in self.rules.deleted
-        self.rules.require(gone or station not in (None, of), "a follower misses no verdict", updated, key)
-        self.place += 1
-
-    @property
-    def behind(self) -> bool:
-        """True if it has not been told everything yet."""
-        rest = self.rules.verdicts[self.place :]
-        return any(key not in self.rules.deleted for _, key, _ in rest)
