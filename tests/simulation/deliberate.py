@@ -44,7 +44,7 @@ FAULTS: dict[str, Fault] = {
     "a used key is not looked up": [
         (models.create_transactions, "{draft.idempotency_key for draft in valid} - {None}", "()")
     ],
-    "a retry with its key makes another transaction after a commit in doubt": [
+    "a transaction has another id when it is written again": [
         (models.create_transactions, "if not draft.created", "if draft")
     ],
     "a commit in doubt counts as not stored": [

@@ -5,6 +5,7 @@ from bisect import insort
 from typing import NamedTuple
 from uuid import UUID
 
+from broker import GARBAGE
 from kit.clock import SECOND, microseconds
 from mqtt_listener import VERDICTS
 
@@ -38,8 +39,9 @@ class Rules:
         self.deleted: set[str] = set()
         self.at_once: set[str] = set()  # deleted within a minute of the last change: a clock jumped ahead
         self.changed: dict[str, int] = {}  # the true time of the last change
-        self.last = self.newest = 0  # number in the journal; highest `updated`
+        self.last = self.newest = self.stored = 0  # number in the journal; highest `updated`
         self.keys: dict[str, str] = {}
+        self.requests = 0  # without a key, except those of which "nothing was stored"
         self.accepted: dict[str, tuple[int, int]] = {}  # ids that clients know, with station and creation
         self.denied: set[str] = set()  # ids of drafts of which "nothing was stored"
         self.sent: set[tuple[str, str]] = set()  # verdicts that the equipment has sent
@@ -79,6 +81,8 @@ class Rules:
         self.require(row.key is None or row.key not in self.keys, "one key, one transaction", row)
         if row.key:
             self.keys[row.key] = row.id
+        self.stored += row.key is None
+        self.require(self.stored <= self.requests, "one request, one transaction", row)
         self.rows[row.id] = row
         self.changed[row.id] = self.world.now
 
@@ -121,11 +125,8 @@ class Rules:
         self.asked.add(key)
 
     def acknowledged(self, process, topic: str, payload: bytes) -> None:
-        if topic == VERDICTS:
-            try:
-                key = UUID(json.loads(payload)["transaction_id"]).hex
-            except (ValueError, LookupError, TypeError, RecursionError, AttributeError):  # garbage
-                return
+        if topic == VERDICTS and payload not in GARBAGE:
+            key = UUID(json.loads(payload)["transaction_id"]).hex
             status = self.rows[key].status if key in self.rows else "COMPLETED"
             self.require(status in SETTLED, "a verdict is acknowledged after its commit", key, status)
 
@@ -145,6 +146,7 @@ class Rules:
 
     def refused(self, draft) -> None:
         """A client was told that nothing was stored."""
+        self.requests -= draft.idempotency_key is None
         self.denied.add(draft.id.hex)
         self.require(draft.id.hex not in self.rows, "'nothing was stored' is true", draft.id)
 

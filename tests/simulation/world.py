@@ -92,11 +92,11 @@ class World:
             process.start(self._create(process, Draft(station, key)), 25)
 
     async def _create(self, process: Process, draft: Draft) -> None:
+        self.rules.requests += draft.idempotency_key is None
         try:
             transaction = await process.ledger.create(draft)
         except NotStored:
-            if draft.created:
-                self.rules.refused(draft)
+            self.rules.refused(draft)
         except OutcomeUnknown:
             pass
         except Refusal as refusal:
