@@ -230,6 +230,7 @@ class Broker:
 
     def take(self, link: Link, payload: bytes) -> None:
         """A question that was published with QoS 1."""
+        self.world.rules.require(link.subscribed, "no question goes out before SUBSCRIBE")
         if self.puback != "never":
             link.inbox.append(("puback", QUOTA if self.puback == "refuse" else TAKEN))
         if self.puback != "refuse":

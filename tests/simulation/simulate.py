@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
+import events
 import models
 from database import FAULTS, template
 from kit import clock, files, storage
@@ -31,6 +32,7 @@ CONFIG = {
     "timeout": (25, 40, 60),
     "window": (3, 10, 1000),
     "claim": (2, 500),
+    "page": (2, 100),
     "retention": (0, 1, 1),
     "calm": ("honest", "slow", "silent", "flapping"),
 }
@@ -75,16 +77,16 @@ def draw(seed: object) -> list:
     weights = {kind: USUAL.get(kind, 0) + random.choice((0, 0, 1, 2, 6)) for kind in EVENTS}
     weights["start"] += weights["kill"] + weights["kill_soon"]
     at, speed, keys = 0.0, random.choice((0.2, 1, 1, 5)), random.choice((2, 20, 1000))
-    events: list[list] = [["world", config]]
+    drawn: list[list] = [["world", config]]
     for kind in random.choices([*weights], [*weights.values()], k=random.choice(LENGTHS)):
         at += random.choice(GAPS) * speed if random.randrange(100) else random.randrange(60_000)
         process, values = random.randrange(2), [random.choice(values) for values in EVENTS[kind]]
         if kind == "create":
             values[0] = f"key {values[0] % keys}" if values[0] >= 0 else None
-        events.append([int(at), kind, process, *values])
+        drawn.append([int(at), kind, process, *values])
         if kind == "clock" and random.randrange(2):  # it is wrong for a moment only
-            events += [int(at), "create", process, None, 1], [int(at), "clock", process, 0]
-    return events
+            drawn += [int(at), "create", process, None, 1], [int(at), "clock", process, 0]
+    return drawn
 
 
 class Runner:
@@ -150,7 +152,14 @@ def name(violation: str) -> str:
 @contextmanager
 def runner() -> Iterator[Runner]:
     """A runner in memory, if the machine has a file system there. Afterwards the product is as it was."""
-    places = [(models, "WINDOW"), (models, "CLAIM"), (clock, "randbits"), (storage, "connect")]
+    places = [
+        (models, "WINDOW"),
+        (models, "CLAIM"),
+        (events, "PAGE"),
+        (events, "RECENT"),
+        (clock, "randbits"),
+        (storage, "connect"),
+    ]
     places += [(storage, "prepare"), (files, "left_behind"), (files, "warn_of_mount")]
     values = [(module, name, getattr(module, name)) for module, name in places]
     memory = "/dev/shm"

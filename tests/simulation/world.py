@@ -10,6 +10,7 @@ from collections import deque
 from random import Random
 from zlib import crc32
 
+import events
 import models
 from broker import BEHAVIOUR, GARBAGE, Broker, Equipment
 from database import copy
@@ -44,6 +45,7 @@ class World:
             validation_timeout=config["timeout"],
             retention_days=config["retention"],
         )
+        events.PAGE, events.RECENT = config["page"], 5 * config["page"]
         models.WINDOW, models.CLAIM, clock.randbits = self.window, config["claim"], self.random.getrandbits
         self.rules, self.broker, self.machine = Rules(self), Broker(self), Equipment(self)
         self.offsets = [0] * config["processes"]
