@@ -55,7 +55,7 @@ FAULTS: dict[str, Fault] = {
         (Ledger._recover, "[] if self.store.problem else held", "[]")
     ],
     "a verdict replaces another": [(models.settle, " AND status IN ('PENDING', 'EXPIRED')", "")],
-    "a late verdict does not count": [(models.settle, "('PENDING', 'EXPIRED')\")}", "('PENDING')\")}")],
+    "a late verdict does not count": [(models.settle, "IN ('PENDING', 'EXPIRED')", "= 'PENDING'")],
     "`updated` is the time of the wall clock": [
         (Batch.__init__, "max(wall, models.latest(database) + 1)", "wall")
     ],
