@@ -17,6 +17,7 @@ class Story:
         self.cursor: tuple[int, str] | None = None
         self.place = 0  # how many verdicts lie before the cursor
         self.excused = False  # after a reset: what retention took
+        self.came = 0  # when the stream began
 
     def begins(self, name: str, cursor: tuple[int, str]) -> None:
         require = self.rules.require
@@ -47,7 +48,8 @@ class Story:
         self.cursor = cursor
 
     def _missed(self, updated: int, key: str, of: int, station: int | None) -> None:
-        gone = key in self.rules.at_once or (self.excused and key in self.rules.deleted)
+        deleted = self.rules.deleted.get(key, -1)  # perhaps while the stream was on its way there
+        gone = deleted >= (0 if self.excused else self.came)
         self.rules.require(gone or station not in (None, of), "a follower misses no verdict", updated, key)
         self.place += 1
 
@@ -70,6 +72,7 @@ class Follower:
         if self._task and not self._task.done() and not self._process.dead:
             return
         self._process, self._task = process, process.start(self._follow(process))
+        self.story.came = self.world.now
 
     def leave(self) -> None:
         if self._task:

@@ -36,9 +36,7 @@ class Rules:
     def __init__(self, world):
         self.world = world
         self.rows: dict[str, Row] = {}  # committed
-        self.deleted: set[str] = set()
-        self.at_once: set[str] = set()  # deleted within a minute of the last change: a clock jumped ahead
-        self.changed: dict[str, int] = {}  # the true time of the last change
+        self.deleted: dict[str, int] = {}  # and when
         self.last = self.newest = self.stored = 0  # number in the journal; highest `updated`
         self.keys: dict[str, str] = {}
         self.requests = 0  # without a key, except those of which "nothing was stored"
@@ -84,14 +82,12 @@ class Rules:
         self.stored += row.key is None
         self.require(self.stored <= self.requests, "one request, one transaction", row)
         self.rows[row.id] = row
-        self.changed[row.id] = self.world.now
 
     def _update(self, process, row: Row) -> None:
         old = self.rows[row.id]
         self.rows[row.id] = row
         if row == old:
             return
-        self.changed[row.id] = self.world.now
         same = old._replace(status=row.status, updated=row.updated)
         self.require(same == row, "id, station, creation and key never change", old, row)
         self.require((old.status, row.status) in ALLOWED, "a stored verdict never changes", old, row)
@@ -113,9 +109,7 @@ class Rules:
         self.require(self.world.retention, "without RETENTION_DAYS nothing is deleted", row)
         self.require(age > self.world.retention - SECOND, "retention deletes only old rows", row, age / DAY)
         del self.rows[row.id]
-        self.deleted.add(row.id)
-        if self.world.now - self.changed[row.id] < 60 * SECOND:
-            self.at_once.add(row.id)
+        self.deleted[row.id] = self.world.now
         self.keys.pop(row.key, None)
 
     # What a process does
