@@ -32,7 +32,7 @@ CONFIG = {
     "timeout": (25, 40, 60),
     "window": (3, 10, 1000),
     "claim": (2, 500),
-    "page": (2, 100),
+    "page": (5, 100),
     "retention": (0, 1, 1),
     "calm": ("honest", "slow", "silent", "flapping"),
 }

@@ -229,6 +229,8 @@ class World:
                 if self.calm_equipment == "flapping" and self.steps % 3 == 0:
                     self.broker.status("flapping", "online")
                 self.step(number)
+                for _ in range(5):  # a loop turns more often than once in CALM
+                    self.processes[number].loop.turn()
         self.rules.require(not problem, f"in the end {problem}")
         self.rules.everything()
 
