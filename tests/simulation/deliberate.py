@@ -34,7 +34,7 @@ FAULTS: dict[str, Fault] = {
     ],
     "asking again is forgotten if its commit fails": [(Ledger._due, "if lost else []", "if False else []")],
     "deadlines run while there is no connection": [
-        (batch.look_after, "batch.session < batch.listener.session", "False")
+        (batch.look_after, "if not batch.listener.subscribed or", "if False and")
     ],
     "equipment that flaps extends the deadline": [(batch.ask_again, "any(sessions)", "True")],
     "a question expires that the broker has not taken": [

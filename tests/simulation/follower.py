@@ -75,7 +75,7 @@ class Follower:
         self.story.came = self.world.now
 
     def leave(self) -> None:
-        if self._task:
+        if self._task and not self._process.dead:
             self._task.cancel()
 
     async def _follow(self, process: Process) -> None:

@@ -144,7 +144,7 @@ class Process:
                 turn()
         except Killed:
             self.bury()
-        if self.listener.session > session:
+        if self.listener.session > session or not self.listener.subscribed:
             self.subscribed_at = self.world.now
         for task in [task for task in self.tasks if task.done()]:
             del self.tasks[task]
@@ -162,4 +162,5 @@ class Process:
             if task and not task.done():
                 task._log_destroy_pending = False
                 task.get_coro().close()
+        self.loop.close()
         self.world.processes[self.number] = None

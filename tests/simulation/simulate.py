@@ -84,8 +84,10 @@ def draw(seed: object) -> list:
         if kind == "create":
             values[0] = f"key {values[0] % keys}" if values[0] >= 0 else None
         drawn.append([int(at), kind, process, *values])
-        if kind == "clock" and random.randrange(2):  # it is wrong for a moment only
-            drawn += [int(at), "create", process, None, 1], [int(at), "clock", process, 0]
+        if kind in ("clock", "database") and random.randrange(2):
+            drawn.append([int(at), "create", process, None, 1])
+            if kind == "clock":  # it was wrong for a moment only
+                drawn.append([int(at), "clock", process, 0])
     return drawn
 
 
@@ -106,15 +108,15 @@ class Runner:
         for old in Path(self._folder).glob("world.db*"):
             old.unlink()
         world = self.world = World(events[0][1], self._template, f"{self._folder}/world.db")
-        log = Log(world)
-        logging.getLogger().addHandler(log)
+        root = logging.getLogger()
+        handlers, root.handlers = root.handlers, [Log(world)]
         try:
             for event in events[1:]:
                 world.apply(event)
             world.calm()
         finally:
             world.close()
-            logging.getLogger().removeHandler(log)
+            root.handlers = handlers
             self.steps += world.steps
         return world
 
@@ -171,11 +173,11 @@ def runner() -> Iterator[Runner]:
                 setattr(*place)
 
 
-def search(worlds: Runner, seed: object, steps: float, seconds: float = 1e9) -> tuple[list, str]:
+def search(worlds: Runner, seed: object, steps: float, seconds: float, now=time.monotonic):
     """Run new worlds until a rule is broken; returns the events of that world, shortened, and the rule."""
-    until, end = time.monotonic() + seconds, worlds.steps + steps
+    until, end = now() + seconds, worlds.steps + steps
     for number in count():
-        if worlds.steps >= end or time.monotonic() > until:
+        if worlds.steps >= end or now() > until:
             return [], ""
         events = draw(f"{seed}/{number}")
         if worlds.violation(events):
@@ -201,7 +203,7 @@ def main() -> None:
             events = json.loads(Path(options.events).read_text())
             broken = worlds.violation(events)
         else:
-            events, broken = search(worlds, options.seed, options.steps)
+            events, broken = search(worlds, options.seed, options.steps, 1e9)
         took = time.monotonic() - began
         if broken:
             print(*worlds.world.last, sep="\n")
