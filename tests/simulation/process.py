@@ -90,7 +90,8 @@ class Process:
     def __init__(self, world, number: int, offset: int):
         self.world, self.number = world, number
         self.clock, self.loop = Clock(world, offset), Loop(world)
-        self.fuse, self.dead, self.subscribed_at = 0, False, world.now
+        self.fuse, self.dead = 0, False
+        self.subscribed_at = self.awake_since = self.stepped = world.now
         self.armed = Counter[str]()
         self.tasks: dict[asyncio.Task, int | None] = {}  # requests, and when each must have been answered
         storage.connect, settings = connect(self), world.settings
@@ -136,7 +137,9 @@ class Process:
 
     def step(self) -> None:
         """What the threads of a process do in a moment."""
-        storage.connect = connect(self)
+        storage.connect, now = connect(self), self.world.now
+        self.awake_since = self.awake_since if now - self.stepped < 2 * SECOND else now
+        self.stepped = now
         session = self.listener.session
         try:
             self.listener._client.poll()

@@ -97,7 +97,8 @@ class Rules:
         elif row.status == "PENDING":
             self.asked.discard(row.id)
         else:
-            asked = row.id in self.asked or self.world.skewed
+            frozen = self.world.now - process.awake_since < self.world.timeout
+            asked = row.id in self.asked or self.world.skewed or frozen
             self.require(asked, "a question that was not asked does not expire", row)
             running = self.world.now - process.subscribed_at
             enough = running >= self.world.timeout - SECOND
