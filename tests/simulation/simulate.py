@@ -44,6 +44,7 @@ DAY = 86400
 EVENTS = {
     "time": (),
     "create": (range(-1000, 1000), (1, 1, 1, 2, 7)),
+    "burst": (range(2, 50),),
     "retry": (range(100),),
     "wait": (range(-5, 0), (1, 5, 30)),
     "follow": (range(3),),
@@ -77,7 +78,7 @@ def draw(seed: object) -> list:
     weights = {kind: USUAL.get(kind, 0) + random.choice((0, 0, 1, 2, 6)) for kind in EVENTS}
     weights["start"] += weights["kill"] + weights["kill_soon"]
     at, speed, keys = 0.0, random.choice((0.2, 1, 1, 5)), random.choice((2, 20, 1000))
-    drawn: list[list] = [["world", config]]
+    drawn: list[list] = [["world", config], [0, "limits", 0, "ReceiveMaximum", random.choice((1, 20, 99))]]
     for kind in random.choices([*weights], [*weights.values()], k=random.choice(LENGTHS)):
         at += random.choice(GAPS) * speed if random.randrange(100) else random.randrange(60_000)
         process, values = random.randrange(2), [random.choice(values) for values in EVENTS[kind]]

@@ -48,11 +48,11 @@ def test_the_same_events_give_the_same_run(tmp_path, worlds):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_deliberate_fault_is_found(worlds, fault):
-    """With the events that find it soonest; with FAULTS=full also with new ones."""
+    """With the events that find it soonest, or with new ones; with FAULTS=full always also with new ones."""
     rule, events = KEPT[fault]
-    assert not worlds.violation(events), "the product has it too"
+    assert not worlds.violation(events), "the product breaks a rule without the fault, too"
     with planted(FAULTS[fault]):
-        assert name(worlds.violation(events)) == rule
-        if os.environ.get("FAULTS") == "full":
+        kept = name(worlds.violation(events)) == rule  # else the product has changed, and its steps too
+        if not kept or os.environ.get("FAULTS") == "full":
             _, found = search(worlds, time.time_ns(), 1e9, PATIENCE, time.process_time)
             assert found, f"no rule finds that {fault}"

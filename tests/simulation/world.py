@@ -93,6 +93,10 @@ class World:
         if process := self.processes[number]:
             process.start(self._create(process, Draft(station, key)), 25)
 
+    def burst(self, number: int, count: int) -> None:
+        for _ in range(count):
+            self.create(number, None, 1)
+
     async def _create(self, process: Process, draft: Draft) -> None:
         self.rules.requests += draft.idempotency_key is None
         try:
