@@ -1,6 +1,8 @@
 """Faults of the disk and of the wall clock, injected into a real program (see faulty.c)."""
 
+import atexit
 import functools
+import shutil
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -13,7 +15,9 @@ from trial import Trial
 @functools.cache
 def library() -> str:
     """faulty.c, built once for this process."""
-    built = Path(tempfile.mkdtemp(prefix="energy2go-faulty-")) / "faulty.so"
+    folder = tempfile.mkdtemp(prefix="energy2go-faulty-")
+    atexit.register(shutil.rmtree, folder)
+    built = Path(folder) / "faulty.so"
     source = str(ROOT / "tests/support/faulty.c")
     subprocess.run(["cc", "-shared", "-fPIC", "-Wall", "-o", str(built), source], check=True)
     return str(built)
