@@ -23,7 +23,7 @@ import batch
 from batch import BEHIND, ROUND, Batch
 from kit import metrics
 from kit.clock import SECOND
-from kit.errors import NotStored, OutcomeUnknown, Refusal
+from kit.errors import Locked, NotStored, OutcomeUnknown, Refusal
 from kit.logs import REQUEST, Summary, end_the_process, note
 from kit.settings import Settings
 from kit.sql import LONGEST_WRITE, is_postgresql
@@ -271,6 +271,9 @@ class Ledger:
                     self._write([job])
                 return
             (job,) = jobs
+            if job.in_doubt and isinstance(error, Locked):  # its first COMMIT may have stored it
+                self._hold(job)
+                return
             self._failed_rounds += job.function is batch.look_after
             if not isinstance(error, Refusal):
                 about = {"event": "job_failed", "request": job.request}

@@ -117,7 +117,7 @@ class Store:
                 committing = True
             self._compare_files(2)  # the file and its log hold all that is stored
         except FAULTS as error:
-            if locked and cause(error)[1] == LOCK_NOT_AVAILABLE:
+            if locked and not committing and cause(error)[1] == LOCK_NOT_AVAILABLE:
                 raise Locked("A row is locked by another database session; nothing was stored.") from error
             if not committing and self._is_mistake(error):
                 raise
