@@ -7,7 +7,7 @@ import pytest
 
 import models
 from kit.sql import execute, is_postgresql
-from kit.storage import NotWritten, Store, Unreadable
+from kit.storage import InDoubt, NotWritten, Store, Unreadable
 from programs import MIGRATIONS
 
 
@@ -169,3 +169,22 @@ def test_two_rows_that_share_a_key_are_named_and_nothing_starts(store, database_
         'rows 0[0-]*1 and 0[0-]*3 of "transaction" have the same "idempotency_key"', again.problem
     )
     again.close()
+
+
+class LockMissed(Exception):
+    sqlstate = "55P03"  # lock_not_available
+
+
+def test_an_error_from_commit_is_in_doubt_though_a_lock_was_missed_before(postgres):
+    """Python hangs the earlier error on the later one, which must not be taken for it."""
+    store = Store(postgres.fresh(), 3, MIGRATIONS, models.TABLES)
+    store.recover()
+    try:
+        raise LockMissed
+    except LockMissed:
+        with pytest.raises(InDoubt), store.transaction():
+            models.create_station(store.database, "Teste")
+            postgres.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'shared'"
+            )
+    store.close()
