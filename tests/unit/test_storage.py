@@ -179,12 +179,16 @@ def test_an_error_from_commit_is_in_doubt_though_a_lock_was_missed_before(postgr
     """Python hangs the earlier error on the later one, which must not be taken for it."""
     store = Store(postgres.fresh(), 3, MIGRATIONS, models.TABLES)
     store.recover()
+
+    def write() -> None:
+        with store.transaction():
+            models.create_station(store.database, "Teste")
+            ours = "FROM pg_stat_activity WHERE datname = 'shared'"
+            postgres.execute(f"SELECT pg_terminate_backend(pid) {ours}")
+
     try:
         raise LockMissed
     except LockMissed:
-        with pytest.raises(InDoubt), store.transaction():
-            models.create_station(store.database, "Teste")
-            postgres.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'shared'"
-            )
+        with pytest.raises(InDoubt):
+            write()
     store.close()
