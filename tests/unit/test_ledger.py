@@ -9,7 +9,7 @@ import pytest
 
 import ledger as ledgers
 import models
-from batch import change, create, settle
+from batch import change, create
 from calls import looping
 from kit import sql, storage
 from kit.clock import SECOND, Clock
@@ -17,8 +17,8 @@ from kit.errors import NotFound, Refusal, Unavailable
 from kit.settings import Settings
 from ledger import Draft, Job
 from programs import wait_until
-from schemas import Status, Verdict
-from stepped import Publisher, ledger
+from schemas import Status
+from stepped import ledger
 
 only_postgresql = pytest.mark.parametrize("emptied", ["postgresql"], indirect=True)
 only_sqlite = pytest.mark.parametrize("emptied", ["sqlite"], indirect=True)
@@ -29,26 +29,6 @@ def test_one_step_answers_all_waiting_requests(bench):
     keys = bench.create(10)
     assert [bench.status(key) for key in keys] == [Status.PENDING] * 10
     assert sorted(bench.publisher.published) == sorted(keys)
-
-
-def test_a_question_is_published_after_its_commit_and_an_answer_acknowledged_after_its(bench):
-    seen = []
-
-    class Other(Publisher):
-        def publish(self, questions):
-            # Another connection sees what is committed, and nothing else.
-            seen.extend(
-                bench.run(bench.status, question.transaction_id).result() for question, _ in questions
-            )
-
-    bench.ledger.listener = Other()
-    bench.ledger.listener.subscribed = True
-    (key,) = bench.create()
-    bench.put(
-        Job(settle, Verdict(key, "ERROR"), lambda _: seen.append(bench.run(bench.status, key).result()))
-    )
-    bench.step()
-    assert seen == [Status.PENDING, Status.ERROR]
 
 
 def test_a_poisoned_job_in_a_full_batch_hurts_no_other(bench):
@@ -125,21 +105,6 @@ def test_a_verdict_and_the_timeout_in_one_step_settle(bench):
     bench.answer(key)
     bench.step(61)
     assert bench.status(key) is Status.COMPLETED
-
-
-@only_sqlite
-def test_nothing_is_asked_and_nothing_expires_while_the_broker_is_away(bench):
-    (asked,) = bench.create()
-    bench.subscribe(False)
-    (unasked,) = bench.create()
-    for _ in range(100):
-        bench.step(60)
-    assert bench.publisher.published == [asked]
-    assert bench.status(asked) is bench.status(unasked) is Status.PENDING
-    bench.subscribe()
-    assert sorted(bench.publisher.published) == sorted([asked, asked, unasked])
-    bench.step(59)
-    assert bench.status(asked) is bench.status(unasked) is Status.PENDING
 
 
 @only_sqlite
@@ -258,37 +223,6 @@ def test_a_job_that_needs_a_locked_row_is_refused_alone(bench, hold):
     assert not bench.ledger.problem
     release()
     assert bench.submit(bench.ledger.retry, key)
-
-
-@only_sqlite
-def test_a_connection_that_returns_in_the_middle_of_a_batch_expires_nothing(bench):
-    """The batch was taken before SUBACK, so that it has no job yet that clears the deadlines."""
-    (key,) = bench.create()
-    bench.subscribe(False)
-    bench.clock.advance(3600)
-
-    def subscribe(database) -> None:
-        bench.publisher.session += 1
-        bench.publisher.subscribed = True
-
-    bench.put(Job(change, subscribe))
-    bench.step()
-    assert bench.status(key) is Status.PENDING
-    bench.step(0.3)
-    assert bench.publisher.published == [key, key]
-    bench.step(59)
-    assert bench.status(key) is Status.PENDING
-    bench.step(2)
-    assert bench.status(key) is Status.EXPIRED
-
-
-@only_sqlite
-def test_everything_is_asked_again_though_the_word_of_the_new_connection_was_dropped(bench):
-    (key,) = bench.create()
-    bench.step(1)
-    bench.publisher.session += 1  # the queue was full: there is no job
-    bench.step(1)
-    assert bench.publisher.published == [key, key]
 
 
 def test_two_processes_share_one_window(bench, monkeypatch):
