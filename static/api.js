@@ -1,12 +1,12 @@
-// The API as the page uses it: requests, the stream of events, and the ways in which both can fail.
+// The API for the page: requests, the stream of events, and how both can fail.
 
 const TOKEN = "API_TOKEN"; // in sessionStorage: kept for this tab, forgotten with it
 const SLOW = 4000; // ms without an answer, after which the page says so
 const BEGIN = 10_000; // ms in which a stream begins
 const PATIENCE = 60_000; // ms without an answer or a sign of life, after which a request is given up
 
-/** The service refused a request; `problem` is its answer (RFC 9457). Or no answer of the service came, and
- * it is unknown whether the request was carried out; then there is no `problem`. */
+/** The service refused a request: `problem` is its answer (RFC 9457). Without a `problem` there was no answer,
+ * so we don't know whether the request was carried out. */
 export class Failure extends Error {
   constructor(message, problem = null, retryAfter = 0) {
     super(message);
@@ -40,7 +40,7 @@ async function check(response) {
   throw new Failure(problem.detail, problem, Number(response.headers.get("Retry-After")));
 }
 
-/** What `read` makes of the response, if that is no error; tells the listener whether the service answers. */
+/** Read a response with `read` unless it is an error; the listener learns whether the service answers. */
 async function reach(path, { method = "GET", body, headers = {}, signal }, read) {
   const used = token();
   if (hasToken()) headers = { ...headers, Authorization: bearer() };

@@ -30,7 +30,7 @@ export async function load() {
 
 let timer = null;
 
-/** Something changed: ask for the counts now, and again when they can be newer. */
+/** Something changed: ask for the counts now, and again once the service counts anew. */
 export function recount() {
   if (!timer) ask("counts");
   timer ??= setTimeout(() => ((timer = null), ask("counts")), PERIOD);
@@ -48,7 +48,7 @@ function barsOf({ counts: known }) {
   });
 }
 
-/** Up from the line goes what is well or may become so, down from it what is not. */
+/** Bars go up from the line for what is fine or may still be, and down for what is not. */
 function drawBars(bars, chosen) {
   const up = Math.max(1, ...bars.map((one) => one.COMPLETED + one.PENDING));
   const down = Math.max(0, ...bars.map((one) => one.ERROR + one.EXPIRED));
@@ -68,7 +68,7 @@ function drawBars(bars, chosen) {
   draw($("scale"), {}, label(up, 2), label(0, line), down > 0 && label(down, 98));
 }
 
-/** A number that leads to what it counts. */
+/** A number that links to the transactions it counts. */
 const link = (number, filter) => h("td", { className: "amount" }, h("a", { href: href(filter) }, count(number)));
 
 parts.push((state) => {

@@ -17,7 +17,7 @@ const TROUBLE = `data:image/svg+xml,<svg xmlns="http://www.w3.org/2000/svg" view
 // locks but on localhost; then each window follows while it is seen.
 const others = navigator.locks && new BroadcastChannel("events");
 
-/** Whether the page asks for what it shows; and whether it follows, as a hidden one does for its title. */
+/** Whether the page asks for its contents, and whether it follows. (A hidden one does, for its title.) */
 const asks = () => !state.paused && !state.token && !document.hidden;
 const follows = () => !state.paused && !state.token && !(document.hidden && !others);
 const live = () => state.updates === "live";
@@ -38,7 +38,7 @@ listener.away = (away) => {
 /** A part of the service and how it is; if it is not well, also since when. */
 function item({ id, word, look, each }) {
   const before = state.since[id];
-  // Of what was so when the page came, we only know that it is older.
+  // If it was like this when the page was opened, we only know that it began earlier.
   const text = ` since ${before?.look ? "" : "before "}${clock(Date.now())}`;
   if (before?.word !== word) state.since[id] = { word, look, text };
   const line = [`${id} `, sign(look, word), ["bad", "odd"].includes(look) && state.since[id].text];
@@ -123,7 +123,7 @@ async function load(name) {
     delete state.refused[name];
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
-    const { status = 503, detail = "" } = error.problem ?? {}; // that the service is away is said already
+    const { status = 503, detail = "" } = error.problem ?? {}; // the header already shows that the service is away
     state.refused[name] = status === 401 ? "" : detail;
     if (status >= 500) setTimeout(ask, PAUSE, name);
   } finally {
@@ -169,7 +169,7 @@ others?.addEventListener("message", ({ data }) => {
   else if (leads && live()) others.postMessage({ event: "heartbeat", id: place.id });
 });
 
-/** Follow until this window is no longer to. A stream that worked may end, as when the service restarts. */
+/** Follow until another window does. A stream that worked may end, for example when the service restarts. */
 async function lead(stop) {
   leads = true;
   while (!stop.aborted) {
@@ -203,7 +203,7 @@ async function followAlways() {
   }
 }
 
-/** The page was still, so it may be old. */
+/** The page stood still, so it may be out of date. */
 function resume() {
   ask();
   reconsider();

@@ -1,10 +1,10 @@
-// What the page knows, in one object, and how each part of the page is drawn from it.
+// Everything the page knows, in one object, and how the page is drawn from it.
 
 import { Failure } from "./api.js";
 
 export const FILTERS = ["station_id", "status", "created_from", "created_to"];
 
-/** What the page asks for, and the parameters of its URL that this depends on. */
+/** Everything the page asks for, with the URL's parameters that matter for it. */
 const DEPENDS = {
   readiness: [], counts: [], latest: [], unanswered: [],
   stations: ["q", "stations_after"],
@@ -14,7 +14,7 @@ const DEPENDS = {
 const parameters = () => Object.fromEntries(new URLSearchParams(location.search));
 
 export const state = {
-  view: parameters(), // what the URL asks for; names and values are those of the API where it has them
+  view: parameters(), // the URL's parameters, named as in the API where it has them
   ask: new Set(Object.keys(DEPENDS)), // what has to be asked for
   asking: 0, // requests for it that are on their way
   refused: {}, // by what was asked for: why we did not get it
@@ -74,7 +74,7 @@ export function ask(...names) {
 export const $ = (id) => document.getElementById(id);
 
 /** An element with these properties or attributes, and children: texts, elements, lists of them, or nothing.
- * With a `key` it stays itself while others come and go around it. */
+ * With a `key` it is kept while its neighbours come and go. */
 export const h = (tag, { key, ...props }, ...children) => ({ tag, key, props, children });
 
 /** Give an element these properties and, if there are any, children. We write only what differs from the last
@@ -121,7 +121,7 @@ export function pager(element, after, [back, on], last) {
   const before = view[after] ? (history.state?.[after] ?? []) : [];
   const button = (text, on, to, pages) => {
     const turn = () => on && view === state.view && go({ ...view, [after]: to }, { [after]: pages });
-    // Not `disabled`, which would take the focus from the button that was just pressed.
+    // `disabled` would take the focus away from the button that was just pressed.
     return h("button", { type: "button", ariaDisabled: String(!on), onclick: turn }, text);
   };
   const buttons = [
@@ -147,7 +147,7 @@ function arrive() {
 }
 addEventListener("popstate", arrive);
 
-/** Show something else: a new entry of the history, or instead of the last one. The history keeps `pages`. */
+/** Show something else, as a new entry in the history or in place of the last one. The history keeps `pages`. */
 export function go(view, pages = {}, replace = false) {
   const kept = { ...history.state, ...pages, opened: view.transaction };
   history[replace ? "replaceState" : "pushState"](kept, "", href(view));
@@ -175,7 +175,7 @@ export function fail(name, text, error) {
   if (text) say(text);
 }
 
-/** Do this once, even if pressed twice. `unknown` says what to do if no answer came: it may be done. */
+/** Do this once, even if pressed twice. `unknown` is the advice if no answer came, since it may be done. */
 export async function attempt(name, work, unknown) {
   if (state.busy.has(name)) return undefined;
   state.busy.add(name);

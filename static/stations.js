@@ -8,7 +8,7 @@ import { clock } from "./words.js";
 
 const LIMIT = 10;
 
-/** The list of the API that the URL asks for. `#42` finds station 42 and those after it. */
+/** The API's list for the page's URL. `#42` finds station 42 and those after it. */
 function url() {
   const { q = "", stations_after: after } = state.view;
   const number = /^#\s*(\d{1,9})$/.exec(q)?.[1];
@@ -93,9 +93,9 @@ parts.push(({ view, stations }) => {
   pager($("stations-pager"), "stations_after", ["Previous", "Next"], last);
 });
 
-// What one can do
+// Actions
 
-/** Start a transaction. Its key stays until that worked, so that a second try starts no second one. */
+/** Start a transaction. We keep its key until it worked, so a second try does not start another one. */
 async function start(station) {
   const name = nameOf(station);
   const key = (state.keys[name] ??= newKey());
@@ -112,7 +112,7 @@ function started(name, transaction) {
   learn([transaction]);
 }
 
-/** The service is back: find out what became of that which got no answer. */
+/** The service is back: look up the starts that got no answer. */
 export async function resolve() {
   for (const [name, { error }] of Object.entries(state.wrong)) {
     if (!error || error.problem) continue;
@@ -148,7 +148,7 @@ function toggle(station) {
   (row.querySelector("input") ?? row.querySelector(".more")).focus();
 }
 
-/** Change or delete a station, unless someone else has changed it and the user did not see that. */
+/** Change or delete a station, unless someone else changed it and the user has not seen that. */
 async function alter({ id }, options) {
   const edit = state.editing[id];
   const work = async () => {

@@ -26,7 +26,7 @@ export async function load() {
 
 // Changes
 
-/** Of two answers about a transaction, the newer one. */
+/** The newer one of two answers about a transaction. */
 const newer = (one, other) =>
   other?.updated && milliseconds(other.updated) > milliseconds(one.updated) ? other : one;
 
@@ -67,7 +67,7 @@ const fresh = (one) => newer(one, state.heard.get(one.id));
 const filtered = () => FILTERS.some((name) => state.view[name]);
 let refill = null;
 
-/** The list with what we heard since. What else belongs to a filtered one, the service knows. */
+/** The list with the changes since. Only the service knows which others belong to a filtered one. */
 function current() {
   const all = new Map(state.list.items.map((one) => [one.id, fresh(one)]));
   const others = filtered() || state.view.after ? [] : state.heard;
@@ -115,7 +115,7 @@ $("new").onclick = () => change({ moved: 0 });
 
 // Filters
 
-/** A time of the API as the field of a form shows it, in local time; and back. */
+/** Convert the API's time to the local time in a form's field, and back. */
 const local = (time) => {
   const date = new Date(time);
   return date > 0 ? new Date(date - date.getTimezoneOffset() * 60_000).toISOString().slice(0, 19) : "";
@@ -158,7 +158,7 @@ $("lookup").onsubmit = async () => {
 
 // Ask again about all
 
-/** Ask again about all that the filter finds, eight at a time. One that has its verdict is left alone. */
+/** Ask again about all that the filter finds, eight at a time. Those with a verdict are left alone. */
 async function askAgain() {
   const again = { asked: 0, on: true };
   change({ again });
@@ -230,7 +230,7 @@ parts.push(({ view, details }) => {
   return $("details").open || $("details").showModal();
 });
 
-/** Close by going back where that shows the same list, so that Back does not open it again. */
+/** Close. If going back shows the same list, go back, so that Back does not open it again. */
 function close() {
   const { transaction, ...view } = state.view;
   if (!transaction) return;

@@ -1,6 +1,6 @@
-// What the page says of times, of transactions and of the service: functions of what the API answered.
+// Words for times, transactions and the service, made from the API's answers.
 
-/** Milliseconds since 1970 of a time of the API, with the microseconds that Date leaves out. */
+/** The API's time in milliseconds since 1970, with the microseconds that Date drops. */
 export function milliseconds(time) {
   return Date.parse(`${time.slice(0, 19)}Z`) + 1000 * Number(`0${time.slice(19, -1)}`);
 }
@@ -33,13 +33,13 @@ export function moment(time) {
 
 export const label = ({ id, description }) => `${id} · ${description}`;
 
-/** How long a transaction took to what became of it; of one that is PENDING nothing. */
+/** How long a transaction took until its verdict or its end; nothing while it is PENDING. */
 export const tookOf = ({ status, created, updated }) =>
   status === "PENDING" ? "" : inWords(milliseconds(updated) - milliseconds(created));
 
 const part = (id, word, look, each = []) => ({ id, word, look, each });
 
-/** Each part of the service and how it is; of a service that is away nothing is known. */
+/** Each part of the service and its state. While the service is away, we know nothing. */
 export function partsOf({ ready, away, token, updates }) {
   const known = away || token ? null : ready;
   const service = away ? part("Service", "away", "bad") : part("Service", "ok", "good");
@@ -53,10 +53,10 @@ export function partsOf({ ready, away, token, updates }) {
   ];
 }
 
-/** Whether the service lacks nothing but equipment. */
+/** True if only the equipment is missing. */
 const unserved = (ready) => ready?.status && ready.database === "ok" && ready.broker === "ok";
 
-/** A word for all equipment, and one for each. What it said before the broker went is old. */
+/** A word for all equipment, and one for each. Statuses from before the broker went away are old. */
 function equipmentOf(ready) {
   if (ready?.broker !== "ok" || ready.equipment === "unknown") return part("Equipment", "unknown", "");
   const each = Object.entries(ready.equipment)
