@@ -100,11 +100,11 @@ class Client:
         self.process.call("published")
 
     def _send(self, payload: bytes, qos: int) -> None:
-        if qos == 0:
+        self.link.unacknowledged += 1
+        if qos == 0:  # paho calls `on_publish` all the same
             self.link.inbox.append(("puback", TAKEN))
             self.broker.forward(payload)
         else:
-            self.link.unacknowledged += 1
             self.world.rules.require(
                 self.link.unacknowledged <= self.link.receive_maximum, "more than the Receive Maximum"
             )

@@ -104,7 +104,7 @@ class Runner:
         files.left_behind = lambda file: []
         self.steps = 0
 
-    def run(self, events: list, calm: bool = True) -> World:
+    def run(self, events: list) -> None:
         """Raises Violation."""
         for old in Path(self._folder).glob("world.db*"):
             old.unlink()
@@ -119,7 +119,6 @@ class Runner:
             world.close()
             root.handlers = handlers
             self.steps += world.steps
-        return world
 
     def violation(self, events: list) -> str:
         """The rule that these events break, or ''."""

@@ -189,7 +189,7 @@ class World:
             process.listener._client.link.cut = True
 
     def limits(self, number: int, name: str, value: int) -> None:
-        setattr(self.broker.limits, name, value)
+        setattr(self.broker.limits, name, value if name == "ReceiveMaximum" else 0)
 
     def flow(self, number: int, how: str) -> None:
         self.broker.flow[number] = how
