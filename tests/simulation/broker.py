@@ -38,7 +38,9 @@ class Link:
         self.inbox: deque[tuple] = deque()
         self.subscribed = self.cut = False
         self.unacknowledged = 0  # questions without a PUBACK
-        self.outstanding: dict[int, tuple[str, bytes]] = {}  # by mid, sent to the client
+        self.outstanding: dict[
+            int, tuple[str, bytes, int]
+        ] = {}  # by mid: what the client was sent, and when
         self.mid = 0
         self.silent_since: int | None = None  # it does not even answer PINGREQ
 
@@ -114,7 +116,7 @@ class Client:
         self.process.call("acknowledge")
         if self.link and not self.link.cut and qos:
             self.world.rules.require(mid in self.link.outstanding, "acknowledged what was not sent")
-            topic, payload = self.link.outstanding.pop(mid)
+            topic, payload, _ = self.link.outstanding.pop(mid)
             self.world.rules.acknowledged(self.process, topic, payload)
         self.process.call("acknowledged")
 
@@ -179,7 +181,7 @@ class Client:
         else:
             topic, payload, retain = content
             link.mid += 1
-            link.outstanding[link.mid] = topic, payload
+            link.outstanding[link.mid] = topic, payload, self.world.now
             message = SimpleNamespace(topic=topic, payload=payload, retain=retain, mid=link.mid, qos=1)
             self.on_message(self, None, message)
 
@@ -258,8 +260,8 @@ class Broker:
         """A connection has ended. Some brokers give its verdicts to another subscriber, some drop them."""
         self.links.remove(link)
         if self.delivery == "twice":
-            waiting = [packet[1:3] for packet in link.inbox if packet[0] == "publish"]
-            for topic, payload in [*link.outstanding.values(), *waiting]:
+            waiting = [packet[1:] for packet in link.inbox if packet[0] == "publish"]
+            for topic, payload, _ in [*link.outstanding.values(), *waiting]:
                 if topic == VERDICTS:
                     self.verdict(payload)
 

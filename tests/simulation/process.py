@@ -91,7 +91,7 @@ class Process:
         self.world, self.number = world, number
         self.clock, self.loop = Clock(world, offset), Loop(world)
         self.fuse, self.dead = 0, False
-        self.subscribed_at = self.awake_since = self.stepped = world.now
+        self.subscribed_at = self.awake_since = self.writable_since = self.stepped = world.now
         self.armed = Counter[str]()
         self.tasks: dict[asyncio.Task, int | None] = {}  # requests, and when each must have been answered
         storage.connect, settings = connect(self), world.settings
@@ -138,7 +138,7 @@ class Process:
     def step(self) -> None:
         """What the threads of a process do in a moment."""
         storage.connect, now = connect(self), self.world.now
-        self.awake_since = self.awake_since if now - self.stepped < 2 * SECOND else now
+        self.awake_since = self.awake_since if now - self.stepped < 4 * SECOND else now
         self.stepped = now
         session = self.listener.session
         try:
@@ -147,6 +147,9 @@ class Process:
                 turn()
         except Killed:
             self.bury()
+        if self.store.problem:
+            self.writable_since = self.world.now
+        self.world.rules.in_time(self, self.listener._client.link)
         if self.listener.session > session or not self.listener.subscribed:
             self.subscribed_at = self.world.now
         for task in [task for task in self.tasks if task.done()]:

@@ -125,6 +125,13 @@ class Rules:
             status = self.rows[key].status if key in self.rows else "COMPLETED"
             self.require(status in SETTLED, "a verdict is acknowledged after its commit", key, status)
 
+    def in_time(self, process, link) -> None:
+        """While the database can be written, every message is acknowledged soon."""
+        if link and link.outstanding:
+            *_, received = next(iter(link.outstanding.values()))
+            since = max(received, process.awake_since, process.writable_since)
+            self.require(self.world.now - since < 15 * SECOND, "a message is acknowledged in time", received)
+
     # What clients were told
 
     def answered(self, draft, transaction) -> None:

@@ -23,7 +23,7 @@ from rules import Violation
 from world import Log, World
 
 FOUND = Path(__file__).parent / "found"
-LENGTHS = (100, 400, 1500)  # events of a world
+LENGTHS = (100, 600, 3000)  # events of a world
 SHORTEN = 30  # seconds
 CONFIG = {
     "seed": range(10**9),
@@ -78,9 +78,10 @@ def draw(seed: object) -> list:
     weights = {kind: USUAL.get(kind, 0) + random.choice((0, 0, 1, 2, 6)) for kind in EVENTS}
     weights["start"] += weights["kill"] + weights["kill_soon"]
     at, speed, keys = 0.0, random.choice((0.2, 1, 1, 5)), random.choice((2, 20, 1000))
+    pauses = random.choice((100, 1000))
     drawn: list[list] = [["world", config], [0, "limits", 0, "ReceiveMaximum", random.choice((1, 20, 99))]]
     for kind in random.choices([*weights], [*weights.values()], k=random.choice(LENGTHS)):
-        at += random.choice(GAPS) * speed if random.randrange(100) else random.randrange(60_000)
+        at += random.choice(GAPS) * speed if random.randrange(pauses) else random.randrange(60_000)
         process, values = random.randrange(2), [random.choice(values) for values in EVENTS[kind]]
         if kind == "create":
             values[0] = f"key {values[0] % keys}" if values[0] >= 0 else None
