@@ -213,6 +213,7 @@ class World:
     def calm(self) -> None:
         """From now on the world behaves; everything must settle or expire in time."""
         self.broker.behave()
+        models.CLAIM = 500  # as in the product
         for link in self.broker.links:
             link.cut |= link.receive_maximum < 20  # too slow for hundreds of questions
         self.machine.mode = self.calm_equipment if self.calm_equipment in ("honest", "slow") else "silent"
