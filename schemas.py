@@ -48,9 +48,7 @@ NO_NUL = r"^[^\u0000]*$"  # the one character that PostgreSQL cannot store in a 
 # In a name: control characters, line breaks, and marks that change the direction of the text around it.
 CONTROL = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069"
 INVISIBLE = r" \u00a0\u00ad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u202f"
-INVISIBLE += (
-    r"\u205f-\u2065\u206a-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0" + "\U000e0000-\U000e0fff"
-)
+INVISIBLE += r"\u205f-\u2065\u206a-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0"
 VISIBLE = rf"^[{INVISIBLE}]*[^{INVISIBLE}{CONTROL}][^{CONTROL}]*$"
 Short = Annotated[str, Meta(min_length=1, max_length=255)]
 Text = Annotated[Short, Meta(pattern=NO_NUL, extra={"allowed": "must have 1 to 255 characters, and no NUL"})]

@@ -36,7 +36,6 @@ BLANKS = (
     "\u00ad\u2060",
     "\u2800",
     "\u3164",
-    "\U000e0020",
 )
 BODIES = [
     # route, status, a word of the detail, bodies: bytes, or values that become JSON

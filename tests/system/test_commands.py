@@ -174,6 +174,7 @@ def test_one_test_and_the_row_of_a_transaction(desk):
     desk.play("CONTRIBUTING.md", "Find out why a transaction does not settle")
     desk.type(f"cd {shlex.quote(str(ROOT))}")
     desk.play("CONTRIBUTING.md", "Check your work")
+    desk.play("faults.md", "The simulation")
 
 
 def test_the_details_of_http(desk):
