@@ -174,7 +174,7 @@ def runner() -> Iterator[Runner]:
                 setattr(*place)
 
 
-def search(worlds: Runner, seed: object, steps: float, seconds: float, now=time.monotonic):
+def search(worlds: Runner, seed: object, steps: float, seconds: float, now=time.monotonic, shorten=SHORTEN):
     """Run new worlds until a rule is broken; returns the events of that world, shortened, and the rule."""
     until, end = now() + seconds, worlds.steps + steps
     for number in count():
@@ -182,7 +182,7 @@ def search(worlds: Runner, seed: object, steps: float, seconds: float, now=time.
             return [], ""
         events = draw(f"{seed}/{number}")
         if worlds.violation(events):
-            events = worlds.shorten(events)
+            events = worlds.shorten(events, shorten)
             return events, worlds.violation(events)
     raise AssertionError
 
