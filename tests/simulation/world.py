@@ -228,8 +228,8 @@ class World:
         if pending > 3 * self.window or (self.machine.mode == "slow" and pending > 20):
             self.machine.mode = "honest"  # it would take hours of the world until all are answered
         until = self.now + self.timeout * -(-pending // self.window) + 60 * SECOND
-        # A follower may still be reading when the last one has settled.
-        while (problem := self.unsettled()) and self.now < until + 60 * SECOND * ("follower" in problem):
+        # A follower may still read a long story, by small pages, when the last one has settled.
+        while (problem := self.unsettled()) and self.now < until + 3600 * SECOND * ("follower" in problem):
             for follower in self.followers:
                 follower.come(self.processes[0])
             for number in [*range(len(self.processes))] * 5:
