@@ -53,6 +53,7 @@ UNACKNOWLEDGED = 1_000  # our Receive Maximum: the broker keeps all verdicts pas
 EQUIPMENT, NAME = 100, 200  # names of equipment that we remember; characters of a name
 NO_DELAY = socket.IPPROTO_TCP, socket.TCP_NODELAY, 1  # otherwise Nagle's algorithm adds 40 ms to a hop
 ACK_TIMEOUT = 10 * SECOND  # for SUBACK, and for each PUBACK
+ESCAPES = re.compile(rb"(?i)\\\\|\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}|(\\ud[89a-f][0-9a-f]{2})")
 LONGEST = 255  # characters of a reason and of the equipment's name in a verdict
 decode_response = msgspec.json.Decoder(Response).decode
 decode_text = msgspec.json.Decoder(Annotated[str, Meta(pattern=NO_NUL)] | None).decode
@@ -359,14 +360,16 @@ def read_verdict(payload: bytes) -> Verdict:
     try:
         response = decode_response(payload)
     except msgspec.DecodeError:  # half a surrogate pair, as in a text that was cut, is JSON but no text
-        response = decode_response(re.sub(rb"(?i)\\ud[89a-f][0-9a-f]{2}", rb"\\u0000", payload))
+        response = decode_response(ESCAPES.sub(lambda found: rb"\u0000" if found[1] else found[0], payload))
     key, texts = response.transaction_id, list[str | None]()
     for field, raw in (("reason", response.reason), ("equipment", response.equipment)):
         text = None
         try:
             text = decode_text(raw)
-        except ValueError as error:
-            words = "the %(field)s of %(transaction)s is ignored: %(problem).200s"
-            note(log.warning, "text_ignored", words, field=field, transaction=key, problem=str(error))
-        texts.append(text and text[:LONGEST])
+        except ValueError:
+            words = (
+                "the %(field)s of %(transaction)s is ignored: it is no text, or has NUL or half a character"
+            )
+            note(log.warning, "text_ignored", words, field=field, transaction=key)
+        texts.append((text or "")[:LONGEST] or None)
     return Verdict(key, response.status, *texts)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
 from typing import Annotated, Literal
@@ -48,8 +48,10 @@ NO_NUL = r"^[^\u0000]*$"  # the one character that PostgreSQL cannot store in a 
 # In a name: control characters, line breaks, and marks that change the direction of the text around it.
 CONTROL = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069"
 INVISIBLE = r" \u00a0\u00ad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u202f"
-INVISIBLE += r"\u205f-\u2065\u206a-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0"
-VISIBLE = rf"^[{INVISIBLE}]*[^{INVISIBLE}{CONTROL}][^{CONTROL}]*$"
+INVISIBLE += r"\u205f-\u2065\u206a-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+VISIBLE = (
+    rf"^[{INVISIBLE}]*[^{INVISIBLE}{CONTROL}][^{CONTROL}]*$(?!\n)"  # Python's $ is also before a last \n
+)
 Short = Annotated[str, Meta(min_length=1, max_length=255)]
 Text = Annotated[Short, Meta(pattern=NO_NUL, extra={"allowed": "must have 1 to 255 characters, and no NUL"})]
 NAME = "must have 1 to 255 characters, at least one of them visible, and no control characters, line breaks "
@@ -61,6 +63,7 @@ IN_QUOTES = {"allowed": 'must have tags in quotes, such as "x", "y", or * for an
 UNLESS = "tags, or `*`: get 412 and change nothing unless the station still has one of them"
 IfMatch = Annotated[str, Meta(pattern=TAGS, examples=["*"], description=UNLESS, extra=IN_QUOTES)]
 Statuses = Annotated[list[Status], Meta(min_length=1, description="one status, or several with commas")]
+EARLIEST, LATEST = (microseconds(end.replace(tzinfo=UTC)) for end in (datetime.min, datetime.max))
 LONGEST_COUNT, MOST_STEPS = 31 * 24 * 60 * 60, 200  # seconds
 Step = Annotated[int, Meta(ge=1, le=LONGEST_COUNT)]
 STEP = f"seconds; else the shortest whole number that makes at most {MOST_STEPS} steps"
@@ -176,8 +179,9 @@ class CountQuery(Struct, forbid_unknown_fields=True, rename={"begin": "from"}):
 
     def times(self, now: int) -> tuple[int, int, int]:
         """From and to, in microseconds, and the step in seconds; raises InvalidValue."""
-        end = microseconds(self.to) // 1000 * 1000 if self.to else now
-        begin = microseconds(self.begin) // 1000 * 1000 if self.begin else max(0, end - 600 * SECOND)
+        end = min(microseconds(self.to), LATEST) // 1000 * 1000 if self.to else now
+        begin = microseconds(self.begin) // 1000 * 1000 if self.begin else end - 600 * SECOND
+        begin = max(begin, EARLIEST)
         if not begin < end <= begin + LONGEST_COUNT * SECOND:
             raise InvalidValue("query.to: must be later than query.from, by 31 days at most.")
         shortest = math.ceil((end - begin) / SECOND / MOST_STEPS)

@@ -128,7 +128,13 @@ def document(routes: Mapping[Any, Declaration], info: Json, tags: dict[str, str]
         "components": {
             "schemas": {name: in_3_0(schema) for name, schema in sorted(found.items())},
             "headers": headers,
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "`API_TOKEN`"}},
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "`API_TOKEN`, or `API_TOKEN_OLD`",
+                }
+            },
         },
     }
 

@@ -21,4 +21,6 @@ if __name__ == "__main__":
             undone = Runner(database, str(ROOT / "migrations")).down()
     except (*ERRORS, MigrationError) as error:
         raise SystemExit(f"Nothing was undone: {error}") from None
+    if not undone:
+        raise SystemExit("Nothing was undone: DATABASE_URL names a database without migrations.")
     print(f"Undone: {', '.join(undone)}. Now start the release before this one.")

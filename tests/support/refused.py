@@ -29,7 +29,15 @@ NO_NUMBER = [b'{"station_id": %s}' % number for number in (b"1e0", b"1e999", b"1
 NO_JSON_NUMBER = [b'{"station_id": %s}' % text for text in (b"01", b"NaN", b"Infinity")]
 TEXT = "1 to 255 characters, at least one of them visible"
 TIME = "must be a time with its zone, such as 2026-03-28T00:18:13Z (in a URL, write + as %2B)"
-BLANKS = ("\u00a0\u2003\u3000\ufeff", "\u200b", "\u200d\ufe0f", "\u00ad\u2060", "\u2800", "\u3164")
+BLANKS = (
+    "\u00a0\u2003\u3000\ufeff",
+    "\u200b",
+    "\u200d\ufe0f",
+    "\u00ad\u2060",
+    "\u2800",
+    "\u3164",
+    "\ufff9\ufffb",
+)
 BODIES = [
     # route, status, a word of the detail, bodies: bytes, or values that become JSON
     ("POST /stations", 400, "body", NOT_JSON),
@@ -52,7 +60,9 @@ BODIES = [
         "PUT /stations/1",
         422,
         TEXT,
-        descriptions("", "\t \n", "a\0", "\nx", "a\x7f", "a\u0085b", "a\u2028", "\u202eb", "a\u2066b\u2069"),
+        descriptions(
+            "", "\t \n", "a\0", "\nx", "x\n", "a\x7f", "a\u0085b", "a\u2028", "\u202eb", "a\u2066b\u2069"
+        ),
     ),
     ("PUT /stations/1", 422, "body.description", descriptions(["x"])),
     ("PATCH /stations/1", 422, "body.description", descriptions(None, "", *BLANKS, "🔋" * 256)),

@@ -138,6 +138,18 @@ def test_the_newest_transaction_of_each_station_is_found(api):
     assert len(latest(",".join(map(str, range(1, 201))))) == 3
 
 
+@pytest.mark.parametrize(
+    ("query", "first"),
+    [
+        ("to=9999-12-31T23:59:59-14:00", "9999-12-31T23:49:59.999000Z"),
+        ("from=0001-01-01T00:00:00%2B14:00&to=0001-01-02T00:00:00Z", "0001-01-01T00:00:00Z"),
+        ("to=1970-01-01T00:00:00Z", "1969-12-31T23:50:00Z"),
+    ],
+)
+def test_counts_go_to_the_ends_of_time(api, query, first):
+    assert api.get(f"/transactions/counts?{query}").json["from"] == first
+
+
 def test_counts_are_those_of_the_list(api, caplog):
     for _ in range(2):
         new_station(api)

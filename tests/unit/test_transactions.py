@@ -55,7 +55,7 @@ def test_a_verdict_counts_whatever_its_texts_are(api, text, caplog):
     settle(keys[0], reason=text, equipment="one")
     settle(keys[1], equipment=text)
     usable = isinstance(text, str) and text.isascii() and "\0" not in text
-    shown = text[:255] if usable else None
+    shown = (text[:255] or None) if usable else None
     found = [api.get(f"/transactions/{key}").json for key in keys]
     assert [(one["status"], one["reason"], one["equipment"]) for one in found] == [
         ("COMPLETED", shown, "one"),
@@ -65,6 +65,14 @@ def test_a_verdict_counts_whatever_its_texts_are(api, text, caplog):
     ignored = [line for line in said if " is ignored: " in line]
     assert len(ignored) == (0 if usable or text is None else 2)
     assert all(key in line for key, line in zip(keys, ignored, strict=False))
+
+
+def test_half_a_character_in_one_text_does_not_spoil_the_other(api):
+    new_station(api)
+    key = new_transaction(api)["id"]
+    settle(key, reason="🔋 at C:\\ud800", equipment="\ud83d")
+    found = api.get(f"/transactions/{key}").json
+    assert (found["reason"], found["equipment"]) == ("🔋 at C:\\ud800", None)
 
 
 def test_a_transaction_shows_its_station_as_it_is_now(api):
