@@ -58,6 +58,8 @@ def tab(chromium, programs, shared):
     """A tab. After the test it must have no complaints, and requests to the service only."""
     opened = Tab(chromium)
     yield opened
+    for page in opened.context.pages:
+        page.unroute_all(behavior="ignoreErrors")  # a handler may still wait for its answer
     opened.context.close()
     hosts = {re.match(r"\w+:(//[^/]*)?", request.url)[0] for request in opened.requests} - {"data:"}
     assert hosts <= {program.url for program in (*programs, shared) if isinstance(program, HttpServer)}

@@ -185,7 +185,8 @@ def test_an_answer_that_comes_after_its_event_hides_no_verdict(running, tab):
         route.fulfill(response=answer)
 
     page.route("**/transactions", delay, times=1)
-    button(page, 1).click()
+    with page.expect_response("**/transactions"):
+        button(page, 1).click()
     expect(outcome(page, 1)).to_contain_text(VERDICT)
     expect(rows(page).first).to_contain_text(VERDICT)
 
