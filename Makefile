@@ -15,7 +15,7 @@ setup: packages .venv/run ## install what running needs and build the equipment
 run: setup ## start broker, equipment and service; Ctrl-C stops them
 	@exec $(VENV) -m kit.desk
 
-check: lint ## check style and types and run the unit tests on SQLite, in two minutes
+check: lint ## check style and types and run the unit tests on SQLite, in half a minute
 	@mkdir -p var
 	$(PYTEST) -n 2 --sqlite-only tests/unit
 
@@ -24,7 +24,7 @@ fix: .venv/dev ## apply ruff's fixes, and format the Python and the C
 	.venv/bin/ruff format
 	.venv/bin/clang-format -i validator/*.[ch]
 
-test: lint setup browser ## run every check and every test on both databases, in 17 minutes
+test: lint setup browser ## run every check and every test on both databases, in ten minutes
 	@$(MAKE) -s -C validator lint validator-asan test_rules
 	@mkdir -p var
 	$(PYTEST) -n 3 --dist worksteal -m 'not fault'
