@@ -13,7 +13,7 @@ from programs import ROOT
 from simulate import FOUND, draw, name, runner, search
 from trial import FULL
 
-SECONDS = 30  # of new worlds in `make test`
+SECONDS = 3 if FULL else 30  # of new worlds; `make test-faults` is for the deliberate faults
 PATIENCE = 60  # seconds of processor time until a deliberate fault must be found
 KEPT = json.loads((FOUND.parent / "deliberate.json").read_text())
 
