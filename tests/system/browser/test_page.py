@@ -236,8 +236,8 @@ def test_rows_do_not_move_while_the_user_does(running, tab):
     expect(rows(page)).to_have_count(3)
     page.mouse.down()
     page.mouse.up()
-    page.clock.run_for(50)
-    expect(page.locator("#id")).to_have_text(looked_at)
+    opened = lambda: page.clock.run_for(50) or page.locator("#id").text_content() == looked_at  # noqa: E731
+    wait_until(opened, "the transaction under the mouse is open")
     page.keyboard.press("Escape")
     page.clock.run_for(50)
     expect(new).to_be_visible()
