@@ -179,7 +179,7 @@ def list_transactions(
     filters: list[tuple[str, Any]] = [] if station_id is None else [("station_id", station_id)]
     wanted = dict.fromkeys(status or (Status if idempotency_key else ()))
     each = [[*filters, ("status", one.value)] for one in wanted] or [filters]
-    if idempotency_key:  # a header has a character for each byte, whatever it was encoded in
+    if idempotency_key:  # the UTF-8 of a header was stored as Latin-1, so look for both
         keys = {idempotency_key, idempotency_key.encode().decode("latin1")}
         each = [[("idempotency_key", key), *equal] for equal in each for key in keys]
     parts = [newest('"transaction"', equal, *ids) for equal in each]

@@ -126,7 +126,7 @@ def check_values(settings: Settings) -> None:
 
 def check_postgresql(url: str) -> None:
     """Let libpq check this URL without connecting. Its error messages may contain the password."""
-    from psycopg import ProgrammingError  # only now: with SQLite, nobody needs the driver
+    from psycopg import ProgrammingError  # here, because SQLite needs no driver
     from psycopg.conninfo import conninfo_to_dict, make_conninfo, timeout_from_conninfo
     from psycopg.pq import PGconn
 

@@ -44,9 +44,8 @@ class Shell:
         self.folder = copy_tree(self.parent / "energy2go")
         self.ports = {shown: free_port() for shown in (8000, 8080, 18830)}
         self.ids: dict[str, str] = {}  # ours, by those in the documents
-        self.started: list[
-            tuple[str, Path]
-        ] = []  # what each command that does not end should print, and its log
+        # What each command that does not end should print, and its log.
+        self.started: list[tuple[str, Path]] = []
         self.url = f"http://127.0.0.1:{self.ports[8000]}"
         own = {"BIND": self.url.removeprefix("http://"), "MQTT_PORT": str(self.ports[18830])}
         own |= {"PATH": f"{os.environ['PATH']}:/usr/sbin", "HOME": str(self.folder)}

@@ -187,7 +187,9 @@ class Pipe:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("way", ["a pipe", "a pipe with O_NONBLOCK", "the reader has gone"])
+@pytest.mark.parametrize(
+    "way", ["the pipe is full", "the pipe is full, with O_NONBLOCK", "the reader has gone"]
+)
 def test_nobody_reads_the_log(trial, table, way):
     run = trial(LOG_LEVEL="DEBUG")
     pipe = Pipe(run, *([sys.executable, "-c", NONBLOCK] if "NONBLOCK" in way else []))
@@ -207,7 +209,7 @@ def test_nobody_reads_the_log(trial, table, way):
             lost = lambda: said.append(pipe.read()) or "lines before it were lost" in "".join(said)  # noqa: E731
             wait_until(lost, "the log says how many were lost")
 
-    endure(run, f"nobody reads the log: {way}", Fault(fill, 1), table)
+    endure(run, f"log: {way}", Fault(fill, 1), table)
     run.service.stop()
 
 

@@ -96,6 +96,12 @@ def release_1_1(tmp_path_factory) -> Path:
     return folder
 
 
+def undo(url: str) -> subprocess.CompletedProcess:
+    """The command of docs/operations.md."""
+    command, environment = [sys.executable, "-m", "kit.undo"], os.environ | {"DATABASE_URL": url}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_release_1_1_is_upgraded_and_comes_back(kind, request, tmp_path, release_1_1, programs, equipment):
     url = f"sqlite:///{tmp_path}/energy2go.db"
@@ -119,11 +125,6 @@ def test_release_1_1_is_upgraded_and_comes_back(kind, request, tmp_path, release
         assert {service.get(f"/transactions/{key}").json["status"] for key in posted} == {"ERROR"}
         return new
 
-    def undo() -> subprocess.CompletedProcess:
-        """The command of docs/operations.md."""
-        command, environment = [sys.executable, "-m", "kit.undo"], os.environ | {"DATABASE_URL": url}
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
     old = start(release_1_1, "old")
     wait_until(old.ready, "it is ready")
     old.post("/stations", {"description": "Teste"})
@@ -132,22 +133,22 @@ def test_release_1_1_is_upgraded_and_comes_back(kind, request, tmp_path, release
         old.stop()
     new = start(ROOT, "new")
     works(new)
-    if (
-        kind == "postgresql"
-    ):  # a rolling replacement: the old one still works, and the new one finds its rows
+    if kind == "postgresql":  # one after the other: the old one still works, and the new one finds its rows
         works(old)
         old.post("/stations", {"description": "Hof"})
         assert [one["description"] for one in new.get("/stations?q=hof").json["items"]] == ["Hof"]
         old.stop()
     else:
-        assert "so stop the service first" in undo().stderr
+        assert "so stop the service first" in undo(url).stderr
     old = start(release_1_1, "refused")
     wait_until(lambda: "later release" in old.said(), "it refuses")
     old.stop()
     assert works(new)["reason"]
     new.stop()
-    assert undo().stdout == "Undone: 0003_reasons_search_retention. Now start the release before this one.\n"
-    assert undo().stderr.startswith("Nothing was undone: 0002_order_of_updates does not define down()")
+    assert (
+        undo(url).stdout == "Undone: 0003_reasons_search_retention. Now start the release before this one.\n"
+    )
+    assert undo(url).stderr.startswith("Nothing was undone: 0002_order_of_updates does not define down()")
     works(start(release_1_1, "back"))
 
 

@@ -11,7 +11,7 @@ from programs import ROOT
 from tab import LONG_WORD, NOTICES, VERDICT, button, hide, live, outcome, part, row, rows
 
 
-def test_the_token_is_asked_for_once_kept_for_the_tab_and_forgotten(running, tab):
+def test_the_token_is_asked_for_once(running, tab):
     service, page = running(API_TOKEN="Schlüssel"), tab.page
     token = page.get_by_label("API token")
     with tab.trouble():  # 401
@@ -29,9 +29,8 @@ def test_the_token_is_asked_for_once_kept_for_the_tab_and_forgotten(running, tab
     expect(page).to_have_title("Token needed · energy2go")
     expect(part(page, "Service").locator("b")).to_have_text("ok")
     held = []
-    page.route(
-        "**/stations?*", lambda route: held.append(route), times=1
-    )  # its answer comes after that to the stream
+    # Its answer comes after that to the stream.
+    page.route("**/stations?*", lambda route: held.append(route), times=1)
     known = {"Authorization": f"Bearer {'Schlüssel'.encode().decode('latin-1')}"}
     assert service.post("/stations", {"description": "Teste"}, **known).status == 201
     token.fill("Schlüssel")
@@ -42,6 +41,19 @@ def test_the_token_is_asked_for_once_kept_for_the_tab_and_forgotten(running, tab
     expect(button(page, 1)).to_be_visible()
     button(page, 1).click()
     expect(outcome(page, 1)).to_contain_text(VERDICT)
+
+
+def test_the_token_is_kept_for_its_tab_and_can_be_forgotten(running, tab):
+    service, page = running(API_TOKEN="Schlüssel"), tab.page
+    known = {"Authorization": f"Bearer {'Schlüssel'.encode().decode('latin-1')}"}
+    assert service.post("/stations", {"description": "Teste"}, **known).status == 201
+    token = page.get_by_label("API token")
+    with tab.trouble():
+        page.goto(service.url)
+        token.fill("Schlüssel")
+        token.press("Enter")
+        expect(token).to_be_hidden()
+    button(page, 1).click()
     page.reload()
     expect(rows(page).first).to_contain_text(VERDICT)
     expect(token).to_be_hidden()
@@ -210,7 +222,7 @@ def tab_to(page, target) -> None:
     raise AssertionError(f"not reached: {target}")
 
 
-def test_the_keyboard_is_enough(running, tab):
+def test_the_keyboard_is_enough_for_the_stations(running, tab):
     service, page = running("Teste", "Hauptbahnhof"), tab.page
     page.goto(service.url)
     expect(button(page, 1)).to_be_visible()
@@ -231,6 +243,14 @@ def test_the_keyboard_is_enough(running, tab):
     page.keyboard.press("Enter")
     expect(button(page, 3)).to_be_visible()
     expect(page.get_by_label("New station")).to_be_focused()
+
+
+def test_the_keyboard_is_enough_for_the_list(running, tab):
+    service, page = running("Teste"), tab.page
+    service.post("/transactions", {"station_id": 1}, Prefer="wait=20")
+    page.goto(service.url)
+    expect(rows(page)).to_have_count(1)
+    live(page)
     tab_to(page, page.locator("#filter summary"))
     page.keyboard.press("Enter")
     tab_to(page, page.get_by_role("spinbutton", name="Station"))
