@@ -116,7 +116,7 @@ class Service:
         raise NotRead("The database cannot be read now.")
 
     def problems(self) -> dict[str, str]:
-        """What is wrong with each component, '' if nothing. Components in an unknown state are omitted."""
+        """The problem of each component, '' if it works. Components in an unknown state are omitted."""
         ledger, listener = self.ledger, self.listener
         database = ledger.problem or ledger.stuck or self.store.read_problem
         problems = {"database": database if ledger.alive else "the ledger does not run"}
@@ -196,7 +196,7 @@ async def replace_station(
     service: Service, id: StationId, body: NewStation, headers: schemas.ChangeHeaders
 ) -> Station:
     """Replace a station's description."""
-    # No ETag: the station that we store is not literally the body (RFC 9110, section 9.3.4).
+    # No ETag: we don't store the body literally (RFC 9110, section 9.3.4).
     return await service.ledger.change(models.change_station, id, body.description, headers.if_match)
 
 
@@ -208,7 +208,7 @@ async def change_station(
     body: schemas.StationChange,
     headers: schemas.ChangeHeaders,
 ) -> Station:
-    """Change the fields of a station that are in the body."""
+    """Change a station: only the fields in the body."""
     station = await service.ledger.change(
         models.change_station, id, body.description or None, headers.if_match
     )
@@ -333,7 +333,7 @@ async def healthz(service: Service) -> schemas.Health:
 @app.get("/readyz", token=False, errors=(schemas.NotReady,))
 async def readyz(service: Service) -> Readiness:
     """Check that transactions can be stored, asked about and answered."""
-    with suppress(NotRead):  # `problems` says why
+    with suppress(NotRead):  # `problems` has the reason
         await service.look(ping)
     return service.readiness()
 
@@ -355,7 +355,7 @@ def openapi_document() -> msgspec.Raw:
 
 
 app.serve("/", "/static/<name>", *STATIC.glob("*.*"))
-# The files of the package that our page uses: it has many more.
+# The package has many more files; our page uses these.
 UI = "swagger-ui.css", "swagger-ui-bundle.js", "favicon-16x16.png", "favicon-32x32.png"
 app.serve("/swagger", "/swagger/<name>", *(SWAGGER / name for name in UI), *STATIC.glob("swagger/*"))
 
@@ -377,7 +377,7 @@ async def preferred(service: Service, answer: Answer, transaction: Transaction, 
     try:
         transaction = await service.changes.wait(transaction, seconds)
         answer.headers["Preference-Applied"] = f"wait={seconds}"
-    except Unavailable:  # too many clients wait, or the database cannot be read
+    except Unavailable:  # too many clients wait, or the database can't be read
         answer.headers["Retry-After"] = "1"
     return transaction  # it is stored, so that is the answer
 
@@ -385,7 +385,7 @@ async def preferred(service: Service, answer: Answer, transaction: Transaction, 
 async def page(
     service: Service, answer: Answer, path: str, find: Callable[..., list[T]], query: Any
 ) -> tuple[list[T], str | None]:
-    """One page of a list, and the URL of the next page, which is also in `Link`."""
+    """One page, and the URL of the next page, which is also in `Link`."""
     texts = msgspec.to_builtins(query)  # without unset fields
     filters = {name: getattr(query, name) for name in texts} | {"limit": query.limit + 1}
     found: list[Any] = await service.read(find, **filters)

@@ -1,6 +1,6 @@
-"""What one database transaction of the ledger does: a function for each kind of job.
+"""The work in one database transaction: a function for each kind of job.
 
-A batch function gets all items of its kind in a batch, and returns a result for each.
+A batch function gets all items for it at once, and returns a result for each.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ BEHIND = 60 * SECOND  # how far the newest row may be ahead of the wall clock
 
 
 class Batch:
-    """One database transaction: its times, and what to do after its commit.
+    """One database transaction: its times, and the work left for after its commit.
 
     `session` is the listener's, once everything was asked again in it; 0: some questions may be lost.
     Everything old was deleted up to the cursor `deleted`.
@@ -50,7 +50,7 @@ class Batch:
         self.questions: list[Asked] = []  # to publish
         self.counts: Counter[str] = Counter()
         self.delays: list[int] = []  # microseconds from question to verdict
-        self.events: list[tuple[str, UUID]] = []  # to log: the new state of a transaction
+        self.events: list[tuple[str, UUID]] = []  # to log: new states, by transaction
         self.more = False  # more questions can be opened at once
 
     def room(self) -> int:
@@ -95,7 +95,7 @@ def ask_again(batch: Batch, sessions: Sequence[int]) -> list[None]:
 
 
 def create(batch: Batch, drafts: Sequence[Draft]) -> list[Transaction | Refusal]:
-    """Store new transactions as PENDING, and ask about as many as there is room for."""
+    """Store new transactions as PENDING, and ask about them while there is room."""
     about = batch.now, batch.clock, batch.timeouts, batch.room()
     answers, questions = models.create_transactions(batch.database, drafts, *about)
     batch.ask(questions, "first")
@@ -118,8 +118,8 @@ def retry(batch: Batch, transaction_ids: Sequence[UUID]) -> list[Transaction | R
 
 
 def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
-    """Expire what is late, ask again what is due, open questions that wait; nothing while disconnected."""
-    # Until `ask_again` has started them anew, the deadlines are those of an earlier connection.
+    """Expire late questions, ask due ones again, and open waiting ones, but only while connected."""
+    # Deadlines from an earlier connection don't count: `ask_again` starts them anew first.
     if not batch.listener.subscribed or batch.session < batch.listener.session:
         return [None] * len(items)
     database, clock, timeouts = batch.database, batch.clock, batch.timeouts
@@ -135,9 +135,9 @@ def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
 
 
 def delete_old(batch: Batch, items: Sequence[None]) -> list[None]:
-    """Delete some of the transactions that have been finished for longer than RETENTION_DAYS.
+    """Delete some transactions that have been finished for longer than RETENTION_DAYS.
 
-    While the newest one is from the future, one of the clocks is or was wrong, so delete nothing.
+    If the newest one is from the future, some clock is or was wrong, so don't delete any.
     """
     if batch.behind <= BEHIND:
         before = batch.now - batch.behind - batch.timeouts.retention

@@ -65,7 +65,7 @@ class Changes:
         self._ended = False
 
     def wake(self) -> None:
-        """Something has changed. The ledger calls this in its thread; without clients it costs nothing."""
+        """Something has changed. The ledger calls this in its thread; without clients it is free."""
         if self._reader:
             hand_over(self._loop, [(self._due, None)])
 
@@ -76,7 +76,7 @@ class Changes:
         self._wake_streams()
 
     async def wait(self, transaction: Transaction, seconds: float) -> Transaction:
-        """Wait at most this long until a transaction is not PENDING, and return it; raises Unavailable."""
+        """Wait at most this long until a transaction isn't PENDING, and return it; raises Unavailable."""
         if transaction.status is not Status.PENDING:
             return transaction
         with self._place("waits"):
@@ -124,7 +124,7 @@ class Changes:
                     await self._news(heartbeat_at)
 
     async def _news(self, until: float) -> None:
-        """Wait until there is something new for streams, or until this time of the loop."""
+        """Wait until there is news for streams, or until this loop time."""
         news = self._loop.create_future()
         self._idle.add(news)
         timer = self._loop.call_at(until, resolve, [(news, None)])  # asyncio.wait takes twice as long
@@ -208,7 +208,7 @@ class Changes:
             self._waking = self._loop.call_later(WAKE_INTERVAL if busy else 0, self._wake_streams)
 
     def _wake_streams(self, rest: Sequence[asyncio.Future[None]] = ()) -> None:
-        """Wake all streams, a few hundred in each turn of the loop: it answers requests in between."""
+        """Wake all streams, a few hundred per turn, so that the loop answers requests in between."""
         self._waking, idle = None, rest or [*self._idle]
         resolve([(news, None) for news in idle[:TURN]])
         if idle[TURN:]:
@@ -237,7 +237,7 @@ def block(name: str, data: bytes, cursor: Cursor | None = None) -> bytes:
 
 
 def to_text(cursor: Cursor) -> str:
-    """A cursor as the id of an event."""
+    """A cursor as an event id."""
     return f"{cursor[0]}-{cursor[1].hex}"
 
 

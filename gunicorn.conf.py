@@ -15,7 +15,7 @@ import msgspec
 from kit import logs, server
 from kit.settings import VERSION, load, refusal, shown, unknown_names
 
-if sys.stderr is None:  # it is closed; otherwise a socket might get its number, and then the log's lines
+if sys.stderr is None:  # it is closed: a socket might get its number, and then our log lines
     os.dup2(os.open(os.devnull, os.O_WRONLY), logs.STDERR)
 settings = load()
 
@@ -36,7 +36,7 @@ logconfig_dict = logs.configuration(settings)
 
 
 def on_starting(server: Any) -> None:
-    """Refuse options of gunicorn that cannot work; `load` has checked the settings."""
+    """Refuse gunicorn options that can't work; `load` has checked the settings."""
     options = {name: option.get() for name, option in server.cfg.settings.items()}
     for name in ("preload_app", "worker_class", "asgi_lifespan"):
         if options[name] != globals()[name]:
@@ -55,7 +55,7 @@ def waits(cfg: Any) -> int:
 
 
 def address(listener: Any) -> Any:
-    """The IP address of a listening socket; None for a Unix socket."""
+    """A listening socket's IP address; None for a Unix socket."""
     return None if listener.family == socket.AF_UNIX else ipaddress.ip_address(listener.getsockname()[0])
 
 
@@ -72,7 +72,7 @@ def when_ready(server: Any) -> None:
         warn("few_waits", f"the limit of descriptors or connections leaves room for WAITS={most} only")
     for listener in server.LISTENERS if not settings.api_token else ():
         if (ip := address(listener)) and not ip.is_loopback:
-            # A container does not know who can reach its port.
+            # A container doesn't know who can reach its port.
             reached = f"every machine that can reach BIND={str(listener).partition('//')[2]}"
             warn("open", f"no API_TOKEN is set, so {reached} can use the service")
 
@@ -111,7 +111,7 @@ def log_when_ready(worker: Any, service: Any) -> None:
         lines.append(f"""  curl --json '{{"station_id": 1}}' -H 'Prefer: wait=5' {url}/transactions""")
         if ip is None:
             lines = [f"ready at {url}"]
-        elif ip.is_unspecified:  # a container does not know its address on the host
+        elif ip.is_unspecified:  # a container doesn't know its address on the host
             lines = [f"ready on port {listener.getsockname()[1]} of every address"]
         for line in lines:
             worker.log.info("%s", line, extra={"event": "ready"})

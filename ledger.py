@@ -1,7 +1,7 @@
 """The ledger: one thread that does every write. It commits all the jobs that wait, and then answers them.
 
 One commit, and so one fsync, serves a whole batch; no job learns its result before it. A bad job only hurts
-itself. `batch.py` says what the jobs do. Questions are published after the commit.
+itself. `batch.py` has the jobs' work. We publish questions after the commit.
 """
 
 import asyncio
@@ -87,7 +87,7 @@ class JobQueue(SimpleQueue[Job | None]):
 class Ledger:
     """The single writer, which runs while it is entered as a context manager.
 
-    `changed` is called after each change of a status. `stopping` is when SIGTERM came, or 0.
+    `changed` is called after each status change. `stopping` is when SIGTERM came, or 0.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Ledger:
         )
         self.sizes = Histogram("energy2go_batch_jobs", "Jobs in a batch", registry=None, buckets=BATCH_SIZES)
         self.stopping = 0
-        self.pending: tuple[int, int | None] | None = None  # what models.pending said last; None: not known
+        self.pending: tuple[int, int | None] | None = None  # the last models.pending; None: not known
         self._session, self._deleted = 0, FIRST  # see Batch
         self._newest = 0  # no transaction is newer
         self._behind = False  # the wall clock is behind that
@@ -120,7 +120,7 @@ class Ledger:
         self._expirations = Summary(log.warning, "questions_expired", expired)
         self._next_round = self._next_attempt = self._failed_rounds = 0
         self._pause = FIRST_PAUSE  # until we look again whether the database can be written
-        self._held: list[Job] = []  # verdicts that cannot be stored now, and creations in doubt
+        self._held: list[Job] = []  # verdicts that can't be stored now, and creations in doubt
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
 
@@ -129,7 +129,7 @@ class Ledger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Write what is still in the queue, and end the thread."""
+        """Work off the queue, and end the thread."""
         self._stopped = True
         self.queue.put(None)
         # gunicorn kills us 3 s after SIGTERM, and connections must be closed before.
@@ -138,7 +138,7 @@ class Ledger:
 
     @property
     def problem(self) -> str:
-        """Why nothing can be written now; empty if the ledger can write."""
+        """Why the ledger can't write now; empty if it can."""
         since = self.store.writing_since
         slow = bool(since) and self.clock.steady() - since > LONGEST_WRITE * SECOND
         return self.store.problem or ("a write takes too long" if slow else "")
@@ -172,12 +172,12 @@ class Ledger:
     async def change(
         self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs
     ) -> T:
-        """Call a function of `models` that writes; returns what it returns, or raises what it raises."""
+        """Call a function in `models` that writes. Returns its result, or raises its exception."""
         result: T = await self._run(Job(batch.change, lambda database: function(database, *values, **named)))
         return result
 
     async def _run(self, job: Job) -> Any:
-        """Hand over a job and wait for its result; after JOB_TIMEOUT, withdraw it if it was not taken."""
+        """Hand over a job and wait for its result; after JOB_TIMEOUT, withdraw it unless it was taken."""
         if self._stopped:
             raise NotStored(STOPPING)
         if problem := self.problem.replace(OPENING, ""):
@@ -210,7 +210,7 @@ class Ledger:
             self._refuse(self._held, UNKNOWN)
         except BaseException as error:
             try:
-                # Fail jobs that have not started. Say nothing to jobs in a batch: they may be committed.
+                # Fail jobs that haven't started. Leave jobs in a batch unanswered: they may be committed.
                 self._stopped = True
                 self._refuse(self._take(0), "The service restarts; nothing was stored.")
                 time.sleep(0.1)  # let the answers leave
@@ -232,7 +232,7 @@ class Ledger:
             self._write(jobs)
 
     def _take(self, patience: float) -> list[Job]:
-        """The jobs of the next batch, without those that were withdrawn."""
+        """The jobs for the next batch, except withdrawn ones."""
         jobs: list[Job] = []
         with suppress(Empty):
             job = self.queue.get(timeout=patience) if patience > 0 else self.queue.get_nowait()
@@ -245,7 +245,7 @@ class Ledger:
         return jobs
 
     def _due(self, jobs: list[Job]) -> list[Job]:
-        """What to do besides these jobs, because it is time."""
+        """Jobs of our own that are due now, besides these."""
         clock = self.clock.steady()
         if clock < self._next_round and not any(job.function is batch.ask_again for job in jobs):
             return []
@@ -316,7 +316,7 @@ class Ledger:
             self._changed()
 
     def _note(self, work: Batch, results: list[tuple[Job, Any]]) -> None:
-        """Count and log the work of a batch."""
+        """Count and log a batch."""
         self.counts.update(work.counts)
         for delay in work.delays:
             self.delays.observe(delay / SECOND)
@@ -354,7 +354,7 @@ class Ledger:
         if waiting:
             hand_over(self._loop, waiting)
 
-    # When something cannot be written
+    # When the database can't be written
 
     def _fail(self, jobs: list[Job], error: NotWritten | InDoubt) -> None:
         """Refuse the requests that are known not to be stored. Hold verdicts, and creations in doubt."""
@@ -372,7 +372,7 @@ class Ledger:
         self._held.append(job)
 
     def _recover(self) -> list[Job]:
-        """Find out whether the database can be written again; if so, return what was held, to be written."""
+        """Find out whether we can write again; if so, return the held jobs, to be written."""
         self._next_attempt = self.clock.steady() + self._pause
         if self.store.problem:
             self.store.recover()

@@ -1,7 +1,7 @@
 """The tables and every query on them. No other module writes SQL or changes a status.
 
-Every query is SQL text: building it from Peewee expressions took ten times as long as executing it. Times
-are whole microseconds since 1970 (UTC) and come from the caller. Only the ledger calls what changes a row.
+Every query is SQL text: building it from Peewee expressions took ten times longer than executing it. Times
+are whole microseconds since 1970 (UTC) and come from the caller. Only the ledger changes rows.
 """
 
 import re
@@ -36,9 +36,9 @@ from schemas import (
 LONGEST_BACKOFF = 30 * SECOND
 WINDOW = 1000  # questions that are open at one time: asked, not answered, and their deadline set
 CLAIM = 500  # rows that one claim takes at most
-MOST = 1000  # attempts are counted up to here, far below the limit of the column
+MOST = 1000  # attempts are counted up to here, far below the column's limit
 NOTHING = "nothing was stored"
-Cursor = tuple[int, UUID]  # of a change: when it was, in microseconds, and the transaction's id
+Cursor = tuple[int, UUID]  # a change: its time in microseconds, and the transaction's id
 FIRST: Cursor = (0, UUID(int=0))
 LATEST, LAST = datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1)
 
@@ -61,8 +61,8 @@ class TransactionTable(Model):
     idempotency_key = peewee.CharField(null=True)
     attempts = peewee.SmallIntegerField()  # how often it was asked since its deadline last started
     asked_at = peewee.BigIntegerField(null=True)
-    retry_at = peewee.BigIntegerField(null=True)  # null: not PENDING, nothing to ask
-    expires_at = peewee.BigIntegerField(null=True)  # null: it waits to be asked, its clock does not run
+    retry_at = peewee.BigIntegerField(null=True)  # null: not PENDING
+    expires_at = peewee.BigIntegerField(null=True)  # null: it waits to be asked, its clock is stopped
     reason = peewee.CharField(null=True)
     equipment = peewee.CharField(null=True)
 
@@ -71,7 +71,7 @@ class TransactionTable(Model):
 
 
 class RetentionTable(Model):
-    deleted = peewee.BigIntegerField()  # one row: the `updated` of the last change that retention deleted
+    deleted = peewee.BigIntegerField()  # one row: `updated` in the last change that retention deleted
     deleted_id = peewee.UUIDField()  # and the transaction's id
 
     class Meta:
@@ -79,7 +79,7 @@ class RetentionTable(Model):
 
 
 TABLES: list[type[Model]] = [StationTable, TransactionTable, RetentionTable]
-# Each of these conditions has an index of its own. The planner finds it by these very words.
+# Each condition has its own index. The planner finds it by these very words.
 WAITING = "retry_at IS NOT NULL AND expires_at IS NULL"
 OPEN = "retry_at IS NOT NULL AND expires_at > 0"
 
@@ -129,7 +129,7 @@ def create_station(database: Database, description: str) -> Station:
 def change_station(
     database: Database, station_id: int, description: str | None, if_match: str | None = None
 ) -> Station:
-    """The station as it is now; raises NotFound, or PreconditionFailed if it has none of these tags."""
+    """The station as it is now; raises NotFound, or PreconditionFailed if its tag isn't among these."""
     station = get_station(database, station_id)
     station.require(if_match)
     if description is None:
@@ -173,13 +173,13 @@ def list_transactions(
     created_to: datetime = LATEST,
     idempotency_key: str = "",
 ) -> list[Transaction]:
-    """At most `limit` transactions with an id below `after`, newest first; both ends of the time count."""
+    """At most `limit` transactions with an id below `after`, newest first; both times are inclusive."""
     first, last = microseconds(created_from), microseconds(created_to)
     ids = below(first), min(after or LAST, below(last + 1000))
     filters: list[tuple[str, Any]] = [] if station_id is None else [("station_id", station_id)]
     wanted = dict.fromkeys(status or (Status if idempotency_key else ()))
     each = [[*filters, ("status", one.value)] for one in wanted] or [filters]
-    if idempotency_key:  # the UTF-8 of a header was stored as Latin-1, so look for both
+    if idempotency_key:  # a header's UTF-8 was stored as Latin-1, so look for both
         keys = {idempotency_key, idempotency_key.encode().decode("latin1")}
         each = [[("idempotency_key", key), *equal] for equal in each for key in keys]
     parts = [newest('"transaction"', equal, *ids) for equal in each]
@@ -205,7 +205,7 @@ def count_transactions(
     times = [*range(begin, end, step), end]
     column = f"CAST(? AS {'uuid' if is_postgresql(database) else 'text'})"
     steps = ", ".join([f"({column}, {column})"] * (len(times) - 1))
-    # Ranges of an index, since ids are made from `created`.
+    # Index ranges, since ids are made from `created`.
     condition = "status = '{}' AND id >= first AND id < after" + " AND station_id = ?" * bool(station_id)
     counts = [f'(SELECT count(*) FROM "transaction" WHERE {condition.format(status)})' for status in Status]
     statement = (
@@ -241,13 +241,13 @@ def latest(database: Database) -> int:
 
 
 def newest_change(database: Database) -> Cursor:
-    """The cursor of the newest change; FIRST if there are no transactions."""
+    """The newest change's cursor; FIRST without transactions."""
     rows = execute(database, 'SELECT updated, id FROM "transaction" ORDER BY updated DESC, id DESC LIMIT 1')
     return (rows[0][0], uuid(rows[0][1])) if rows else FIRST
 
 
 def known_changes(database: Database) -> tuple[Cursor, Cursor]:
-    """The cursors between which a client can go on: of the last deleted change, and of the newest."""
+    """A client can resume between these cursors: the last deleted change, and the newest one."""
     deleted = deleted_until(database)
     return deleted, max(deleted, newest_change(database))
 
@@ -268,7 +268,7 @@ def changes(
 
 
 def cursor(transaction: Transaction) -> Cursor:
-    """The cursor of a transaction's last change."""
+    """The cursor for a transaction's last change."""
     return microseconds(transaction.updated), transaction.id
 
 
@@ -290,7 +290,7 @@ def transaction(row: Sequence[Any]) -> Transaction:
     )
 
 
-# What the ledger does
+# Changes, for the ledger
 
 
 class Timeouts(NamedTuple):
@@ -356,7 +356,7 @@ def create_transactions(
 
 
 def _stations(database: Database, ids: Collection[int]) -> tuple[dict[int, Station], set[int]]:
-    """Those of these stations that exist, and the ids of those that another session has locked."""
+    """The stations that exist, and the ids that another session has locked."""
     statement = f"SELECT id, description FROM station WHERE id IN {placeholders(ids)}"
     # The foreign key takes this lock too, but it would wait for it.
     free = statement + " FOR KEY SHARE SKIP LOCKED" if is_postgresql(database) else statement
@@ -423,7 +423,7 @@ def unlocked(database: Database, condition: str) -> str:
 
 
 class Settled(NamedTuple):
-    """The outcome of a verdict, and its delay in microseconds if it was stored."""
+    """A verdict's outcome, and its delay in microseconds if it was stored."""
 
     kind: str  # settled, late, duplicate, contradiction, unknown, or locked: try again
     delay: int | None = None
@@ -433,7 +433,7 @@ LOCKED = Settled("locked")
 
 
 def settle(database: Database, verdicts: Sequence[Verdict], now: int, clock: int) -> list[Settled]:
-    """Store the first verdict of each transaction that has none; returns the outcome of each."""
+    """Store the first verdict on each transaction; returns an outcome for each verdict."""
     first = {verdict.transaction_id: verdict for verdict in reversed(verdicts)}
     key = "CAST(key AS uuid)" if is_postgresql(database) else "key"
     free = unlocked(database, f"id IN (SELECT {key} FROM given) AND status IN ('PENDING', 'EXPIRED')")
@@ -464,7 +464,7 @@ def settle(database: Database, verdicts: Sequence[Verdict], now: int, clock: int
 
 
 def hold(database: Database, clock: int, timeouts: Timeouts, transaction_ids: Collection[UUID]) -> None:
-    """Do not ask again what the broker has not taken yet; if it is asked first, start its clock anew."""
+    """Postpone questions that the broker has not taken yet; restart the clock on a first attempt."""
     if transaction_ids:
         free = unlocked(database, f"id IN {placeholders(transaction_ids)} AND {OPEN}")
         statement = f"""UPDATE "transaction" SET retry_at = ?,
@@ -491,8 +491,8 @@ def claim(
 ) -> list[Asked]:
     """Mark at most `limit` questions that are due as asked now; returns them, to publish after the commit.
 
-    Takes open questions, to be asked again with a backoff that doubles. With `waiting`, it takes those that
-    wait to be asked first, and starts their clock.
+    Takes open questions, to be asked again with a doubling backoff; with `waiting`, takes questions that
+    have never been asked, and starts their clock.
     """
     # How often VALIDATION_RETRY doubles until it is longer than the longest backoff.
     # MATERIALIZED: PostgreSQL might otherwise run the subquery once per row, and take more than the limit.
@@ -515,7 +515,7 @@ def claim(
 def ask_again(database: Database, clock: int, restart: bool) -> None:
     """Make every open question due one second after it was last asked; with `restart`, clear its deadline.
 
-    What is due further ahead than that, as after a step of the wall clock and a restart, becomes due now.
+    If one is due even later, as after a clock step and a restart, make it due now.
     """
     cleared = "attempts = 0, expires_at = NULL," if restart else ""
     statement = f"""UPDATE "transaction" SET {cleared}
@@ -528,10 +528,10 @@ def ask_again(database: Database, clock: int, restart: bool) -> None:
 
 
 def delete_finished(database: Database, before: int, after: Cursor, limit: int) -> tuple[Cursor, int]:
-    """Of the next `limit` transactions that last changed before a time, delete those that are not PENDING.
+    """Look at the next `limit` transactions that last changed before a time; delete the finished ones.
 
-    The order is that of `updated` and id. Returns where to go on, after the last of them or at the FIRST,
-    and how many were deleted. So many old transactions that are still PENDING do not slow this down.
+    We go by `updated` and id. Returns where to go on (after the last one, or at FIRST) and how many were
+    deleted. This way, old transactions that are still PENDING don't slow it down.
     """
     statement = """SELECT updated, id, status FROM "transaction"
         WHERE (updated, id) > (?, ?) AND updated < ? ORDER BY updated, id LIMIT ?"""
@@ -548,6 +548,6 @@ def delete_finished(database: Database, before: int, after: Cursor, limit: int) 
 
 
 def deleted_until(database: Database) -> Cursor:
-    """The cursor of the last change that retention has deleted; FIRST if it has deleted nothing."""
+    """The cursor of the last deleted change; FIRST if retention has not deleted any."""
     ((updated, row_id),) = execute(database, "SELECT deleted, deleted_id FROM retention WHERE id = 1")
     return updated, uuid(row_id)

@@ -1,6 +1,6 @@
 """MQTT in the background: publishes questions, hands over verdicts, and knows the state of the connection.
 
-Callbacks run in paho's thread, so they only parse and hand over: they touch no disk and wait for nothing.
+Callbacks run in paho's thread, so they only parse and hand over: they touch no disk and never wait.
 We rely on neither paho's queue nor the broker's: the ledger asks again.
 """
 
@@ -44,17 +44,17 @@ log = logging.getLogger(__name__)
 QUESTIONS = "EQUIPMENT/VALIDATION"
 VERDICTS = "EQUIPMENT/VALIDATION/RESPONSE"
 STATUSES = "EQUIPMENT/STATUS/"
-# Shared (MQTT 5, section 4.8.2), so that several services each take a part of the verdicts.
+# Shared (MQTT 5, section 4.8.2), so that several services divide the verdicts.
 SUBSCRIPTIONS = [(f"$share/energy2go/{VERDICTS}", 1), (f"{STATUSES}+", 1)]
 KEEPALIVE = 5  # seconds
 IN_FLIGHT = 20  # publishes that wait for their PUBACK; a broker may allow fewer (Receive Maximum)
 PACKET = 512  # bytes; a question with its topic and properties is well below that
 UNACKNOWLEDGED = 1_000  # our Receive Maximum: the broker keeps all verdicts past it
-EQUIPMENT, NAME = 100, 200  # names of equipment that we remember; characters of a name
+EQUIPMENT, NAME = 100, 200  # how many names we remember; characters in a name
 NO_DELAY = socket.IPPROTO_TCP, socket.TCP_NODELAY, 1  # otherwise Nagle's algorithm adds 40 ms to a hop
 ACK_TIMEOUT = 10 * SECOND  # for SUBACK, and for each PUBACK
 ESCAPES = re.compile(rb"(?i)\\\\|\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}|(\\ud[89a-f][0-9a-f]{2})")
-LONGEST = 255  # characters of a reason and of the equipment's name in a verdict
+LONGEST = 255  # characters in a verdict's reason and in its equipment
 decode_response = msgspec.json.Decoder(Response).decode
 decode_text = msgspec.json.Decoder(Annotated[str, Meta(pattern=NO_NUL)] | None).decode
 
@@ -63,7 +63,7 @@ class Connection:
     """One connection, within the limits that CONNACK gives (MQTT 5, section 3.2.2.3)."""
 
     def __init__(self, awaited: str = "CONNECT", limits: Any = None, now: int = 0):
-        self.awaited = awaited  # the packet that the broker has not answered yet; "" once we are subscribed
+        self.awaited = awaited  # our packet without an answer yet; "" once we are subscribed
         self.qos = min(1, getattr(limits, "MaximumQoS", 1))
         self.slots = threading.Semaphore(min(IN_FLIGHT, getattr(limits, "ReceiveMaximum", IN_FLIGHT)))
         self.waiting: deque[tuple[int, Asked]] = deque()  # not sent yet, and since when
@@ -75,12 +75,12 @@ class Connection:
 class Listener:
     """Connected while it is entered as a context manager, now and after every loss.
 
-    `problem` is one sentence while we cannot ask questions, otherwise empty.
+    `problem` is one sentence while we can't ask questions, otherwise empty.
     """
 
     def __init__(self, settings: Settings, put: Callable[[Job], None], clock: Clock, client: Any = Client):
         self.equipment: dict[str, str] = {}  # its status by name; the latest news is at the end
-        self.knows_equipment = True  # False if this broker does not forward all statuses
+        self.knows_equipment = True  # False if this broker doesn't forward all statuses
         self.unreadable = 0  # messages that were ignored
         self.session = 0  # how often it was subscribed
         self._put, self._clock = put, clock
@@ -92,7 +92,7 @@ class Listener:
         self._connection = Connection()
         self._thread: threading.Thread | None = None
         self._stopping = False
-        self._again: Job | None = None  # the last one that asks everything again because of an `online`
+        self._again: Job | None = None  # the last job that asks again after an `online`
         _packet.Properties = Received  # type: ignore[attr-defined]  # a Client has no setting for it
         # The id is unique to this process: two with one id would disconnect each other (MQTT 5, 3.1.4).
         name, version = f"energy2go-{os.getpid()}-{token_hex(6)}", CallbackAPIVersion.VERSION2
@@ -108,7 +108,7 @@ class Listener:
         client.max_inflight_messages_set(0)  # no limit of paho's: ours follows the broker's
         client.reconnect_delay_set(0.1, 2)  # type: ignore[arg-type]  # until it is connected first
         guard = self._guarded
-        # paho takes an OSError of this one, and only of this one, for a failed attempt.
+        # Only from this callback, paho takes an OSError as a failed attempt.
         client.on_pre_connect = guard(lambda *_: self._on_pre_connect(), OSError)
         client.on_socket_open = guard(lambda _, __, connection: connection.setsockopt(*NO_DELAY))
         client.on_connect_fail = guard(lambda *_: self._on_connect_fail())
@@ -124,7 +124,7 @@ class Listener:
 
     def __exit__(self, *_: object) -> None:
         """Disconnect, and wait at most a second for that to be sent."""
-        self._stopping = True  # from here on the end of the thread is no accident
+        self._stopping = True  # from here on the thread may end
         self._reason = self._reported = "the service is stopping"
         if self._client.disconnect() == MQTTErrorCode.MQTT_ERR_SUCCESS and self._thread:
             self._thread.join(1)
@@ -146,7 +146,7 @@ class Listener:
 
     @property
     def problem(self) -> str:
-        """Why questions cannot be asked; empty if they can."""
+        """Why we can't ask questions; empty if we can."""
         if self._connection.awaited == "CONNECT":
             return self._reported
         if self._refused or self.subscribed:
@@ -154,7 +154,7 @@ class Listener:
         return f"{self._broker} has not answered SUBSCRIBE yet"
 
     def collect(self) -> Iterator[Metric]:
-        """The gauges of the connection and the equipment."""
+        """Gauges for the connection and the equipment."""
         connected = int(not self.problem)
         yield metrics.gauge("energy2go_broker_connected", "1 while questions can be asked", connected)
         online = {name: int(status == "online") for name, status in self.equipment.items()}
@@ -176,7 +176,7 @@ class Listener:
         return [question.transaction_id for since, (question, _) in held if since < before]
 
     def watch(self) -> None:
-        """Hang up if the broker has not answered for ACK_TIMEOUT."""
+        """Hang up if the broker hasn't answered for ACK_TIMEOUT."""
         connection = self._connection
         if self._clock.steady() - connection.owed_since < ACK_TIMEOUT:
             return
@@ -262,7 +262,7 @@ class Listener:
         client = self._client
         client.drop_out_messages()  # paho would send unacknowledged messages again
         client.reconnect_delay_set(1, 2)
-        # Server Keep Alive may be an hour, or 0 for never: then we would not notice a frozen broker.
+        # Server Keep Alive may be an hour, or 0 for never: then we wouldn't notice a frozen broker.
         client._keepalive = min(client._keepalive or KEEPALIVE, KEEPALIVE)
         if problem := unusable(code, limits, PACKET):
             self._lose(f"{self._broker} {problem}")
@@ -282,7 +282,7 @@ class Listener:
             self._put(Job(ask_again, self.session))
 
     def _on_disconnect(self, flags: DisconnectFlags, code: ReasonCode) -> None:
-        """paho calls this twice if PINGRESP does not come. The first time explains more."""
+        """paho calls this twice if PINGRESP doesn't come. The first call explains more."""
         awaited, cut = self._connection.awaited, self._client._in_packet["command"] != 0
         packet = flags.is_disconnect_packet_from_server
         self._reason = self._reason or lost(self._broker, awaited, code, packet, cut)
@@ -323,7 +323,7 @@ class Listener:
         acknowledge()
 
     def _settle(self, verdict: Verdict, acknowledge: Callable[[], None]) -> None:
-        """Hand a verdict to the ledger. Do not acknowledge it if it cannot be stored."""
+        """Hand a verdict to the ledger. Don't acknowledge it if it can't be stored."""
 
         def done(result: Any) -> None:
             if not isinstance(result, Unavailable):
@@ -335,7 +335,7 @@ class Listener:
         self._put(Job(settle, verdict, done))
 
     def _note(self, name: str, status: str, retained: bool) -> None:
-        """Note the status of this equipment. Past EQUIPMENT names, forget the oldest `offline`."""
+        """Note this equipment's status. Past EQUIPMENT names, forget the oldest `offline`."""
         if len(name) > NAME:
             raise ValueError(f"the name is longer than {NAME} characters")
         if status not in ("online", "offline"):
@@ -356,7 +356,7 @@ class Listener:
 
 
 def read_verdict(payload: bytes) -> Verdict:
-    """A verdict with those of its texts that can be stored; raises ValueError or RecursionError."""
+    """A verdict, without texts that can't be stored; raises ValueError or RecursionError."""
     try:
         response = decode_response(payload)
     except msgspec.DecodeError:  # half a surrogate pair, as in a text that was cut, is JSON but no text

@@ -36,7 +36,7 @@ class Status(StrEnum):
     EXPIRED = "EXPIRED"
 
 
-LARGEST_ID = 2**31 - 1  # of a station; PostgreSQL has no larger integer
+LARGEST_ID = 2**31 - 1  # for stations; PostgreSQL has no larger integer
 StationId = Annotated[int, Meta(ge=1, le=LARGEST_ID, examples=[1])]
 ID = "019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"
 TransactionId = Annotated[UUID, Meta(description="UUIDv7", examples=[ID])]
@@ -44,8 +44,8 @@ Time = Annotated[datetime, Meta(tz=True)]
 SEARCH = "stations with this text in their description, in any letter case and however accents were typed"
 WAIT = "`wait=N`: wait up to N seconds for the verdict, and never longer than 30 s (RFC 7240)"
 KEY = "makes repeats safe: a text without a comma, new for each transaction"
-NO_NUL = r"^[^\u0000]*$"  # the one character that PostgreSQL cannot store in a text
-# In a name: control characters, line breaks, and marks that change the direction of the text around it.
+NO_NUL = r"^[^\u0000]*$"  # PostgreSQL can store any other character in a text
+# In a name: control characters, line breaks, and marks that change the text direction around it.
 CONTROL = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069"
 INVISIBLE = r" \u00a0\u00ad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u202f"
 INVISIBLE += r"\u205f-\u2065\u206a-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
@@ -95,7 +95,7 @@ class Station(Struct, frozen=True):
 
     @property
     def tag(self) -> str:
-        """Changes with the station, so that two people who edit it do not overwrite each other."""
+        """Changes with the station, so that two people who edit it don't overwrite each other."""
         return f'"{sha256(json.encode(self)).hexdigest()[:20]}"'
 
     def matches(self, tags: str) -> bool:
@@ -103,7 +103,7 @@ class Station(Struct, frozen=True):
         return tags.strip() == "*" or self.tag in re.findall(TAG, tags)
 
     def require(self, if_match: str | None) -> None:
-        """Raise PreconditionFailed if a request's If-Match does not have our tag."""
+        """Raise PreconditionFailed if a request's If-Match lacks our tag."""
         if if_match is not None and not self.matches(if_match):
             raise PreconditionFailed(
                 f"If-Match: The station has changed since you read it. Its ETag is {self.tag} now."
@@ -260,7 +260,7 @@ class Question(Struct, frozen=True):
 
 
 class Response(Struct):
-    """Received on EQUIPMENT/VALIDATION/RESPONSE. A strange text does not spoil the verdict."""
+    """Received on EQUIPMENT/VALIDATION/RESPONSE. A strange text doesn't spoil the verdict."""
 
     transaction_id: UUID
     status: Literal["COMPLETED", "ERROR"]

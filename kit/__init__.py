@@ -1,1 +1,1 @@
-"""What any small HTTP service needs: nothing in here knows about stations."""
+"""Parts for any small HTTP service. They know about requests and databases, not about stations."""

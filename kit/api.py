@@ -1,6 +1,6 @@
 """A Bottle app whose routes declare their inputs, outputs and errors, and that reads and writes by this.
 
-Bottle finds the route of a request and runs the hooks; then the app calls the handler, which may wait.
+Bottle finds the route and runs the hooks; then the app calls the handler, which may wait.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ from kit.requests import header
 log = logging.getLogger(__name__)
 
 GONE = 499  # the status by which we count a request whose client has gone
-ANSWER = "kit.answer"  # where a request's environment has its answer, or the call of its handler
+ANSWER = "kit.answer"  # the key in the environment for the answer, or the call to the handler
 PROBES = ("/healthz", "/readyz")  # answer 503 again and again while something is wrong
 READERS = {"query": requests.read_query, "headers": requests.read_headers, "body": requests.read_body}
 SECURITY_HEADERS = {
-    # Swagger UI draws its icons from data URLs. Everything else comes from here, and nothing is inline.
+    # Swagger UI draws its icons from data URLs. Everything else comes from here, without inline code.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -82,7 +82,7 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
         super().add_route(route)
 
     def serve(self, index: str, rule: str, *files: Path) -> None:
-        """Answer with these files by name, and with `index.html` at a path of its own."""
+        """Serve these files by name, and `index.html` at its own path."""
         pages = {path.name: page(path) for path in files}
 
         def handle(name: str = "index.html") -> None:
@@ -148,13 +148,13 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
                 result = await result
         except OutcomeUnknown as refusal:
             raise OutcomeUnknown(f"{refusal} {declared.unknown}") from None
-        if result is not None and answer.status != 304:  # which has no content (RFC 9110, section 15.4.5)
+        if result is not None and answer.status != 304:  # it has no content (RFC 9110, section 15.4.5)
             answer.headers["Content-Type"] = declared.media_type
             answer.body = result if isinstance(result, bytes) else msgspec.json.encode(result)
         return answer
 
     def arguments(self, declared: Declaration, path: dict[str, str], answer: Answer) -> dict[str, Any]:
-        """The handler's arguments by name; raises a Refusal if the request is not as declared."""
+        """The handler's arguments by name; raises a Refusal if the request isn't as declared."""
         given: dict[str, Any] = {"answer": answer} if declared.answer else {}
         if declared.service:
             given["service"] = self.config["running"]
@@ -194,11 +194,11 @@ class Api(Bottle):  # type: ignore[misc]  # Bottle has no types
 
 
 def before_request() -> None:
-    """Give a request its id, and ignore slashes at the end of its path."""
+    """Give a request its id, and ignore slashes at the end of the path."""
     environ = request.environ
     begin_request(header(REQUEST_ID))
     environ["PATH_INFO"] = environ["PATH_INFO"].rstrip("/")
-    try:  # Bottle leaves out the bytes that it cannot decode, and so would answer for another path
+    try:  # Bottle drops bytes that it can't decode, and would answer for another path
         environ["bottle.raw_path"].encode("latin1").decode()
     except UnicodeDecodeError:
         raise NothingHere("There is nothing here.") from None

@@ -10,7 +10,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Clock:
-    """Microseconds since 1970: `wall` for what people read; `steady`, which never jumps, for deadlines."""
+    """Microseconds since 1970: `wall` for people to read; `steady`, which never jumps, for deadlines."""
 
     def __init__(self) -> None:
         self._offset = time.time_ns() - time.monotonic_ns()
@@ -35,7 +35,7 @@ def microseconds(time: datetime) -> int:
 def uuid7(created: int, counter: int) -> UUID:
     """An id that sorts by time: a UUIDv7 (RFC 9562, section 6.2, method 3) from microseconds and a counter.
 
-    48 bits of milliseconds, 12 of the fraction of a millisecond, 14 of the counter, 48 random ones.
+    48 bits are milliseconds, 12 the fraction, 14 the counter, and 48 are random.
     """
     milliseconds, microseconds = divmod(created, 1000)
     high = milliseconds << 16 | 7 << 12 | microseconds * 4096 // 1000
@@ -44,5 +44,5 @@ def uuid7(created: int, counter: int) -> UUID:
 
 
 def below(created: int) -> UUID:
-    """The lowest id of this millisecond."""
+    """The lowest id in this millisecond."""
     return UUID(int=max(0, created) // 1000 << 80)

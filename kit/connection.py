@@ -1,6 +1,6 @@
-"""A client's connection: gunicorn's protocol for ASGI, with limits and with answers that are not lost.
+"""A client's connection: gunicorn's ASGI protocol, plus limits, and without lost answers.
 
-tests/system/test_gunicorn_worker.py shows for each addition what gunicorn does without it.
+tests/system/test_gunicorn_worker.py shows how gunicorn behaves without each addition.
 """
 
 import re
@@ -15,8 +15,8 @@ from gunicorn.asgi import parser, protocol
 from kit.errors import Problem, title
 from kit.logs import REQUEST_ID, begin_request
 
-LARGEST_HEAD = 16 * 1024  # bytes of a request's line and headers
-LARGEST_CHUNKED = 1024 * 1024  # bytes of a chunked request with all its sizes and extensions
+LARGEST_HEAD = 16 * 1024  # bytes in a request's line and headers
+LARGEST_CHUNKED = 1024 * 1024  # bytes in a chunked request, with all sizes and extensions
 TOKEN = rb"[0-9A-Za-z!#$%&'*+.^_`|~-]+"
 VALUE = TOKEN + rb'|"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 EXTENSION = rb"[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b))?" % (TOKEN, VALUE)  # RFC 9112, section 7.1.1
@@ -24,11 +24,11 @@ CHUNK = re.compile(rb"([0-9A-Fa-f]+)(?:%b)*\r\n" % EXTENSION)
 TRAILERS = re.compile(rb"(?:%b:[\t -~\x80-\xff]*\r\n)*" % TOKEN)
 STATUSES = {"LimitRequestLine": 414, "LimitRequestHeaders": 431, "UnsupportedTransferCoding": 501}
 CONTINUE = b"100-continue"
-HANGUP_INTERVAL = 0.2  # seconds between two looks whether a client that sends nothing more is still there
-STUCK = 10_000  # milliseconds in which a client must have read something of what we sent
-REST = 2.0  # seconds in which a client may send the rest of a request that we refused
+HANGUP_INTERVAL = 0.2  # seconds between two checks on a client that has closed its side
+STUCK = 10_000  # milliseconds until a client must have read some bytes
+REST = 2.0  # seconds for the rest of a refused request to come
 
-Protocol: Any = protocol.ASGIProtocol  # types-gunicorn does not know much of it
+Protocol: Any = protocol.ASGIProtocol  # types-gunicorn knows little about it
 Protocol._check_h1c_protocol_available()  # called for a subclass first, gunicorn never uses its C parser
 
 
@@ -40,17 +40,17 @@ class Connection(Protocol):  # type: ignore[misc]
     _body_receiver: Any
     _response_buffer: bytes
     _half_closed = False
-    _sent = 0  # how many bytes of the head of this answer are sent
+    _sent = 0  # bytes sent so far of this answer's head
 
     def connection_made(self, transport: Any) -> None:
         self._socket: socket.socket = transport.get_extra_info("socket")
-        self._fed = bytearray()  # what the parser has got of a head or of a chunked request
+        self._fed = bytearray()  # the bytes parsed so far, for a head or a chunked request
         super().connection_made(transport)
-        with suppress(OSError):  # a Unix socket has no limit of its own for a peer that does not read
+        with suppress(OSError):  # a Unix socket has no timeout for a peer that doesn't read
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STUCK)
         self._arm_keepalive_timer()  # gunicorn waits for the first request without a limit
         if self.worker.nr_conns > self.worker.worker_connections:
-            oldest = next(iter(self.worker.idle))  # the one that has been idle for longest
+            oldest = next(iter(self.worker.idle))  # idle for longest
             del self.worker.idle[oldest]
             oldest.transport.abort()
 
@@ -66,7 +66,7 @@ class Connection(Protocol):  # type: ignore[misc]
             self.worker.idle[self] = self.worker.loop.time()
             super()._arm_keepalive_timer()
 
-    # What comes
+    # Incoming
 
     def _feed_callback_parser(self, data: bytes) -> bool:
         """Parse it, in pieces, since the parser moves all that follows a chunk. False: we close."""
@@ -99,7 +99,7 @@ class Connection(Protocol):  # type: ignore[misc]
         self.worker.idle.pop(self, None)
 
     def _well_formed(self) -> bool:
-        """gunicorn's parsers skip a chunk's extensions and what follows the last chunk, malformed or not."""
+        """gunicorn's parsers skip a chunk's extensions and the trailers, malformed or not."""
         fed, start = self._fed, self._fed.index(b"\r\n\r\n") + 4
         end = len(fed) - len(self._callback_parser.remaining()) - 2
         while chunk := CHUNK.match(fed, start):
@@ -109,18 +109,18 @@ class Connection(Protocol):  # type: ignore[misc]
         return False
 
     def _refuse_body(self) -> None:
-        """Let the app answer that the body did not come completely. What still comes is thrown away."""
+        """Let the app answer that the body is incomplete. The rest is thrown away if it still comes."""
         self._callback_parser = None
         self._body_receiver._body_wait_expired = True
         self._body_receiver._wake_waiter()
 
     @property
     def _unread(self) -> bool:
-        """There is more of a body that is not read."""
+        """Part of the body has not been read."""
         return self._body_receiver is not None and not self._body_receiver._complete
 
     def eof_received(self) -> bool:
-        """The client sends nothing more. It still gets its answer; a stream ends. (gunicorn drops both.)"""
+        """The client has closed its side. It still gets its answer; a stream ends. (gunicorn drops both.)"""
         if self._closed or not self._body_receiver:
             return False
         self._half_closed = True
@@ -148,7 +148,7 @@ class Connection(Protocol):  # type: ignore[misc]
         poll.register(self._socket, event)
         return bool(poll.poll(0))
 
-    # What we send
+    # Outgoing
 
     def _send_response_start(self, *given: Any, **named: Any) -> None:
         super()._send_response_start(*given, **named)
@@ -156,9 +156,9 @@ class Connection(Protocol):  # type: ignore[misc]
         self._sent += len(self._response_buffer)
 
     def _close_transport(self) -> None:
-        """Close, but first read the rest of a request that we refused: otherwise our answer may get lost.
+        """Close, but first read the rest of a refused request: otherwise our answer may get lost.
 
-        The client's kernel drops what it has not read if we close before it has sent all (RFC 9112, 9.6).
+        If we close while the client still sends, its kernel drops bytes it hasn't read (RFC 9112, 9.6).
         """
         if self._closed:
             return
@@ -172,7 +172,7 @@ class Connection(Protocol):  # type: ignore[misc]
             super()._close_transport()
 
     def _will_close(self, request: Any, response_requires_close: bool) -> bool:
-        """gunicorn does not say beforehand that it closes if the body was not read."""
+        """gunicorn closes after an unread body without announcing it."""
         ending = self._unread or not self._callback_parser
         ending |= self.worker.stopping and not self._callback_parser.remaining()
         return ending or bool(super()._will_close(request, response_requires_close))
@@ -189,15 +189,15 @@ class Connection(Protocol):  # type: ignore[misc]
         return bool(await self._handle_http_request(request, sockname, peername))
 
     def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
-        """Answer what is not HTTP with a problem, as we answer everything else."""
-        if self._closed:  # gunicorn calls this, too, if the client of a request has gone
+        """Answer malformed HTTP with a problem, too."""
+        if self._closed:  # gunicorn also calls this if the client has gone
             return
         request_id, about = begin_request(), {"event": "request_invalid"}
         client = (self.transport.get_extra_info("peername") or [""])[0]
-        # After a colon, gunicorn quotes what it cannot read, which may be a mistyped header with a token.
+        # After a colon, gunicorn quotes the client, perhaps a mistyped header with a token.
         self.log.warning("Invalid request from ip=%s: %s", client, message.split(": ")[0], extra=about)
         detail = f"This is not HTTP as we take it: {message}"
-        if status == 500:  # our answer could not be sent, as when the clock is beyond what Python can tell
+        if status == 500:  # our answer couldn't be sent, as when the clock is beyond Python's last year
             detail = "The service failed while it answered. The outcome is unknown."
         problem = Problem(title(status), status, detail)
         body = msgspec.json.encode(problem)
@@ -205,5 +205,5 @@ class Connection(Protocol):  # type: ignore[misc]
             f"HTTP/1.1 {status} {problem.title}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
             f"{REQUEST_ID}: {request_id}\r\nContent-Type: application/problem+json\r\n\r\n"
         )
-        self._callback_parser = None  # the rest of the request may still come, and we do not want it
+        self._callback_parser = None  # ignore the rest of the request if it still comes
         self.transport.write((head.encode() + body)[self._sent == 1 :])

@@ -28,7 +28,7 @@ class Program:
 
     def __init__(self, name: str, command: str, lock: int):
         self.name = name
-        # If we are killed, the kernel ends it. In its own session, Ctrl-C does not reach it.
+        # If we are killed, the kernel ends it. In its own session, Ctrl-C doesn't reach it.
         self.process = subprocess.Popen(  # noqa: S603
             ["/usr/bin/setpriv", "--pdeathsig", "TERM", "/bin/sh", "-c", command],
             stdin=subprocess.DEVNULL,
@@ -55,7 +55,7 @@ class Program:
         code = self.process.poll()
         if code is None:
             return ""
-        self.printer.join(1)  # its last lines say why
+        self.printer.join(1)  # its last lines have the reason
         if code < 0:
             return f"was killed by signal {-code} ({signal.strsignal(-code)})"
         return f"ended with exit code {code} (see its last lines)"
@@ -118,7 +118,7 @@ def lock() -> int:
 
 
 def check_port(variable: str, address: tuple[str, int]) -> None:
-    """Raise SystemExit if we cannot listen on this address."""
+    """Raise SystemExit if we can't listen on this address."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -150,7 +150,7 @@ def main() -> None:
             signal.signal(number, lambda number, _: stops.append(number))
     from kit.settings import load  # only now: it takes a while, and Ctrl-C may come at once
 
-    settings = load()  # puts the variables of .env into the environment of the programs
+    settings = load()  # puts .env into the programs' environment
     broker = "::1" if settings.mqtt_host == "::1" else "127.0.0.1", settings.mqtt_port
     descriptor = lock()
     check_port("BIND", settings.address)

@@ -9,7 +9,7 @@ TITLES = {413: "Content Too Large", 414: "URI Too Long"}  # RFC 9110; Python 3.1
 
 
 def title(status: int) -> str:
-    """The name of a status in RFC 9110."""
+    """A status's name in RFC 9110."""
     return TITLES.get(status) or HTTPStatus(status).phrase
 
 
@@ -26,14 +26,14 @@ class Refusal(Exception):
     """Base of all errors that a client can get. Its text is the detail; `headers` go with the answer.
 
     `quoted` is a text from the client and replaces {} in the detail. It may be a secret that went astray, so
-    `logged` is without it. `cause` is the type of its problem.
+    `logged` is without it. `cause` becomes the problem's `type`.
     """
 
     title: ClassVar[str] = "Internal Server Error"
     cause: ClassVar[str] = "about:blank"
     status: ClassVar[int] = 500
     headers: ClassVar[dict[str, str]] = {}
-    shape: ClassVar[type[Problem]] = Problem  # the type of its body; `more` fills the fields that it adds
+    shape: ClassVar[type[Problem]] = Problem  # the body's type; `more` fills the fields that it adds
 
     def __init__(self, detail: str, quoted: str | None = None, **more: Any):
         super().__init__(detail if quoted is None else detail.replace("{}", quoted))
@@ -41,7 +41,7 @@ class Refusal(Exception):
         self.logged = detail if quoted is None else detail.replace("{}", "…")
 
     def problem(self) -> Problem:
-        """The body of the answer."""
+        """The answer's body."""
         return self.shape(self.title, self.status, str(self), self.cause, **self.more)
 
 

@@ -1,4 +1,4 @@
-"""The files of a SQLite database: who uses them, and whether they are damaged."""
+"""A SQLite database's files: who uses them, and whether they are damaged."""
 
 import fcntl
 import logging
@@ -14,7 +14,7 @@ from urllib.parse import quote
 log = logging.getLogger(__name__)
 
 LEFT = ("-wal", "-journal")  # SQLite reads these when it opens the file
-NONE = (0, 0)  # the identity of a file that does not exist
+NONE = (0, 0)  # the identity of a missing file
 DAMAGED = "the file is damaged: {} (as when a backup is copied over a file but its -wal is left)"
 
 
@@ -23,7 +23,7 @@ class Unusable(Exception):
 
 
 def identity(name: str) -> tuple[int, int]:
-    """Device and inode of a file; NONE if there is none."""
+    """A file's device and inode; NONE if it is missing."""
     try:
         status = os.stat(name)
     except OSError:
@@ -32,7 +32,7 @@ def identity(name: str) -> tuple[int, int]:
 
 
 def create(file: str) -> None:
-    """Create the file if there is none; raises OSError if it cannot be used."""
+    """Create the file if it is missing; raises OSError if it can't be used."""
     if not os.path.isdir(folder := os.path.dirname(file) or "."):
         raise FileNotFoundError(f"the folder {folder} does not exist")
     with suppress(FileExistsError):
@@ -58,12 +58,12 @@ def is_open(file: str) -> bool:
 
 
 def check_together(file: str) -> None:
-    """Raise Unusable if a file is damaged, by itself or by the files beside it; changes none of them."""
+    """Raise Unusable if a file is damaged, by itself or by the files beside it; changes no file."""
     left = left_behind(file)
     if not os.path.exists(file):
         raise FileNotFoundError(f"{file} is missing, but {left[0]} is there: put it back, or move both away")
     if f"{file}-journal" not in left:
-        refuse_damage(file, "ro")  # closing it does not write the log into the file
+        refuse_damage(file, "ro")  # closing it doesn't write the log into the file
         return
     # SQLite writes the journal into the file when it opens it, so check a copy.
     with TemporaryDirectory(".part", f"{os.path.basename(file)}-", os.path.dirname(file)) as folder:

@@ -26,7 +26,7 @@ FLUSH_TIMEOUT = 0.5  # seconds to write the last lines
 EXIT_TIMEOUT = 1.0  # seconds to log why the process must end
 STDERR = 2  # its descriptor
 REQUEST_ID = "X-Request-ID"  # a header of every answer
-REQUEST: ContextVar[str] = ContextVar("request", default="")  # the id of the current request
+REQUEST: ContextVar[str] = ContextVar("request", default="")  # the current request's id
 SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 RENAMED = {"levelname": "level", "name": "logger", "process": "pid"}
 RENAMED |= {"request": "request_id", "exc_info": "traceback"}
@@ -61,13 +61,13 @@ class Summary:
 
 
 def end_the_process(reason: str, error: BaseException | None) -> None:
-    """Log why this process cannot go on, and exit even if logging fails. gunicorn starts another one."""
+    """Log why this process can't go on, and exit even if logging fails. gunicorn starts another one."""
 
     def log_reason() -> None:
         try:
             logging.critical("%s; the process ends", reason, exc_info=error, extra={"event": "thread_died"})
             logging.shutdown()
-        except BaseException as failure:  # after the year 2262, Python cannot make a record
+        except BaseException as failure:  # after the year 2262, Python can't make a record
             os.write(STDERR, msgspec.json.encode({"level": "CRITICAL", "message": f"{reason}: {failure!r}"}))
 
     try:
@@ -79,7 +79,7 @@ def end_the_process(reason: str, error: BaseException | None) -> None:
 
 
 class Context(logging.Filter):
-    """Adds the name of the event, and the id of the request, or None."""
+    """Adds an event name and a request id (or None) to each record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.name = record.name.replace("gunicorn.error", "gunicorn")
@@ -90,7 +90,7 @@ class Context(logging.Filter):
 
 
 class Text(logging.Formatter):
-    """Plain text: the time as RFC 3339 in UTC, and the id of the request at the end."""
+    """Plain text: the time as RFC 3339 in UTC first, the request id last."""
 
     converter = staticmethod(time.gmtime)
     default_time_format, default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
@@ -152,7 +152,7 @@ class Background(logging.Handler):
         super().__init__()
         self.filters = [Context(), RateLimit()]
         self._begin()
-        os.register_at_fork(after_in_child=self._begin)  # threads do not survive a fork
+        os.register_at_fork(after_in_child=self._begin)  # threads don't survive a fork
 
     def _begin(self) -> None:
         self._lines = SimpleQueue[logging.LogRecord]()

@@ -1,4 +1,4 @@
-"""Metrics in Prometheus' text format: helpers for gauges and counters, and the HTTP requests of an app."""
+"""Metrics in Prometheus' text format: helpers for gauges and counters, and an app's HTTP requests."""
 
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
@@ -15,7 +15,7 @@ DURATIONS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5,
 
 
 class Requests:
-    """The HTTP requests of an app, by the rule of their route, so that paths make no new series."""
+    """An app's HTTP requests, labelled by route and not by path, to keep cardinality low."""
 
     def __init__(self) -> None:
         labels = ["route", "method"]
@@ -47,7 +47,7 @@ class Requests:
 
 
 def registry(*collectors: Any) -> CollectorRegistry:
-    """A registry of these collectors, and of the memory, CPU and descriptors that the process uses."""
+    """A registry with these collectors, and the process's memory, CPU and descriptors."""
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter
     made = CollectorRegistry()
     for collector in (*collectors, ProcessCollector(registry=None)):
@@ -56,12 +56,12 @@ def registry(*collectors: Any) -> CollectorRegistry:
 
 
 def series(kind: str, name: str, text: str, values: float | Mapping[str, float], label: str = "") -> Metric:
-    """One value without a label, or a value for each value of the label."""
+    """One value without a label, or one for each label value."""
     metric, ending = Metric(name, text, kind), "_total" if kind == "counter" else ""
     for value, number in values.items() if isinstance(values, Mapping) else [("", values)]:
         metric.add_sample(name + ending, {label: value} if label else {}, number)
     return metric
 
 
-counter = partial(series, "counter")  # since the start of the process
+counter = partial(series, "counter")  # since the process started
 gauge = partial(series, "gauge")

@@ -1,4 +1,4 @@
-"""Additions to paho: cheaper properties, and a sentence for each broker that we cannot use."""
+"""Additions to paho: cheaper properties, and a sentence for each broker that we can't use."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 
 class Packed:
-    """The properties of a request (MQTT 5, section 3.3.2.3). With paho's, a publish costs twice as much."""
+    """Request properties (MQTT 5, section 3.3.2.3). paho's own make a publish twice as expensive."""
 
     def __init__(self, seconds: int, response_topic: str, correlation: bytes):
         packed = b"\x02" + seconds.to_bytes(4, "big")  # Message Expiry Interval
@@ -23,9 +23,9 @@ class Packed:
 
 
 class Received(Properties):
-    """The properties of a received packet. paho builds its tables for each packet; these share one copy.
+    """Properties in a received packet. paho builds its tables for each packet; these share one copy.
 
-    We use no property of a PUBLISH, so we decode them only if someone asks.
+    We use none in a PUBLISH, so we only decode them on access.
     """
 
     _tables = vars(Properties(PacketTypes.PUBLISH))  # type: ignore[no-untyped-call]
@@ -49,7 +49,7 @@ class Received(Properties):
 
 
 def unusable(code: ReasonCode, limits: Any, packet: int) -> str:
-    """Why we cannot use a broker that sends this CONNACK, or "" (MQTT 5, section 3.2.2.3)."""
+    """Why we can't use a broker that sends this CONNACK, or "" (MQTT 5, section 3.2.2.3)."""
     if code.is_failure:
         added = [getattr(limits, name, "")[:100] for name in ("ReasonString", "ServerReference")]
         return ", ".join([f"refuses the connection: {code}", *(repr(words) for words in added if words)])

@@ -41,10 +41,10 @@ class Declaration:
     decorator's options:
 
     answers: the status of each success and its headers; the first one is the default
-    errors: in addition to those that follow from the inputs
-    data: the type of the data in a stream's events
+    errors: in addition to the inputs' own
+    data: the data type in a stream's events
     token: require the API token, if there is one
-    unknown: advice for a client that does not know the outcome
+    unknown: advice when the outcome is unknown
 
     A POST without `Idempotency-Key` among its headers refuses it, so no client relies on a key in vain.
     """
@@ -161,7 +161,7 @@ def operation(declared: Declaration, found: Json) -> Json:
 
 
 def success(declared: Declaration, status: int, names: list[str], found: Json) -> Json:
-    """A successful answer of a route."""
+    """A route's successful answer."""
     described = {"description": HTTPStatus(status).phrase, "headers": headers(names)}
     if declared.returns is not type(None) and status < 300:
         text = declared.media_type != JSON
@@ -191,12 +191,12 @@ def failure(refusals: list[type[Refusal]], found: Json) -> Json:
 
 
 def headers(names: Iterable[str]) -> Json:
-    """The headers of an answer; every answer has the id of its request."""
+    """An answer's headers; every answer has its request's id."""
     return {name: {"$ref": f"#/components/headers/{name}"} for name in sorted({*names, "X-Request-ID"})}
 
 
 def parameters(struct: type[msgspec.Struct], place: str) -> list[Json]:
-    """The fields of a Struct as parameters in the query or in headers."""
+    """A Struct's fields as query or header parameters."""
     _, components = msgspec.json.schema_components([struct], ref_template=REFERENCE)
     described = []
     needed = components[struct.__name__].get("required", ())
@@ -207,13 +207,13 @@ def parameters(struct: type[msgspec.Struct], place: str) -> list[Json]:
         if full.get("type") == "array":  # written with commas
             parameter |= {"style": "form", "explode": False}
         if place == "query":
-            full.pop("example", None)  # Swagger UI would fill it in, and then find nothing
+            full.pop("example", None)  # Swagger UI would fill it in, and find no match
         described.append(parameter | {"schema": full})
     return described
 
 
 def schema(hint: Any, found: Json) -> Json:
-    """The schema of a type; the components that it needs go to `found`."""
+    """A type's schema; the components that it needs go to `found`."""
     (described,), components = msgspec.json.schema_components([hint], ref_template=REFERENCE)
     found |= components
     return dict(in_3_0(described))

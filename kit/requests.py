@@ -25,18 +25,18 @@ JSON = "application/json"
 LARGEST_BODY = 64 * 1024  # bytes
 LONGEST_BODY = 30.0  # seconds in which a body must have come
 TIME = "must be a time with its zone, such as 2026-03-28T00:18:13Z (in a URL, write + as %2B)"
-BODY = "kit.body"  # where a request's environment has its body, or None if that did not come completely
+BODY = "kit.body"  # the key in the environment for the body, or None if it is incomplete
 
 
 @lru_cache(256)  # a client may send any names
 def cgi_name(name: str) -> str:
-    """The name of a header in a WSGI environment."""
+    """A header's name in a WSGI environment."""
     text = name.upper().replace("-", "_")
     return text if text in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{text}"
 
 
 def environment(scope: dict[str, Any], body: bytes | None) -> dict[str, Any]:
-    """A request from an ASGI server as a WSGI environment (PEP 3333); `body` is that of `receive_body`."""
+    """A request from an ASGI server as a WSGI environment (PEP 3333); `body` comes from `receive_body`."""
     path = scope["raw_path"]
     if path.startswith(b"http") and path.count(b"/") > 2:  # the whole URL (RFC 9112, section 3.2.2)
         path = b"/" + path.split(b"/", 3)[3]
@@ -54,7 +54,7 @@ def environment(scope: dict[str, Any], body: bytes | None) -> dict[str, Any]:
 
 
 async def receive_body(receive: Callable[[], Awaitable[dict[str, Any]]]) -> bytes | None:
-    """A request's body, at most one byte more than LARGEST_BODY; None if it does not come completely."""
+    """A request's body, at most one byte more than LARGEST_BODY; None if it is incomplete."""
     message = await receive()
     if message["type"] == "http.request" and not message["more_body"]:
         return bytes(message["body"])
@@ -70,7 +70,7 @@ async def receive_body(receive: Callable[[], Awaitable[dict[str, Any]]]) -> byte
 
 
 def header(name: str) -> str | None:
-    """A header of the request, one character per byte. (Bottle's own fails if it is not UTF-8.)"""
+    """A request header, one character per byte. (Bottle's own fails if it isn't UTF-8.)"""
     raw: str | None = request.environ.get(cgi_name(name))
     return raw
 
@@ -93,7 +93,7 @@ def read_query(struct: type[msgspec.Struct]) -> Any:
 
 @cache
 def properties(struct: type[msgspec.Struct]) -> Any:
-    """The JSON schemas of a Struct's fields."""
+    """A Struct's fields as JSON schemas."""
     return msgspec.json.schema_components([struct])[1][struct.__name__]["properties"]
 
 
@@ -160,7 +160,7 @@ def authorize(tokens: tuple[str, ...]) -> None:
 
 
 def mistake(error: msgspec.ValidationError, kind: Any, place: str) -> errors.Refusal:
-    """The refusal for a mistake that msgspec found in a value of this type."""
+    """The refusal for a mistake that msgspec found in a `kind`."""
     text, right = str(error), rules(kind)
     if unknown := re.fullmatch("Object contains unknown field `(.*)`", text, re.DOTALL):
         return InvalidValue(f"{place}.{{}}: is not one of {', '.join(right)}", f"{unknown[1]:.40}")
@@ -177,7 +177,7 @@ def mistake(error: msgspec.ValidationError, kind: Any, place: str) -> errors.Ref
 
 @cache
 def rules(kind: Any) -> dict[str, str]:
-    """A sentence for each field of a Struct, or for another type under the name ""; see `rule`."""
+    """A sentence for each field in a Struct, or for another type under the name ""; see `rule`."""
     whole = inspect.type_info(kind)
     if isinstance(whole, inspect.StructType):
         return {field.encode_name: rule(field.type) for field in whole.fields}

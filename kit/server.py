@@ -1,4 +1,4 @@
-"""gunicorn's ASGI worker with a stop that loses no answer, and with as many connections as it may have."""
+"""gunicorn's ASGI worker, stopping without a lost answer, and using all the connections it may have."""
 
 import asyncio
 import resource
@@ -13,22 +13,22 @@ from gunicorn.workers import gasgi
 
 from kit.connection import Connection
 
-MOST = 20_000  # connections, if the limit of descriptors allows so many
-OTHERS = 100  # descriptors that are not clients' connections: the database, the broker, files
+MOST = 20_000  # connections, if the descriptor limit allows it
+OTHERS = 100  # descriptors for the database, the broker and files
 LINGER = 0.25  # seconds that a connection is idle before we close it when we stop
 ENDING = 2.0  # seconds that answers may take when we stop
 
-ASGIWorker: Any = gasgi.ASGIWorker  # types-gunicorn does not know much of it
+ASGIWorker: Any = gasgi.ASGIWorker  # types-gunicorn knows little about it
 gasgi.ASGIProtocol = Connection  # type: ignore[attr-defined]  # the worker has no setting for it
 
 
 class Worker(ASGIWorker):  # type: ignore[misc]
-    """Answers what has come before it stops. `on_stop` is called when it is told to stop."""
+    """Answers all requests that have arrived before it stops. Calls `on_stop` when a signal stops it."""
 
     def __init__(self, *args: Any, **named: Any):
         super().__init__(*args, **named)
         self.idle: dict[Connection, float] = {}  # those without a complete request, oldest first; since when
-        self.stopping = False  # from now on each answer says that its connection is closed
+        self.stopping = False  # from now on each answer has `Connection: close`
         self.on_stop: Callable[[], None] = lambda: None
         self._main: asyncio.Task[None] | None = None
 
@@ -64,7 +64,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
     handle_quit_signal = handle_exit_signal  # SIGINT and SIGQUIT: as fast, and loses no answer either
 
     async def _shutdown(self) -> None:
-        """Answer what is being worked on and what is on its way, and close what stays idle for LINGER."""
+        """Answer requests that are running or on their way, and close connections idle for LINGER."""
         self.stopping = True
         self.on_stop()
         until = self.loop.time() + ENDING
@@ -77,7 +77,7 @@ class Worker(ASGIWorker):  # type: ignore[misc]
         self.alive = False
 
     async def _stop_listening(self) -> None:
-        """Take each connection that waits to be accepted, and let the kernel refuse those that come later.
+        """Accept each connection that waits, and let the kernel refuse later ones.
 
         Otherwise it would go on taking connections, and reset them when the process ends.
         """

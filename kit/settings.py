@@ -73,7 +73,7 @@ FIELDS = {field.encode_name: field for field in msgspec.structs.fields(Settings)
 
 
 def load() -> Settings:
-    """Read the environment, and `.env` for variables that are not in it. Raises SystemExit."""
+    """Read the environment, and `.env` for variables that aren't set there. Raises SystemExit."""
     try:
         for name, text in dotenv_values(ROOT / ".env").items():
             os.environb.setdefault(name.encode(), (text or "").encode())  # os.environ may know ASCII only
@@ -83,7 +83,7 @@ def load() -> Settings:
     given = {name: value for name, value in given.items() if value}
     for name, value in given.items():
         text = unquote(value, errors="surrogateescape") if name == "DATABASE_URL" else value
-        if not text.isprintable():  # bytes that are not UTF-8 come as surrogates
+        if not text.isprintable():  # bytes that aren't UTF-8 come as surrogates
             raise refused(name, "must be printable text in UTF-8")
     for name, letters in (("LOG_LEVEL", str.upper), ("LOG_FORMAT", str.lower)):
         given |= {name: letters(given[name])} if name in given else {}
@@ -147,7 +147,7 @@ def check_postgresql(url: str) -> None:
 
 
 def refused(name: str, reason: str = "") -> SystemExit:
-    """The refusal of a variable's value. Without a reason, it lists the valid values."""
+    """The refusal for a variable's value. Without a reason, it lists the valid values."""
     value = "" if name in SECRETS else f"={os.environ[name]!r:.200}" if name in os.environ else ""
     return refusal(f"{name}{value}: {reason or f'must be {VALID[name]}'}. See the line of {name} in .env.")
 

@@ -19,7 +19,7 @@ PRAGMAS |= {"temp_store": "memory"}  # else most commits make a file in /var/tmp
 NETWORK = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 NETWORK |= {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 LONGEST_READ = 5  # seconds
-LONGEST_WRITE = 5.0  # seconds; SQLite waits as long for a lock
+LONGEST_WRITE = 5.0  # seconds; also how long SQLite waits for a lock
 WRITERS = 20260328  # advisory lock id that serialises the writers of one PostgreSQL database
 # In a transaction on PostgreSQL. We wait for other writers first, and then only a moment for a locked row.
 # If this process freezes, the server ends its session, so that other replicas can write.
@@ -53,7 +53,7 @@ def is_postgresql(database: Database) -> bool:
 
 
 def path(database: Any) -> str:
-    """The path of a SQLite database's file."""
+    """A SQLite database's file name."""
     return unquote(database.database.removeprefix("file://").removesuffix("?mode=rw"))
 
 

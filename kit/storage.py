@@ -38,7 +38,7 @@ OPENING, CHECKING = "it is not open yet", "the database is being checked"
 
 
 class NotWritten(Exception):
-    """The database transaction was not stored."""
+    """The database transaction wasn't stored."""
 
 
 class InDoubt(Exception):
@@ -46,7 +46,7 @@ class InDoubt(Exception):
 
 
 class Unreadable(Exception):
-    """The database cannot be read now."""
+    """The database can't be read now."""
 
 
 FAULTS = (*ERRORS, sqlite3.Error, Unusable, NotWritten, InDoubt, OSError)
@@ -68,7 +68,7 @@ class Store:
         self._migrations, self._models = migrations, models
         self._opened = False
         self._tried = threading.Event()  # the first attempt to open it has ended
-        self._unusable = ""  # why we do not use it again until a restart
+        self._unusable = ""  # why we won't use it again until a restart
         self._in_doubt = False  # a COMMIT failed
         self.writing_since = 0  # when this database transaction began; 0: none
         self._next_comparison = 0  # when we compare all four files again
@@ -129,7 +129,7 @@ class Store:
         self.problem = self._unusable
 
     def recover(self) -> None:
-        """Open the database if it is not open, write to it, and clear `problem` if that works."""
+        """Open the database unless it is open, write to it, and clear `problem` if that works."""
         if self._unusable:
             return
         try:
@@ -183,7 +183,7 @@ class Store:
             self.database.close_all()
 
     def fail(self, problem: str) -> None:
-        """Note why the database cannot be written."""
+        """Note why the database can't be written."""
         if problem != self.problem:
             log.error("the database cannot be written: %s", problem, extra={"event": "database_unwritable"})
         self.problem = problem
@@ -220,11 +220,11 @@ class Store:
                 with suppress(*ERRORS):
                     execute(self.database, "PRAGMA wal_checkpoint(FULL)")
             if os.path.exists(f"{path(self.database)}-journal"):
-                return  # while a connection is open, SQLite does not write a foreign journal into the file
+                return  # while a connection is open, SQLite won't write a foreign journal into the file
         drop(self.database)
 
     def _note_files(self) -> None:
-        """Note the identity of each file that we have not noted before."""
+        """Note each file's identity, once."""
         if not is_postgresql(self.database):
             self._compare_files()
             execute(self.database, "SELECT 1 FROM sqlite_schema")  # now the log exists
@@ -235,7 +235,7 @@ class Store:
                 raise peewee.OperationalError(f"SQLite cannot keep {file}-wal and -shm beside the file")
 
     def _compare_files(self, count: int = 4) -> None:
-        """Raise FileNotFoundError if one of the first `count` files is not the one that we opened."""
+        """Raise FileNotFoundError if one of the first `count` files isn't the file we opened."""
         if count == 4:  # the last two do no harm at once, and each comparison takes time
             self._next_comparison = self.clock.steady() + FILES_INTERVAL
         for name, noted in islice(self._files.items(), count):
@@ -252,7 +252,7 @@ def cause(error: BaseException) -> tuple[BaseException, str]:
 
 
 def prepare(database: Any, migrations: str, models: list[type[Model]]) -> None:
-    """Create the file if there is none, bring the schema up to date, and check it against the models.
+    """Create the file if it is missing, bring the schema up to date, and check it against the models.
 
     Several processes may do this at once; one of them migrates. Raises Unusable, OSError, or one of ERRORS.
     """
@@ -277,7 +277,7 @@ def diff(database: Database, models: list[type[Model]]) -> list[str]:
 
 
 def mend_indexes(database: Database, runner: Runner) -> None:
-    """Create each index of the applied migrations that is missing; raises Unusable if its key is not unique.
+    """Create missing indexes from the applied migrations; raises Unusable if a key isn't unique.
 
     The migrations run in a database in memory, which then has all our indexes. We ignore other indexes.
     """
@@ -312,7 +312,7 @@ def checkpoint(database: Database) -> None:
 
 
 def probe(database: Database) -> None:
-    """Write something. (An empty transaction, or an UPDATE to the same value, adds nothing to the log.)"""
+    """Write something new. (An empty transaction or an unchanged value wouldn't reach the log.)"""
     if is_postgresql(database):  # this takes no lock that someone may hold
         execute(database, "SELECT pg_logical_emit_message(true, 'energy2go', '')")
     else:
@@ -321,12 +321,12 @@ def probe(database: Database) -> None:
 
 
 def ping(database: Database) -> None:
-    """Raise one of ERRORS if the database does not answer."""
+    """Raise one of ERRORS if the database doesn't answer."""
     execute(database, "SELECT 1 FROM schema_migration WHERE id = 0")
 
 
 def sizes(database: Database) -> dict[str, int]:
-    """Bytes of the database; for SQLite also of its log, which an open reader lets grow, and free."""
+    """Bytes in the database; for SQLite also in its log, which an open reader lets grow, and free."""
     if is_postgresql(database):
         ((size,),) = execute(database, "SELECT pg_database_size(current_database())")
         return {"database": size}

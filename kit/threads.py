@@ -25,7 +25,7 @@ class Threads:
             thread.start()
 
     def call(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Call this in one of the threads; the future gets what it returns or raises, or queue.Full."""
+        """Call this in a thread; the future gets its result or exception, or queue.Full."""
         future = self._loop.create_future()
         if self._calls.qsize() < WAITING:
             self._calls.put((function, future))
@@ -34,7 +34,7 @@ class Threads:
         return future
 
     def close(self) -> None:
-        """End the threads, but do not wait for one that hangs."""
+        """End the threads, but don't wait for one that hangs."""
         for _ in self._threads:
             self._calls.put(None)
         until = time.monotonic() + 0.2
@@ -54,7 +54,7 @@ class Threads:
 
 
 def hand_over(loop: asyncio.AbstractEventLoop, results: list[tuple[asyncio.Future[Any], Any]]) -> None:
-    """Give futures of the loop their results, from any thread; exceptions are raised where we await them."""
+    """Give the loop's futures their results, from any thread; exceptions are raised where we await them."""
     with suppress(RuntimeError):  # the loop has ended, and with it all who wait
         loop.call_soon_threadsafe(resolve, results)
 

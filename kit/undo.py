@@ -1,6 +1,6 @@
 """Undo the newest migration, so that the release before it can use the database: `python -m kit.undo`.
 
-Stop the service first. What the migration has added is lost.
+Stop the service first. Data that only the newer release stores is lost.
 """
 
 from playhouse.migrations import MigrationError, Runner

@@ -8,7 +8,7 @@ INDEXES = [("station", "id"), ("status", "id"), ("station", "status", "id")]
 
 def up(migrator, db):
     class Station(peewee.Model):
-        # Without AUTOINCREMENT, SQLite gives the id of a deleted row to a new one.
+        # Without AUTOINCREMENT, SQLite reuses a deleted row's id.
         id = AutoIncrementField() if isinstance(db, peewee.SqliteDatabase) else peewee.AutoField()
         description = peewee.CharField(255)
 

@@ -1,4 +1,4 @@
-"""An index by the time of the last change, which orders the commits."""
+"""An index by `updated`, which orders the commits."""
 
 
 def up(migrator, db):

@@ -15,7 +15,7 @@
 #define KEEPALIVE_S 5
 #define PATIENCE_MS 10000 /* for SUBACK and PUBACK; libmosquitto waits one keepalive for CONNACK */
 #define QOS_MAX 1
-#define WINDOW_MAX 20 /* libmosquitto does not send more unacknowledged messages either */
+#define WINDOW_MAX 20 /* libmosquitto doesn't send more unacknowledged messages either */
 
 void connection_end(struct connection *connection, const char *format, ...)
 {
@@ -34,7 +34,7 @@ int connection_publish(struct connection *connection, const char *topic, const c
     int rc = mosquitto_publish_v5(connection->client, NULL, topic, (int)strlen(payload), payload,
                                   connection->qos, retain, properties);
 
-    /* QoS 0 is never acknowledged, so it does not count. */
+    /* QoS 0 is never acknowledged, so it doesn't count. */
     if (rc == MOSQ_ERR_SUCCESS && connection->qos > 0 && connection->in_flight++ == 0)
         connection->patience_end = now_ms() + PATIENCE_MS;
     return rc;
@@ -91,7 +91,7 @@ static void on_connect(struct mosquitto *client, void *self, int reason, int fla
         mosquitto_subscribe(client, NULL, QUESTIONS, QOS_MAX);
 }
 
-/* A broker may send any number of codes for our one topic. Without a code it has not granted anything. */
+/* A broker may send any number of codes for our one topic. Without a code it hasn't granted anything. */
 static void on_subscribe(struct mosquitto *client, void *self, int mid, int count, const int *codes)
 {
     struct connection *connection = self;
@@ -124,7 +124,7 @@ static void on_publish(struct mosquitto *client, void *self, int mid, int reason
         connection->refusal = reason;
 }
 
-/* The reason is an error of the library, below 0x80, or comes from the broker's DISCONNECT. */
+/* The reason is a library error, below 0x80, or comes from the broker's DISCONNECT. */
 static void on_disconnect(struct mosquitto *client, void *self, int reason)
 {
     struct connection *connection = self;
@@ -202,7 +202,7 @@ void connection_open(struct connection *connection)
     connection->patience_end = now_ms() + PATIENCE_MS;
 }
 
-/* Stands in where libmosquitto 2.0.11 takes "HTTP/1.1 400" for the head of a packet, and a reset for more TLS.
+/* Stands in where libmosquitto 2.0.11 takes "HTTP/1.1 400" for a packet's head, and a reset for more TLS.
  * Without TLS it waits for the first byte itself. */
 static int check_connack(struct connection *connection, int *timeout_ms)
 {

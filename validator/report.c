@@ -1,4 +1,4 @@
-/* The log of the equipment, bounded. report.h documents each function. */
+/* The equipment's log, bounded. report.h documents each function. */
 #define _POSIX_C_SOURCE 200809L
 #include "report.h"
 
@@ -10,7 +10,7 @@
 #define REPEAT_MS 60000 /* the same line comes once a minute */
 #define LINE_MS 3000    /* 20 lines may come at once, and then one every 3 s */
 #define BURST_MS (20 * LINE_MS)
-#define EXCERPT_MAX 64 /* bytes of a payload */
+#define EXCERPT_MAX 64 /* payload bytes */
 
 int64_t now_ms(void)
 {

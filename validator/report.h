@@ -1,4 +1,4 @@
-/* The log of the equipment: lines that neither block nor flood. */
+/* The equipment's log: lines that neither block nor flood. */
 #pragma once
 
 #include <stdbool.h>
@@ -14,10 +14,10 @@ struct report {
     unsigned left_out; /* lines since the last one */
 };
 
-/* Milliseconds of the monotonic clock. */
+/* Milliseconds on the monotonic clock. */
 int64_t now_ms(void);
 
-/* Writes to a stream, unless that would block: a log that is not read must not stop the equipment. */
+/* Writes to a stream, unless that would block: a log that no one reads must not stop the equipment. */
 __attribute__((format(printf, 2, 3))) void say(FILE *to, const char *format, ...);
 
 /* Logs a line, unless there are too many of them. The next one counts the lines left out. */

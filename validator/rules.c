@@ -1,4 +1,4 @@
-/* The rules of the equipment, as pure functions. rules.h documents each one. */
+/* The equipment's rules, as pure functions. rules.h documents each one. */
 #include "rules.h"
 
 #include <ctype.h>
@@ -35,7 +35,7 @@ static const char *read_object(const json_t *object, struct question *question)
         return "transaction_id is not a UUID";
     if (station == NULL)
         return "station_id is missing";
-    /* json_integer_value() is 0 for anything that is not an integer, 1.0 included. */
+    /* json_integer_value() is 0 for anything that isn't an integer, 1.0 included. */
     json_int_t number = json_integer_value(station);
     if (number < 1 || number > INT32_MAX)
         return "station_id is not a whole number from 1 to 2147483647";
@@ -70,7 +70,7 @@ const char *rules_read(const void *payload, size_t length, struct question *ques
     return wrong;
 }
 
-/* The finalizer of splitmix64: each bit of the result depends on every bit of x. */
+/* splitmix64's finalizer: each bit of the result depends on every bit of x. */
 static uint64_t mix(uint64_t x)
 {
     x = (x ^ (x >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);

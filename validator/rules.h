@@ -1,5 +1,5 @@
-/* The rules of the equipment: read a question, choose the verdict, write the answer.
- * Pure functions: nothing here knows MQTT, prints or keeps state. */
+/* The equipment's rules: read a question, choose the verdict, write the answer.
+ * Pure functions: they don't know MQTT, print or keep state. */
 #pragma once
 
 #include <stdbool.h>
@@ -27,6 +27,6 @@ const char *rules_status(bool confirmed);
 /* Why this is the verdict. The same seed, id and verdict always give the same reason. */
 const char *rules_reason(const char *id, uint64_t seed, bool confirmed);
 
-/* Writes the answer to the question with this id and returns its length. Nothing in it needs an escape. */
+/* Writes the answer to the question with this id and returns its length. It never needs escapes. */
 int rules_write(const char id[RULES_ID_SIZE], bool confirmed, const char *reason, const char *equipment,
                 char answer[RULES_ANSWER_SIZE]);

@@ -1,5 +1,5 @@
-/* The settings of the equipment. A variable that is unset or empty means its default; only VALIDATOR_ID tells the
- * two apart. Numbers are strict: strtod() and strtoull() accept "0.6x", " 1", "-1" and "nan", and we do not. */
+/* The equipment's settings. A variable that is unset or empty means its default; only VALIDATOR_ID keeps the
+ * two apart. Numbers are strict: strtod() and strtoull() accept "0.6x", " 1", "-1" and "nan", and we don't. */
 #define _POSIX_C_SOURCE 200809L /* gethostname() */
 #include "settings.h"
 
@@ -12,7 +12,7 @@
 
 #define DIGITS "0123456789"
 #define LETTERS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-#define MQTT_STRING_MAX 65535 /* bytes; libmosquitto would send the length of a longer one wrong */
+#define MQTT_STRING_MAX 65535 /* bytes; libmosquitto would send a longer one's length wrong */
 
 static const char *text(const char *name, const char *standard)
 {
@@ -50,7 +50,7 @@ static bool is_host(const char *value)
     return consists_of(value, LETTERS DIGITS ".-_:%") && (colon == NULL || strchr(colon + 1, ':') != NULL);
 }
 
-/* The client id is also a level of a topic, where '/', '+' and '#' have a meaning. */
+/* The client id is also a topic level, where '/', '+' and '#' have a meaning. */
 static bool is_id(const char *value)
 {
     return *value != '\0' && strlen(value) < SETTINGS_ID_SIZE && consists_of(value, LETTERS DIGITS "_-");

@@ -1,4 +1,4 @@
-/* The settings of the equipment: environment variables, read once, typed and checked. */
+/* The equipment's settings: environment variables, read once, typed and checked. */
 #pragma once
 
 #include <stdbool.h>

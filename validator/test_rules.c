@@ -1,4 +1,4 @@
-/* Tests of rules.c: questions and what must be said about them, then the statistics of the verdicts. */
+/* Tests for rules.c: questions and the answers we expect, then the verdicts' statistics. */
 #include "rules.h"
 
 #include <stdio.h>

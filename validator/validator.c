@@ -17,7 +17,7 @@
 #define ANSWERS "EQUIPMENT/VALIDATION/RESPONSE"
 #define CONTENT_TYPE "application/json"
 #define CORRELATION_MAX 1024
-#define PUBLISH_OVERHEAD 15 /* bytes of a PUBLISH besides topic, properties' values and payload */
+#define PUBLISH_OVERHEAD 15 /* bytes in a PUBLISH besides topic, properties' values and payload */
 
 #define WAITING_MAX 16384 /* answers: a delay of 16 s at 1,000 questions a second */
 #define TICK_MS 1000      /* libmosquitto's keepalive counts in seconds */
@@ -77,7 +77,7 @@ static void on_message(struct mosquitto *client, void *unused, const struct mosq
         say(stdout, "%s station %d %s\n", question.id, question.station, rules_status(answer.confirmed));
 }
 
-/* The Response Topic of a question is not used: the broker's access list says where the equipment may publish,
+/* We ignore the question's Response Topic: the broker's access list decides where the equipment may publish,
  * not the client that asks. */
 static int send_answer(const struct answer *answer)
 {
@@ -120,7 +120,7 @@ static void send_due(void)
         self.count--;
     }
     if (self.count == 0)
-        self.first = 0; /* otherwise all pages of the ring would come into memory, one after the other */
+        self.first = 0; /* otherwise all the ring's pages would come into memory, one after the other */
 }
 
 static int timeout_ms(void)
@@ -163,7 +163,7 @@ static void serve(void)
     mosquitto_disconnect_v5(connection->client, MQTT_RC_DISCONNECT_WITH_WILL_MSG, NULL);
 }
 
-/* The first attempts follow each other quickly, so that starting together with the broker does not cost a second.
+/* The first attempts follow each other quickly, so that starting together with the broker doesn't cost a second.
  * Returns NULL once it is stopped, or why it cannot start: there was no CA file for START_MS. It may be renewed now. */
 static const char *serve_until_stopped(void)
 {
