@@ -9,7 +9,7 @@ import pytest
 
 import models
 from faulty import recovers, refused, says
-from kit import storage
+from kit import sql, storage
 from kit.sql import execute, is_postgresql
 from programs import MIGRATIONS
 
@@ -141,7 +141,8 @@ def test_a_lock_that_another_client_holds_counts_as_a_failure(service, postgres)
         assert started.post("/transactions", {"station_id": 1}).status == 201
 
 
-def test_a_read_that_takes_too_long_is_ended(database_url):
+def test_a_read_that_takes_too_long_is_ended(database_url, monkeypatch):
+    monkeypatch.setattr(sql, "LONGEST_READ", 1)
     database = storage.connect(database_url, 3)
     endless = "WITH RECURSIVE x (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM x) SELECT count(*) FROM x"
     path = database_url.removeprefix("sqlite:///")

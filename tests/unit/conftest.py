@@ -10,9 +10,7 @@ import app
 import models
 from calls import client, service, serving
 from kit import storage
-from kit.settings import Settings
 from kit.sql import execute, is_postgresql
-from postgres import BOTH
 from programs import MIGRATIONS, wait_until
 from queries import Queries
 from stepped import Bench
@@ -94,10 +92,10 @@ def databases(new_url):
         database.close_all()
 
 
-@pytest.fixture(params=BOTH)
+@pytest.fixture
 def emptied(request, databases):
-    """An empty database on SQLite and then on PostgreSQL, and its URL."""
-    database, url = databases(request.param)
+    """An empty SQLite database, or of the kind that `parametrize` names (see `api`), and its URL."""
+    database, url = databases(getattr(request, "param", "sqlite"))
     empty(database)
     yield database, url
     database.close_all()
@@ -118,6 +116,6 @@ def queries(database):
 @pytest.fixture
 def bench(emptied):
     """A ledger that tests call step by step."""
-    bench = Bench(Settings(database_url=emptied[1]))
+    bench = Bench(database_url=emptied[1])
     yield bench
     bench.close()

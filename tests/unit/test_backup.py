@@ -2,14 +2,12 @@
 
 import os
 import re
-import shutil
 import sqlite3
 import subprocess
 import sys
 import threading
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -21,17 +19,15 @@ from kit.settings import Settings
 from programs import MIGRATIONS, ROOT, wait_until
 from trial import FULL
 
-# Another process that keeps the database open until its input ends, after these statements.
-HOLD = """
-import sqlite3, sys
+# A process that dies after these statements.
+KILLED = """
+import os, sqlite3, sys
 database = sqlite3.connect(sys.argv[1], isolation_level=None)
 for statement in sys.argv[2:]:
     database.execute(statement)
-print("done", flush=True)
-sys.stdin.read()
+os.kill(os.getpid(), 9)
 """
 STORE = "INSERT INTO station (description) VALUES ('{}')".format
-READ, LOCK = "SELECT * FROM station", "BEGIN EXCLUSIVE"
 MANY = f"""INSERT INTO station (description) WITH RECURSIVE many(n) AS
     (SELECT 1 UNION ALL SELECT n + 1 FROM many WHERE n < 1000) SELECT '{"new" * 80}' FROM many"""
 # Writes most pages of the database in a transaction that does not end.
@@ -97,91 +93,9 @@ def made(file: Path, station: str) -> Path:
     return file
 
 
-@pytest.fixture
-def hold(programs):
-    """A function that starts another process, which keeps the database open after these statements."""
-
-    def start(file: Path, *statements: str) -> Holder:
-        programs.append(Holder(file, *statements))
-        return programs[-1]
-
-    return start
-
-
-class Holder:
-    def __init__(self, file: Path, *statements: str):
-        command = [sys.executable, "-c", HOLD, str(file), *statements]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout.readline()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-    def end(self) -> None:
-        self.process.communicate(timeout=60)
-
-
-def stations(file: Path) -> list[str]:
-    """The stations in a file, which must be a whole database."""
-    assert query(file, "PRAGMA integrity_check") == [("ok",)]
-    return [text for (text,) in query(file, "SELECT description FROM station ORDER BY id")]
-
-
-def contents(folder: Path, name: str = "") -> dict[str, bytes]:
-    """Every file of a folder with this beginning. What other processes share in -shm does not count."""
-    found = [path for path in folder.iterdir() if path.is_file() and not path.name.endswith("-shm")]
-    return {path.name: path.read_bytes() for path in found if path.name.startswith(name)}
-
-
-class Ended(NamedTuple):
-    """How the command ended, and what it printed."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """A function that calls the command for this database: `run(file, "restore", "backup.db")`."""
-
-    def call(file: Path, *arguments: str) -> Ended:
-        monkeypatch.setattr(tool, "load", lambda: Settings(database_url=f"sqlite:///{file}"))
-        try:
-            tool.main(list(arguments))
-        except SystemExit as refused:
-            return Ended(1, capsys.readouterr().out, f"{refused}\n")
-        return Ended(0, *capsys.readouterr())
-
-    return call
-
-
-# Backup
-
-
-def test_a_backup_has_what_is_only_in_the_log_and_leaves_nothing_else(file, hold, run):
-    file.chmod(0o600)
-    hold(file, STORE("second"))
-    before = contents(file.parent)
-    done = run(file)
-    assert (done.returncode, done.stderr) == (0, "")
-    copy = Path(done.stdout.rstrip("\n"))
-    assert re.fullmatch(r"energy2go-\d{8}T\d{6}Z\.db", copy.name)
-    assert stations(copy) == ["first", "second"]
-    assert copy.stat().st_mode == file.stat().st_mode
-    assert {copy.name: copy.read_bytes()} | before == contents(file.parent)
-    assert copy != tool.backup(file)  # even within a second
-
-
-def test_a_database_that_is_damaged_or_missing_gets_a_sentence_and_no_backup(file, tmp_path, run):
-    damage(file)
-    done = run(file)
-    assert done.returncode == 1
-    assert re.fullmatch(r"no backup was made: .*(malformed|damaged).*\.\n", done.stderr)
-    assert not list(file.parent.glob("energy2go-*"))
-    done = run(tmp_path / "other.db")
-    assert done.stderr == f"no backup was made: there is no file {tmp_path}/other.db.\n"
+def dies(file: Path, *statements: str) -> None:
+    """Let a process die after these statements, which leaves a log or a journal."""
+    subprocess.run([sys.executable, "-c", KILLED, str(file), *statements], check=False)
 
 
 def damage(file: Path) -> None:
@@ -191,62 +105,71 @@ def damage(file: Path) -> None:
         opened.write(b"\xff" * (file.stat().st_size - 4096))
 
 
-# Restore
+def stations(file: Path) -> list[str]:
+    """The stations in a file, which must be a whole database."""
+    assert query(file, "PRAGMA integrity_check") == [("ok",)]
+    return [text for (text,) in query(file, "SELECT description FROM station ORDER BY id")]
 
 
-def test_a_restored_backup_takes_the_place_of_the_file_which_is_kept(file, run):
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder. What other processes share in -shm does not count."""
+    found = [path for path in folder.iterdir() if path.is_file() and not path.name.endswith("-shm")]
+    return {path.name: path.read_bytes() for path in found}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """A function that calls the command for this database, and returns what it prints or why it ends."""
+
+    def call(file: Path, *arguments: object) -> str:
+        monkeypatch.setattr(tool, "load", lambda: Settings(database_url=f"sqlite:///{file}"))
+        try:
+            tool.main([str(one) for one in arguments])
+        except SystemExit as refused:
+            return f"refused: {refused}"
+        return capsys.readouterr().out.removesuffix("\n")
+
+    return call
+
+
+def test_a_backup_has_what_is_only_in_the_log_and_leaves_nothing_else(file, run):
+    file.chmod(0o600)
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute(STORE("second"))
+        before = contents(file.parent)
+        copy = Path(run(file))
+        assert re.fullmatch(r"energy2go-\d{8}T\d{6}Z\.db", copy.name)
+        assert {copy.name: copy.read_bytes()} | before == contents(file.parent)
+        assert copy != tool.backup(file)  # even within a second
+    assert stations(copy) == ["first", "second"]
+    assert copy.stat().st_mode == file.stat().st_mode
+
+
+def test_a_restored_backup_takes_the_place_of_the_file_which_is_kept(file, run, tmp_path):
     copy = tool.backup(file)
     query(file, STORE("later"))
     file.chmod(0o640)
     owner = os.geteuid() or 10001  # root restores it for another user
     os.chown(file, owner, -1)
-    done = run(file, "restore", str(copy))
-    said = rf"{file} is restored. The file that it replaced is (.*-replaced-.*\.db)\.\n"
-    kept = re.fullmatch(said, done.stdout)
+    said = rf"{file} is restored\. The file that it replaced is (.*-replaced-.*\.db)\."
+    kept = re.fullmatch(said, run(file, "restore", copy))
     assert stations(file) == stations(copy) == ["first"]
     assert stations(Path(kept[1])) == ["first", "later"]
     assert (file.stat().st_mode & 0o777, file.stat().st_uid) == (0o640, owner)
     assert not list(file.parent.glob("*.part"))
+    new, left = tmp_path / "new.db", tmp_path / "new.db-wal"
+    left.write_bytes(b"of a file that was removed")
+    assert run(new, "restore", copy) == f"{new} is restored."
+    assert (stations(new), left.exists()) == (["first"], False)
 
 
-def test_a_backup_is_restored_where_there_is_no_database(file, tmp_path, run):
-    Path(f"{tmp_path}/new.db-wal").write_bytes(b"of a file that was removed")
-    done = run(tmp_path / "new.db", "restore", str(tool.backup(file)))
-    assert done.stdout == f"{tmp_path}/new.db is restored.\n"
-    assert not Path(f"{tmp_path}/new.db-wal").exists()
-    assert stations(tmp_path / "new.db") == ["first"]
-
-
-@pytest.mark.parametrize("statement", [STORE("second"), READ])
-def test_while_a_process_has_the_database_open_nothing_is_changed(file, hold, run, statement):
+def test_a_damaged_database_is_not_backed_up_and_is_kept_with_its_log_as_it_was(file, run):
     copy = tool.backup(file)
-    tool.restore(copy, file)
-    process = hold(file, statement)
+    dies(file, STORE("second"))
+    damage(file)
     before = contents(file.parent)
-    done = run(file, "restore", str(copy))
-    assert (done.returncode, done.stdout) == (1, "")
-    why = f"a process has {file} open, so stop the service first"
-    assert done.stderr == f"FILE={copy}: nothing was restored: {why}.\n"
+    assert re.fullmatch(r"refused: no backup was made: .*(malformed|damaged).*\.", run(file))
     assert contents(file.parent) == before
-    process.end()
-    assert run(file, "restore", str(copy)).returncode == 0
-
-
-def test_what_a_killed_process_left_in_the_log_is_kept_and_not_mixed_in(file, hold):
-    copy = tool.backup(file)
-    hold(file, STORE("only in the log")).kill()
-    shutil.copy(file, file.with_name("plain.db"))
-    kept = tool.restore(copy, file)
-    assert contents(file.parent, "energy2go.db").keys() == {"energy2go.db"}
-    assert not Path(f"{kept}-wal").exists()
-    assert stations(kept) == ["first", "only in the log"]
-    assert stations(file) == stations(file.with_name("plain.db")) == ["first"]
-
-
-def test_a_damaged_database_is_replaced_and_kept_with_its_log_as_it_was(file, hold):
-    copy = tool.backup(file)
-    damage_with_a_log(file, hold)
-    before = contents(file.parent)
     kept = tool.restore(copy, file)
     assert kept.read_bytes() == before["energy2go.db"]
     assert Path(f"{kept}-wal").read_bytes() == before["energy2go.db-wal"]
@@ -254,33 +177,19 @@ def test_a_damaged_database_is_replaced_and_kept_with_its_log_as_it_was(file, ho
     assert stations(file) == ["first"]
 
 
-def hot_journal(file: Path, hold) -> None:
-    """Let a process die in a transaction, after it has written pages: SQLite would roll it back."""
-    hold(file, *SPILL).kill()
-    assert Path(f"{file}-journal").stat().st_size
-
-
-@pytest.mark.parametrize("end", ["-wal", "-journal"])
-def test_a_copy_with_a_log_beside_it_is_refused_until_it_is_merged_or_moved(file, end, tmp_path, run, hold):
-    made(copy := tmp_path / "copy.db", "copied")
-    if end == "-wal":
-        hold(copy, STORE("only in the log")).kill()
-        Path(f"{copy}-shm").unlink()
-    else:
-        hot_journal(copy, hold)
+def test_a_copy_with_a_log_beside_it_is_refused_until_it_is_merged_or_moved(file, tmp_path, run):
+    dies(made(copy := tmp_path / "copy.db", "copied"), STORE("only in the log"))
+    Path(f"{copy}-shm").unlink()
     (link := tmp_path / "latest.db").symlink_to(copy)
-    before, around = contents(file.parent), contents(tmp_path, copy.name)
+    before, around = contents(file.parent), contents(tmp_path)
     for name in (copy, link):
-        refused = run(file, "restore", str(name))
-        assert refused.returncode == 1
-        assert f"nothing was restored: {copy}{end} lies beside it" in refused.stderr
-        assert contents(file.parent) == before
-        assert contents(tmp_path, copy.name) == around
-    merge = re.search(r"merge it with: sqlite3 (\S+) '(.*?)'", refused.stderr)
-    with closing(sqlite3.connect(merge[1], isolation_level=None)) as shell:
-        shell.execute(merge[2])
-    assert run(file, "restore", str(copy)).returncode == 0
-    assert stations(file) == ["copied", *["only in the log"] * (end == "-wal")]
+        refused = run(file, "restore", name)
+        assert f"nothing was restored: {copy}-wal lies beside it" in refused
+        assert (contents(file.parent), contents(tmp_path)) == (before, around)
+    merge = re.search(r"merge it with: sqlite3 (\S+) '(.*?)'", refused)
+    query(merge[1], merge[2])
+    run(file, "restore", copy)
+    assert stations(file) == ["copied", "only in the log"]
 
 
 ROW = """INSERT INTO "transaction" (id, station_id, status, created, updated, idempotency_key, attempts)
@@ -314,7 +223,6 @@ SPOILT = {
     "the file is damaged: .*": changed(*CONFUSE),
     "(.*malformed|the file is damaged.*|file is not a database)": lambda file: os.truncate(file, 20_000),
     "it is not a database of this service": other,
-    "it is not a database of this service ?": lambda file: file.write_bytes(b""),
     "file is not a database": lambda file: file.write_bytes(b"energy2go " * 1000),
     "the file is damaged: 1 rows of transaction point to no station": changed(ROW.format(1, 9)),
     'rows 1 and 2 of "transaction" have the same "idempotency_key": change one': changed(
@@ -330,47 +238,35 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(file, tmp_path, w
     bad = tool.backup(file).rename(tmp_path / "backup.db")
     SPOILT[why](bad)
     before = contents(file.parent)
-    done = run(file, "restore", str(bad))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(rf"FILE={bad}: nothing was restored: {why}\.\n", done.stderr), done.stderr
+    refused = run(file, "restore", bad)
+    assert re.fullmatch(rf"refused: FILE={bad}: nothing was restored: {why}\.", refused), refused
     assert contents(file.parent) == before
 
 
 def test_what_is_missing_is_named(file, tmp_path, run, monkeypatch):
+    typo = tmp_path / "typo/energy2go.db"
+    assert run(typo) == f"refused: no backup was made: there is no file {typo}."
     for arguments in (["restore"], ["restore", ""], ["nonsense"]):
-        done = run(file, *arguments)
-        assert re.fullmatch(r"FILE: name the backup, as in: make restore FILE=\S+\n", done.stderr)
-    done = run(tmp_path / "typo/energy2go.db", "restore", str(tool.backup(file)))
-    assert f"nothing was restored: the folder {tmp_path}/typo does not exist.\n" in done.stderr
+        assert run(file, *arguments).startswith("refused: FILE: name the backup, as in: make restore FILE=")
+    missing = f"nothing was restored: the folder {typo.parent} does not exist."
+    assert run(typo, "restore", tool.backup(file)).endswith(missing)
     monkeypatch.setattr(tool, "load", lambda: Settings(database_url="postgresql://127.0.0.1/energy2go"))
     with pytest.raises(SystemExit, match=r"^DATABASE_URL: .*pg_dump and pg_restore"):
         tool.main([])
 
 
-def damage_with_a_log(file: Path, hold) -> None:
-    hold(file, STORE("second")).kill()
-    damage(file)
-
-
-def remove_but_its_log(file: Path, hold) -> None:
-    hold(file, STORE("second")).kill()
-    file.unlink()
-
-
 BEFORE = {
-    "a whole database": (lambda file, hold: None, "first"),
-    "one with a journal": (hot_journal, "first"),
-    "a damaged one": (damage_with_a_log, "damaged"),
-    "only a log": (remove_but_its_log, "none"),
+    "a whole database": (lambda file: None, "first"),
+    "one with a journal": (lambda file: dies(file, *SPILL), "first"),
+    "a damaged one": (lambda file: (dies(file, STORE("second")), damage(file)), "damaged"),
+    "only a log": (lambda file: (dies(file, STORE("second")), file.unlink()), "none"),
 }
 
 
 @pytest.mark.parametrize("before", BEFORE)
-def test_a_restore_that_dies_at_any_step_leaves_the_old_database_or_the_new_one(
-    file, tmp_path, before, hold
-):
+def test_a_restore_that_dies_at_any_step_leaves_the_old_database_or_the_new_one(file, tmp_path, before):
     leave, old = BEFORE[before]
-    leave(file, hold)
+    leave(file)
     copy = made(tmp_path / "copy.db", "restored")
     command = [sys.executable, "-c", DIE, str(copy), str(file), "1" if FULL else "5"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -380,20 +276,21 @@ def test_a_restore_that_dies_at_any_step_leaves_the_old_database_or_the_new_one(
     assert {f"9 {old} 0 restored"} <= set(steps[:-1]) <= {f"9 {old} 0 restored", "9 restored 0 restored"}
 
 
-def test_a_file_that_is_replaced_while_the_service_opens_it_is_noticed(file, tmp_path, hold):
-    locker = hold(file, LOCK)
+def test_a_file_that_is_replaced_while_the_service_opens_it_is_noticed(file, tmp_path):
     store = storage.Store(f"sqlite:///{file}", 1, MIGRATIONS, models.TABLES)
     opening = threading.Thread(target=store.recover)
-    opening.start()
-    wait_until(lambda: is_open(file), "the service waits for the lock")
-    made(tmp_path / "other.db", "other").rename(file)
-    locker.end()
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        before = descriptors(file)
+        opening.start()
+        wait_until(lambda: descriptors(file) > before, "the service waits for the lock")
+        made(tmp_path / "other.db", "other").rename(file)
     opening.join(60)
     assert "was removed or replaced" in store.problem
     store.close()
 
 
-def is_open(file: Path) -> bool:
-    """True if this process has the file open."""
+def descriptors(file: Path) -> int:
+    """How often this process has the file open."""
     found = Path("/proc/self/fd").iterdir()
-    return any(path.exists() and path.samefile(file) for path in found)
+    return sum(path.exists() and path.samefile(file) for path in found)

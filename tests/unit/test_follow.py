@@ -9,12 +9,14 @@ from uuid import UUID
 import pytest
 from webtest import TestRequest
 
-from calls import UNKNOWN, assert_problem, new_station, new_transaction, send, service, serving, settle
-from events import PAGE, from_text, to_text
+import events
+from calls import UNKNOWN, assert_problem, new_station, new_transaction, send, settle
+from events import to_text
 from following import BAD, fields
-from kit.storage import execute
-from models import FIRST, delete_finished
+from kit.clock import microseconds
+from models import FIRST
 from postgres import BOTH
+from programs import wait_until
 
 START = f"/events?after={to_text(FIRST)}"
 both = pytest.mark.parametrize("api", BOTH, indirect=True)
@@ -31,11 +33,12 @@ def following(api, path="/events", **headers):
     def take(count: int) -> list[tuple[str, dict]]:
         found = []
         while len(found) < count:
-            found += [event for event in fields(next(stream)) if event["event"] == "transaction"]
+            found += [event for event in take.step() if event["event"] == "transaction"]
         return [(event["id"], json.loads(event["data"])) for event in found]
 
+    take.step = lambda: fields(next(stream))
     try:
-        take.began, take.ready = fields(next(stream))
+        take.began, _ = take.step()
         yield take
     finally:
         chunks.close()
@@ -121,17 +124,15 @@ def test_one_station_can_be_followed_from_any_event_on(api):
     assert send(api, "GET", "/events?station_id=7").status_int == 200  # there may be one later
 
 
-@both
-def test_many_changes_of_one_commit_come_page_by_page(api):
-    new_station(api)
-    keys = [UUID(int=number) for number in range(1, 3 * PAGE + 2)]
-    rows = ", ".join(f"('{key.hex}', 1, 'EXPIRED', 1, 7, 1)" for key in keys)  # all at the same time
-    database = service().store.database
-    columns = "id, station_id, status, created, updated, attempts"
-    with database.connection_context():
-        execute(database, f'INSERT INTO "transaction" ({columns}) VALUES {rows}')
-    with following(api, START) as take:
-        assert [event["id"] for _, event in take(len(keys))] == [str(key) for key in keys]
+def test_a_stream_of_a_quiet_station_learns_newer_cursors(api, monkeypatch):
+    monkeypatch.setattr(events, "HEARTBEAT_INTERVAL", 0.3)
+    for _ in range(2):
+        new_station(api)
+    with following(api, "/events?station_id=2") as take:
+        other = new_transaction(api, 1)
+        newest = f"{microseconds(datetime.fromisoformat(other['updated']))}-{UUID(other['id']).hex}"
+        heartbeat = {"event": "heartbeat", "id": newest, "data": "{}"}
+        wait_until(lambda: take.step() == [heartbeat], "it learns the newest cursor")
 
 
 MISTAKES = {
@@ -171,46 +172,3 @@ def test_the_answer_says_that_it_is_a_stream(api):
     begin, ready = fields(answer.body)
     assert begin == {"event": "begin", "id": to_text(FIRST), "data": "{}"}
     assert ready == {"event": "ready", "data": send(api, "GET", "/readyz").text}
-
-
-@both
-def test_after_a_deletion_or_a_restore_a_stream_begins_with_reset(api):
-    new_station(api)
-    keys = [new_transaction(api)["id"] for _ in range(4)]
-    for key in keys:
-        settle(key)
-    with following(api, START) as take:
-        cursors = [cursor for cursor, _ in take(4)]
-    database = service().store.database
-    with database.connection_context():
-        delete_finished(database, from_text(cursors[1])[0] + 1, FIRST, 10)
-    ahead = to_text((from_text(cursors[3])[0] + 1, UUID(int=1)))
-    for cursor in (cursors[0], ahead):
-        for station in ("", "&station_id=1"):
-            with following(api, f"/events?after={cursor}{station}") as take:
-                assert take.began == {"event": "reset", "id": to_text(FIRST), "data": "{}"}
-                assert [event["id"] for _, event in take(2)] == keys[2:]
-    with following(api, f"/events?after={cursors[1]}") as take:
-        assert take.began["event"] == "begin"
-        assert [event["id"] for _, event in take(2)] == keys[2:]
-
-
-def followers(api) -> str:
-    return api.get("/metrics").text.partition("\nenergy2go_followers ")[2].partition("\n")[0]
-
-
-def test_waits_and_streams_share_their_places(tmp_path):
-    with serving(tmp_path, waits=2) as api:
-        new_station(api)
-        with following(api), following(api):
-            assert followers(api) == "2.0"
-            answer = send(api, "GET", "/events")
-            assert_problem(answer, 503, "Too many clients", "Too many clients are waiting or following")
-            assert answer.headers["Retry-After"] == "5"
-            assert send(api, "HEAD", "/events").status_int == 503
-            answer = send(api, "POST", "/transactions", {"station_id": 1}, Prefer="wait=30")
-            assert (answer.status_int, answer.headers["Retry-After"]) == (201, "1")
-            assert "Preference-Applied" not in answer.headers
-        assert send(api, "GET", "/events").status_int == 200
-        assert send(api, "HEAD", "/events").status_int == 200
-        assert followers(api) == "0.0"

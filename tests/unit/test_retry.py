@@ -3,83 +3,39 @@
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
-import models
-from batch import retry
+import pytest
+
 from calls import UNKNOWN, assert_problem, new_station, new_transaction, send, service, settle
-from kit.clock import SECOND, moment
+from kit.clock import moment
 from kit.errors import NotFound
 from kit.storage import execute
-from ledger import Job
+from postgres import BOTH
 from programs import wait_until
-from schemas import NotExpired, Status
+from queries import MANY, NOW, TIMEOUTS
+from schemas import NotExpired, Question, Status
 
 
-def expired(bench, count: int = 1) -> list:
-    keys = bench.create(count)
-    bench.step(61)
-    assert {bench.status(key) for key in keys} == {Status.EXPIRED}
-    bench.publisher.published.clear()
-    return keys
+@pytest.mark.parametrize("emptied", BOTH, indirect=True)
+@pytest.mark.parametrize("room", [MANY, 0])
+def test_only_what_is_expired_is_retried_once_with_a_new_deadline(queries, room):
+    key, late = queries.create(2)
+    now = NOW + 2 * TIMEOUTS.timeout
+    queries.expire(now)
+    (pending,) = queries.create(1, now)
+    queries.settle([(late, "COMPLETED")], now)
+    ids = key, key, pending, late, uuid4()
+    (answer, *others), questions = queries.retry(ids, now + 1, now + 1, TIMEOUTS, room)
+    assert [type(other) for other in others] == [NotExpired, NotExpired, NotExpired, NotFound]
+    assert "COMPLETED" in str(others[2])
+    assert answer == queries.get_transaction(key)
+    assert (answer.status, answer.updated) == (Status.PENDING, moment(now + 1))
+    asked = (1, moment(now + 1), moment(now + 1 + TIMEOUTS.timeout)) if room else (0, None, None)
+    assert (answer.attempts, answer.asked, answer.expires) == asked
+    assert questions == ([(Question(key, 1), TIMEOUTS.retry)] if room else [])
+    assert len(queries.claim(now + 1, waiting=True)) == (not room)
 
 
-def retried(bench, *keys) -> list:
-    """The results of retries in one batch."""
-    jobs = [bench.put(Job(retry, key)) for key in keys]
-    bench.step()
-    return [job.result for job in jobs]
-
-
-def test_a_retry_asks_at_once_with_a_new_deadline(bench):
-    (key,) = expired(bench)
-    (answer,) = retried(bench, key)
-    assert bench.publisher.published == [key]
-    assert answer == models.get_transaction(bench.database, key)
-    now = bench.clock.now
-    assert (answer.status, answer.attempts, answer.asked) == (Status.PENDING, 1, moment(now))
-    assert answer.expires == moment(now + 60 * SECOND)
-    assert answer.updated > answer.created
-    bench.step(5)
-    assert bench.publisher.published == [key, key]
-    bench.step(54)
-    assert bench.status(key) is Status.PENDING
-    bench.step(2)
-    assert bench.status(key) is Status.EXPIRED
-    assert isinstance(retried(bench, key)[0], models.Transaction)
-
-
-def test_only_what_is_expired_is_retried_and_once(bench):
-    key, late = expired(bench, 2)
-    (pending,) = bench.create()
-    bench.answer(late)  # in the same batch, and so before it
-    results = retried(bench, key, key, pending, late, uuid4())
-    assert results[0].status is Status.PENDING
-    assert [type(result) for result in results[1:]] == [NotExpired, NotExpired, NotExpired, NotFound]
-    assert "COMPLETED" in str(results[3])
-    assert bench.publisher.published.count(key) == 1
-    assert bench.ledger.counts[Status.PENDING] == 4  # three were created
-
-
-def test_a_retry_waits_for_room_in_the_window_and_for_the_broker(bench, monkeypatch):
-    keys = expired(bench, 3)
-    monkeypatch.setattr(models, "WINDOW", 2)
-    retried(bench, *keys)
-    assert sorted(bench.publisher.published) == keys[:2]
-    waiting = models.get_transaction(bench.database, keys[2])
-    assert (waiting.status, waiting.attempts, waiting.asked, waiting.expires) == (
-        Status.PENDING,
-        0,
-        None,
-        None,
-    )
-    bench.answer(keys[0])
-    bench.step(0.3)
-    assert sorted(bench.publisher.published) == keys
-
-
-# Over HTTP
-
-
-def expire(key: str) -> None:
+def expire() -> None:
     execute(service().store.database, """UPDATE "transaction" SET status = 'EXPIRED', retry_at = NULL""")
     service().store.database.close()
 
@@ -89,18 +45,17 @@ def test_a_retry_answers_with_the_transaction_and_waits_if_asked_to(api):
     key = new_transaction(api)["id"]
     path = f"/transactions/{key}/retry"
     assert_problem(send(api, "POST", path), 409, "Not expired", key, "PENDING", "EXPIRED")
-    expire(key)
+    expire()
     answer = send(api, "POST", path)
     assert (answer.status_int, answer.json["status"]) == (200, "PENDING")
     assert answer.json == api.get(f"/transactions/{key}").json
-    expire(key)
+    expire()
     with ThreadPoolExecutor() as pool:
         held = pool.submit(send, api, "POST", path + "/", Prefer="wait=30")
         wait_until(lambda: service().changes.clients["waits"], "it waits")
         settle(key, "ERROR")
         answer = held.result(60)
     assert (answer.json["status"], answer.headers["Preference-Applied"]) == ("ERROR", "wait=30")
-    assert_problem(send(api, "POST", path), 409, "Not expired", "ERROR")
 
 
 def test_what_does_not_exist_cannot_be_retried(api):

@@ -6,7 +6,7 @@ import peewee
 import pytest
 
 import models
-from kit.sql import execute, is_postgresql
+from kit.sql import execute
 from kit.storage import InDoubt, NotWritten, Store, Unreadable
 from programs import MIGRATIONS
 
@@ -20,53 +20,46 @@ def store(database_url):
     store.close()
 
 
-MISTAKES = {
-    "no SQL": ("SELEKT 1",),
-    "an unknown table": ("SELECT * FROM stations",),
-    "an unknown column": ("SELECT town FROM station",),
-    "a value too many": ("SELECT 1 FROM station WHERE id = 1", 2),
-    "a value of no type": ("SELECT 1 FROM station WHERE description = ?", object()),
-    "a text that is not Unicode": ("SELECT 1 FROM station WHERE description = ?", "\ud800"),
-    "a row that may not be": ("INSERT INTO station (id) VALUES (1)",),
-}
+MISTAKES = [  # in one of our queries, or in a client's value
+    ("SELEKT 1",),
+    ("SELECT * FROM stations",),
+    ("SELECT town FROM station",),
+    ("SELECT 1 FROM station WHERE id = 1", 2),
+    ("SELECT 1 FROM station WHERE description = ?", object()),
+    ("SELECT 1 FROM station WHERE description = ?", "\ud800"),
+    ("INSERT INTO station (id) VALUES (1)",),
+]
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_raised_once_and_the_database_is_not_blamed(store, mistake):
-    calls = []
+def test_a_mistake_is_raised_once_and_the_database_is_not_blamed(store):
+    for mistake in MISTAKES:
+        calls = []
 
-    def call(database) -> None:
-        calls.append(database)
-        execute(database, *MISTAKES[mistake])
+        def call(database, mistake=mistake, calls=calls) -> None:
+            calls.append(database)
+            execute(database, *mistake)
 
-    if "INSERT" not in MISTAKES[mistake][0]:
-        with pytest.raises((peewee.DatabaseError, UnicodeError)) as raised:
-            store.read(call)
-        assert not isinstance(raised.value, Unreadable)
-        assert (len(calls), store.read_problem) == (1, "")
-    with pytest.raises((peewee.DatabaseError, UnicodeError)) as raised, store.transaction():
-        call(store.database)
-    assert not isinstance(raised.value, NotWritten)
-    assert not store.problem
+        if mistake is not MISTAKES[-1]:
+            with pytest.raises((peewee.DatabaseError, UnicodeError)) as raised:
+                store.read(call)
+            assert not isinstance(raised.value, Unreadable)
+            assert (len(calls), store.read_problem) == (1, "")
+        with pytest.raises((peewee.DatabaseError, UnicodeError)) as raised, store.transaction():
+            call(store.database)
+        assert not isinstance(raised.value, NotWritten)
+        assert not store.problem
     with store.transaction():
         assert models.create_station(store.database, "Teste").id
     assert store.read(models.get_station, 1).description == "Teste"
 
 
-ALTERED = {
-    "a table is renamed": ("station", "ALTER TABLE station RENAME TO hidden"),
-    "a column is renamed": ("station", "ALTER TABLE station RENAME COLUMN description TO hidden"),
-}
-
-
-@pytest.mark.parametrize("change", ALTERED)
-def test_a_schema_that_someone_has_changed_is_the_databases_fault(store, change):
-    _, statement = ALTERED[change]
-    execute(store.database, statement)
-    with pytest.raises(Unreadable):
-        store.read(models.list_stations, 1)
-    with pytest.raises(NotWritten), store.transaction():
-        models.create_station(store.database, "Teste")
+def test_a_schema_that_someone_has_changed_is_the_databases_fault(store):
+    for change in ("COLUMN description TO hidden", "TO hidden"):
+        execute(store.database, f"ALTER TABLE station RENAME {change}")
+        with pytest.raises(Unreadable):
+            store.read(models.list_stations, 1)
+        with pytest.raises(NotWritten), store.transaction():
+            models.create_station(store.database, "Teste")
 
 
 DEFAULTS = {
@@ -76,10 +69,10 @@ DEFAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", DEFAULTS)
-def test_the_defaults_of_the_server_do_not_matter(postgres, name, monkeypatch):
+def test_the_defaults_of_the_server_do_not_matter(postgres, monkeypatch):
     url = postgres.fresh()
-    postgres.execute(f"ALTER DATABASE shared SET {name} = {DEFAULTS[name]}")
+    for name, value in DEFAULTS.items():
+        postgres.execute(f"ALTER DATABASE shared SET {name} = {value}")
     monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
     store = Store(url, 3, MIGRATIONS, models.TABLES)
     store.recover()
@@ -128,16 +121,8 @@ ROW = """INSERT INTO "transaction" (id, station_id, status, created, updated, id
     VALUES ('{0:032x}', 1, 'ERROR', {0}, {0}, 'key', 1)"""
 
 
-def names(store: Store) -> set[str]:
-    statement = "SELECT name FROM sqlite_schema WHERE type = 'index'"
-    if is_postgresql(store.database):
-        statement = "SELECT indexname FROM pg_indexes WHERE schemaname = 'public'"
-    return {name for (name,) in execute(store.database, statement)}
-
-
 @pytest.mark.parametrize("instead", ["", "CREATE INDEX {} ON station (description)"])
 def test_an_index_of_ours_that_is_missing_or_other_is_created_again(store, database_url, instead, caplog):
-    assert set(INDEXES.split()) <= names(store)
     execute(store.database, "CREATE INDEX theirs ON station (description)")
     for name in INDEXES.split():
         execute(store.database, f"DROP INDEX {name}")
@@ -150,25 +135,13 @@ def test_an_index_of_ours_that_is_missing_or_other_is_created_again(store, datab
         assert not again.problem
         again.close()
     assert caplog.text.count("was missing and is created again") == len(INDEXES.split())
-    assert {*INDEXES.split(), "theirs"} <= names(store)
+    assert {*INDEXES.split(), "theirs"} <= {
+        index.name for table in store.database.get_tables() for index in store.database.get_indexes(table)
+    }
     models.create_station(store.database, "Teste")
     execute(store.database, ROW.format(1))
     with pytest.raises(peewee.IntegrityError):
         execute(store.database, ROW.format(2))
-
-
-def test_two_rows_that_share_a_key_are_named_and_nothing_starts(store, database_url):
-    models.create_station(store.database, "Teste")
-    execute(store.database, "DROP INDEX transaction_idempotency_key")
-    for number in (1, 2, 3):
-        execute(store.database, ROW.format(number))
-    store.database.close_all()
-    again = Store(database_url, 1, MIGRATIONS, models.TABLES)
-    again.recover()
-    assert re.search(
-        'rows 0[0-]*1 and 0[0-]*3 of "transaction" have the same "idempotency_key"', again.problem
-    )
-    again.close()
 
 
 class LockMissed(Exception):
