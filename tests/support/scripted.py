@@ -1,15 +1,16 @@
 """A scripted broker: speaks real MQTT 5 on a real socket, and does to its clients what a test tells it."""
 
 import contextlib
+import io
 import json
 import socket
 import struct
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from paho.mqtt.properties import Properties, VariableByteIntegers
 
 from programs import ACCOUNTS, wait_until
 
@@ -18,49 +19,49 @@ SUBSCRIBE, SUBACK, PINGREQ, PINGRESP, DISCONNECT = 8, 9, 12, 13, 14
 QUESTION, ANSWER, STATUS = "EQUIPMENT/VALIDATION", "EQUIPMENT/VALIDATION/RESPONSE", "EQUIPMENT/STATUS/"
 
 
-@dataclass
-class Packet:
-    """What a client sent. Each kind of packet fills in the fields that it has."""
-
-    kind: int
-    size: int
-    id: int = 0
-    reason: int = 0
-    properties: dict = field(default_factory=dict)
-    topic: str = ""
-    payload: bytes = b""
-    qos: int = 0
-    retain: bool = False
-    dup: bool = False
-    topics: list[str] = field(default_factory=list)
-    client_id: str = ""
-    keepalive: int = 0
-    clean_start: bool = False
-    will: "Packet | None" = None
+class Packet(SimpleNamespace):
+    """What a client sent: its `kind`, its `size`, and the fields that this kind has (see `parse`)."""
 
 
-class Reader:
-    """Takes the fields of a packet off its bytes, from the front."""
+def parse(head: int, body: bytes, size: int) -> Packet:
+    """The fields of a packet, from its first byte and what follows its length."""
+    rest, found = io.BytesIO(body), Packet(kind=head >> 4, size=size)
 
-    def __init__(self, data: bytes):
-        self.data = data
+    def number(size: int = 2) -> int:
+        return int.from_bytes(rest.read(size), "big")
 
-    def take(self, size: int) -> bytes:
-        taken, self.data = self.data[:size], self.data[size:]
-        return taken
+    def binary() -> bytes:
+        return rest.read(number())
 
-    def number(self, size: int = 2) -> int:
-        return int.from_bytes(self.take(size), "big")
+    def properties(kind: int) -> dict:
+        read = Properties(kind)
+        rest.seek(read.unpack(body[rest.tell() :])[1], io.SEEK_CUR)
+        return read.json()
 
-    def binary(self) -> bytes:
-        return self.take(self.number())
-
-    def properties(self, kind: int) -> dict:
-        found = Properties(kind)
-        _, size = found.unpack(self.data)
-        self.take(size)
-        names = [found.getNameFromIdent(ident).replace(" ", "") for ident in found.properties]
-        return {name: getattr(found, name) for name in names if hasattr(found, name)}
+    if found.kind == CONNECT:
+        rest.read(7)  # the protocol's name and version
+        flags, found.keepalive, found.will = number(1), number(), None
+        found.clean_start = bool(flags & 2)
+        found.properties, found.client_id = properties(PacketTypes.CONNECT), binary().decode()
+        if flags & 4:
+            properties(PacketTypes.WILLMESSAGE)
+            found.will = binary().decode(), binary(), flags >> 3 & 3, bool(flags & 32)
+    elif found.kind == PUBLISH:
+        found.qos, found.retain, found.dup = head >> 1 & 3, bool(head & 1), bool(head & 8)
+        found.topic, found.id = binary().decode(), number() if found.qos else 0
+        properties(PacketTypes.PUBLISH)
+        found.payload = rest.read()
+    elif found.kind == SUBSCRIBE:
+        found.id, found.topics = number(), []
+        properties(PacketTypes.SUBSCRIBE)
+        while topic := binary():
+            found.topics.append(topic.decode())
+            rest.read(1)
+    elif found.kind == PUBACK:
+        found.id = number()
+    elif found.kind == DISCONNECT:
+        found.reason = number(1)
+    return found
 
 
 def packed(kind: int, properties: dict) -> bytes:
@@ -73,45 +74,7 @@ def packed(kind: int, properties: dict) -> bytes:
 
 def packet(kind: int, body: bytes = b"", flags: int = 0) -> bytes:
     """A whole packet."""
-    size, length = len(body), b""
-    while size > 127:
-        length, size = length + bytes([size % 128 | 128]), size // 128
-    return bytes([kind << 4 | flags]) + length + bytes([size]) + body
-
-
-PING_RESPONSE = packet(PINGRESP)
-PACKETS = {"connect": CONNECT, "subscribe": SUBSCRIBE, "publish": PUBLISH, "ping": PINGREQ}
-
-
-def parse(kind: int, flags: int, body: bytes, size: int) -> Packet:
-    """The fields of a packet that a client sent."""
-    read, result = Reader(body), Packet(kind, size)
-    if kind == CONNECT:
-        read.take(7)  # the protocol's name and version
-        connect_flags, result.keepalive = read.number(1), read.number()
-        result.clean_start = bool(connect_flags & 2)
-        result.properties = read.properties(PacketTypes.CONNECT)
-        result.client_id = read.binary().decode()
-        if connect_flags & 4:
-            result.will = Packet(PUBLISH, 0, qos=connect_flags >> 3 & 3, retain=bool(connect_flags & 32))
-            result.will.properties = read.properties(PacketTypes.WILLMESSAGE)
-            result.will.topic, result.will.payload = read.binary().decode(), read.binary()
-    elif kind == PUBLISH:
-        result.qos, result.retain, result.dup = flags >> 1 & 3, bool(flags & 1), bool(flags & 8)
-        result.topic = read.binary().decode()
-        result.id = read.number() if result.qos else 0
-        result.properties = read.properties(PacketTypes.PUBLISH)
-        result.payload = read.data
-    elif kind == SUBSCRIBE:
-        result.id, result.properties = read.number(), read.properties(PacketTypes.SUBSCRIBE)
-        while read.data:
-            result.topics.append(read.binary().decode())
-            read.take(1)
-    elif kind == PUBACK:
-        result.id, result.reason = read.number(), read.number(1)
-    elif kind == DISCONNECT:
-        result.reason = read.number(1)
-    return result
+    return bytes([kind << 4 | flags]) + VariableByteIntegers.encode(len(body)) + body
 
 
 class Connection:
@@ -146,11 +109,6 @@ class Connection:
         head += struct.pack(">H", self.last_id) if qos else b""
         self.send(packet(PUBLISH, head + packed(PacketTypes.PUBLISH, properties) + payload, qos << 1))
 
-    def disconnect(self, reason: int = 0) -> None:
-        """Send DISCONNECT with a reason, and close."""
-        self.send(packet(DISCONNECT, bytes([reason, 0])))
-        self.close()
-
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
@@ -167,12 +125,11 @@ class Connection:
         self.may_read.wait()
         if not head:
             return None
-        length, shift, size = 0, 0, 1
-        while True:
-            byte = self.exactly(1)[0]
-            length, shift, size = length | (byte & 127) << shift, shift + 7, size + 1
-            if byte < 128:
-                return parse(head[0] >> 4, head[0] & 15, self.exactly(length), size + length)
+        size = self.exactly(1)
+        while size[-1] > 127:
+            size += self.exactly(1)
+        length = VariableByteIntegers.decode(size)[0]
+        return parse(head[0], self.exactly(length), 1 + len(size) + length)
 
     def exactly(self, size: int) -> bytes:
         data = b""
@@ -184,7 +141,7 @@ class Connection:
         return data
 
 
-# Reactions
+# Reactions: functions of the connection and the packet that came
 
 
 def nothing(connection: Connection, packet: Packet) -> None:
@@ -194,6 +151,11 @@ def nothing(connection: Connection, packet: Packet) -> None:
 def hang_up(connection: Connection, packet: Packet) -> None:
     """Close the connection instead of answering."""
     connection.close()
+
+
+def grant(connection: Connection, packet: Packet) -> None:
+    """Grant all that a SUBSCRIBE asks for."""
+    connection.suback(packet.id, [1] * len(packet.topics))
 
 
 def connack(reason: int = 0, **properties) -> Callable:
@@ -206,14 +168,19 @@ def suback(*codes: int) -> Callable:
     return lambda connection, packet: connection.suback(packet.id, list(codes))
 
 
-def puback(reason: int) -> Callable:
-    """Answer PUBLISH with this reason."""
-    return lambda connection, packet: connection.puback(packet.id, reason)
+def puback(reason: int = 0) -> Callable:
+    """Answer PUBLISH with this reason, if it wants an answer."""
+    return lambda connection, packet: packet.qos and connection.puback(packet.id, reason)
 
 
 def sends(data: bytes) -> Callable:
     """Answer with these bytes."""
     return lambda connection, packet: connection.send(data)
+
+
+def disconnect(reason: int) -> Callable:
+    """Answer with DISCONNECT, and close."""
+    return both(sends(packet(DISCONNECT, bytes([reason, 0]))), hang_up)
 
 
 def both(*reactions: Callable) -> Callable:
@@ -233,29 +200,20 @@ def confirm(connection: Connection, packet: Packet) -> None:
     connection.publish(ANSWER, json.dumps(verdict).encode())
 
 
-def take_and_confirm(connection: Connection, packet: Packet) -> None:
-    """Take a question as the broker does, and answer it as the equipment would."""
-    if packet.qos:
-        connection.puback(packet.id)
-    confirm(connection, packet)
+USUAL = {CONNECT: connack(), SUBSCRIBE: grant, PUBLISH: puback(), PINGREQ: sends(packet(PINGRESP))}
+PACKETS = {"connect": CONNECT, "subscribe": SUBSCRIBE, "publish": PUBLISH, "ping": PINGREQ}
+take_and_confirm = both(puback(), confirm)
 
 
 class ScriptedBroker:
     """Answers as a broker should, except where a test gives its own reaction.
 
-    A reaction is a function of connection and packet: `ScriptedBroker(connect=connack(ReceiveMaximum=1))`.
-    One that does nothing leaves the packet without an answer. `accept` is called with the connection before
+    `ScriptedBroker(connect=connack(ReceiveMaximum=1))`. `accept` is called with the connection before
     anything is read. An exception in a reaction fails the test at the end of the `with`.
     """
 
     def __init__(self, port: int = 0, **reactions: Callable):
         self.connections, self.failures, self.threads = [], [], []
-        self.usual = {
-            "connect": connack(),
-            "subscribe": lambda connection, packet: connection.suback(packet.id, [1] * len(packet.topics)),
-            "publish": lambda connection, packet: packet.qos and connection.puback(packet.id),
-            "ping": sends(PING_RESPONSE),
-        }
         self.becomes(**reactions)
         self.listener = socket.create_server(("127.0.0.1", port))
         self.port = self.listener.getsockname()[1]
@@ -264,7 +222,7 @@ class ScriptedBroker:
     def becomes(self, **reactions: Callable) -> None:
         """Behave like this from now on: the present connections are closed, and the next ones meet this."""
         self.accept = reactions.pop("accept", lambda connection: None)
-        self.reactions = {PACKETS[name]: reaction for name, reaction in (self.usual | reactions).items()}
+        self.reactions = USUAL | {PACKETS[name]: reaction for name, reaction in reactions.items()}
         for connection in list(self.connections):  # not those that come now
             connection.close()
 
@@ -299,7 +257,7 @@ class ScriptedBroker:
                 self.accept(connection)
                 while read := connection.read():
                     connection.packets.append(read)
-                    self.reactions.get(read.kind, lambda *_: None)(connection, read)
+                    self.reactions.get(read.kind, nothing)(connection, read)
         except Exception as failure:
             self.failures.append(failure)
         finally:
@@ -307,11 +265,6 @@ class ScriptedBroker:
             connection.socket.close()
 
     def __exit__(self, *_):
-        self.close()
-        if self.failures:
-            raise self.failures[0]
-
-    def close(self) -> None:
         """Close the port and all connections, and wait until they are closed."""
         with contextlib.suppress(OSError):
             self.listener.shutdown(socket.SHUT_RDWR)
@@ -321,3 +274,5 @@ class ScriptedBroker:
             connection.close()
         for thread in self.threads:
             thread.join(10)
+        if self.failures:
+            raise self.failures[0]

@@ -8,7 +8,7 @@ from certificates import make_certificates
 from checks import alive
 from mosquitto import AmendedBroker
 from pair import Pair
-from programs import Broker, Equipment, Service, free_port, wait_until
+from programs import Broker, Equipment, Service, wait_until
 from scripted import ScriptedBroker
 from trial import Trial
 
@@ -101,7 +101,8 @@ def start(tmp_path):
     started = []
 
     def start(port: int, **options) -> Pair:
-        started.append(Pair(tmp_path, port, **options))
+        (folder := tmp_path / f"pair-{len(started)}").mkdir()
+        started.append(Pair(folder, port, **options))
         return started[-1]
 
     yield start
@@ -114,9 +115,8 @@ def scripted(request):
     """A function that starts a scripted broker, which is closed after the test."""
 
     def start(**reactions) -> ScriptedBroker:
-        broker = ScriptedBroker(**{"port": free_port()} | reactions)
-        broker.__enter__()
-        request.addfinalizer(lambda: broker.__exit__())
+        broker = ScriptedBroker(**reactions).__enter__()
+        request.addfinalizer(broker.__exit__)
         return broker
 
     return start

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import shutil
 import socket
 import struct
 import threading
@@ -11,21 +10,23 @@ import warnings
 
 import pytest
 
-from brokers import NOT_MQTT, SAYS, STRANGE, WORKS
+from brokers import SAYS, STRANGE, WORKS
 from mqtt_listener import SUBSCRIPTIONS, UNACKNOWLEDGED
 from pair import Pair
 from programs import wait_until
 from scripted import (
     ANSWER,
+    CONNACK,
     CONNECT,
     DISCONNECT,
     PINGREQ,
+    PINGRESP,
     PUBACK,
     PUBLISH,
     QUESTION,
     STATUS,
+    SUBACK,
     SUBSCRIBE,
-    Connection,
     ScriptedBroker,
     both,
     connack,
@@ -79,14 +80,33 @@ def verdict(key) -> bytes:
 # What it says
 
 
-@pytest.mark.parametrize("name", [name for name, each in SAYS.items() if each.service])
-def test_it_says_what_the_broker_does_and_settles_everything_with_the_next_one(pair, broker, meets, name):
-    broker.becomes(**SAYS[name].reactions)
-    key = pair.create()
-    pair.says(SAYS[name].service)
-    meets()
-    pair.settled(key)
-    pair.ready()
+def test_it_says_what_each_broker_does_and_settles_everything_once_it_behaves(start, scripted):
+    """All of them at once, because some take ten seconds."""
+    met = {}
+    for name, (reactions, words, _) in SAYS.items():
+        broker = scripted(**{"publish": take_and_confirm} | reactions)
+        pair = start(broker.port, patient=False)
+        met[name] = broker, pair, pair.create(), words
+    for _, pair, _, words in met.values():
+        pair.says(words)
+    for broker, *_ in met.values():
+        broker.becomes(publish=take_and_confirm)
+    for _, pair, key, _ in met.values():
+        pair.settled(key)
+        pair.ready()
+
+
+# What else could be at this address; each closes the connection afterwards.
+NOT_MQTT = {
+    "SMTP": b"220 mail.example ESMTP\r\n",
+    "an alert of TLS": b"\x15\x03\x01\x00\x02\x02\x28",
+    "half a head": packet(CONNACK)[:1],
+    "half a packet": packet(CONNACK, b"\0\0\0")[:-1],
+    "an unknown property": packet(CONNACK, b"\0\0\2\x7f\1"),
+    "Receive Maximum 0": packet(CONNACK, b"\0\0\3\x21\0\0"),
+    "a property twice": packet(CONNACK, b"\0\0\6\x21\0\1\x21\0\1"),
+    "its own packet": packet(CONNECT, b"\0\4MQTT\5\2\0\5\0\0\0"),
+}
 
 
 def test_what_is_not_mqtt_5_is_told_apart(pair, broker):
@@ -102,35 +122,19 @@ def test_a_sentence_of_an_earlier_connection_does_not_stay(pair, broker):
     wait_until(lambda: "has not answered SUBSCRIBE" in pair.listener.problem, "it is about the second")
 
 
-def test_a_disconnect_counts_though_the_broker_does_not_close(pair, broker):
-    broker.newest.send(packet(DISCONNECT, b"\x8b"))
-    pair.says("was lost: Server shutting down")
-    pair.ready()
-    pair.settled(pair.create())
-
-
 def test_a_broker_that_closes_after_connack_meets_no_busy_loop(start, scripted):
     broker = scripted(connect=both(connack(), hang_up))
     start(broker.port)
     broker.connection()
     began = time.monotonic()
-    broker.connection(5)
-    assert time.monotonic() - began > 3.5
+    broker.connection(3)
+    assert time.monotonic() - began > 1.75
 
 
-def test_a_host_without_an_address_is_said(start):
-    pair = start(1, mqtt_host="no-such-host.invalid")
-    pair.says("cannot be reached")
-    assert pair.listener.alive
-
-
-def test_tls_waits_for_its_file_and_meets_something_that_never_speaks(start, certificates, tmp_path):
-    authority = tmp_path / "ca.pem"
+def test_something_that_never_speaks_tls_is_given_up(start, certificates):
     with socket.create_server(("127.0.0.1", 0)) as silent, warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # paho leaves its socket to the garbage collector
-        pair = start(silent.getsockname()[1], mqtt_ca_file=str(authority))
-        pair.says(f"MQTT_CA_FILE={authority} cannot be read: No such file or directory")
-        shutil.copy(certificates / "ours.pem", authority)
+        pair = start(silent.getsockname()[1], mqtt_ca_file=str(certificates / "ours.pem"))
         pair.says("cannot be reached", "timed out")
         assert pair.listener.alive
         pair.stop()
@@ -144,7 +148,7 @@ def test_tls_waits_for_its_file_and_meets_something_that_never_speaks(start, cer
 def test_a_broker_that_works_in_another_way_settles_everything(meets, broker, name):
     pair = meets(**WORKS[name])
     connection = broker.newest
-    for key in [pair.create() for _ in range(30)]:
+    for key in [pair.create() for _ in range(10)]:
         pair.settled(key)
     assert broker.newest is connection
     questions = connection.published(QUESTION)
@@ -172,7 +176,7 @@ class Counting:
                 take_and_confirm(connection, question)
 
 
-@pytest.mark.parametrize("limit", [1, 10, 65535])
+@pytest.mark.parametrize("limit", [1, 65535])
 def test_receive_maximum_is_kept_and_all_of_400_settle(meets, broker, limit):
     counting = Counting(min(limit, 20))
     pair = meets(connect=connack(ReceiveMaximum=limit), publish=counting)
@@ -192,13 +196,16 @@ def test_it_starts_a_clean_session_each_time_and_bounds_what_it_has_not_acknowle
         assert connect.properties == {"ReceiveMaximum": UNACKNOWLEDGED}
 
 
-@pytest.mark.parametrize("seconds", [0, 1, 65535])
-def test_a_server_keep_alive_is_a_limit_and_lasts_for_its_connection(meets, broker, seconds):
+def test_a_server_keep_alive_is_a_limit_and_lasts_for_its_connection(start, scripted):
     """With 0 or an hour, a frozen broker would not be noticed."""
-    meets(connect=in_turn(connack(ServerKeepAlive=seconds), connack()))
-    wait_until(lambda: broker.newest.received(PINGREQ), "it pings")
-    meets()
-    assert broker.newest.received(CONNECT)[0].keepalive == 5
+    brokers = [scripted(connect=in_turn(connack(ServerKeepAlive=limit), connack())) for limit in (0, 65535)]
+    for broker in brokers:
+        start(broker.port, patient=False)
+    for broker in brokers:
+        wait_until(lambda one=broker: one.newest.received(PINGREQ), "it pings")
+        broker.newest.close()
+        wait_until(lambda one=broker: one.connection(2).received(CONNECT), "it connects again")
+        assert broker.newest.received(CONNECT)[0].keepalive == 5
 
 
 # What a broker may deliver
@@ -213,68 +220,54 @@ def message(topic: bytes, payload: bytes = b"", flags: int = 2, properties: byte
 ONLINE, VERDICT = STATUS.encode() + b"x", ANSWER.encode()
 TOLERATED = {
     "an unknown topic": message(b"EQUIPMENT/OTHER", b"x"),
-    "a topic below the one of the verdicts": message(VERDICT + b"/more", b"{}"),
     "our own topic": message(QUESTION.encode(), b"{}"),
-    "$SYS": message(b"$SYS/broker/uptime", b"1"),
     "no topic, but an alias": message(b"", b"x", properties=b"\3\x23\0\1"),
-    "no topic": message(b"", b"x"),
-    "QoS 0": message(ONLINE, b"online", flags=0),
-    "QoS 2": message(ONLINE, b"online", flags=4) + packet(6, b"\0\x4d", 2),
     "QoS 2 without its PUBREL": message(ONLINE, b"online", flags=4),
     "a PUBREL for nothing": packet(6, b"\0\x09", 2),
     "DUP and RETAIN": message(ONLINE, b"offline", flags=11),
-    "an empty status": message(ONLINE),
-    "a status without a name": message(STATUS.encode(), b"online"),
     "a status that is not ASCII": message(ONLINE, b"\xff"),
-    "user properties repeated": message(ONLINE, b"online", properties=b"\x0e\x26\0\1a\0\1b\x26\0\1a\0\1b"),
     "a deep verdict": message(VERDICT, b"[" * 100_000),
     "a topic of 65,535 bytes": message(b"x" * 65535, b"x"),
-    "an UNSUBACK": packet(11, b"\0\1\0\0"),
-    "a PINGRESP for nothing": packet(13),
-    "a PINGREQ": packet(12),
+    "SUBACK again": packet(SUBACK, b"\0\1\0\1\1"),
+    "a PINGRESP for nothing": packet(PINGRESP),
     # We skip the properties of a PUBLISH, so mistakes in them do not matter.
-    "an unknown property": message(VERDICT, b"{}", properties=b"\2\x7f\1"),
     "a property twice": message(VERDICT, b"{}", properties=b"\4\1\1\1\1"),
-    "a property of another packet": message(VERDICT, b"{}", properties=b"\3\x21\0\1"),
     "properties longer than the packet": message(VERDICT, properties=b"\x7f"),
 }
 BROKEN = {
+    "DISCONNECT, and stays": packet(DISCONNECT, b"\x8b"),
     "a topic that is not UTF-8": message(b"EQUIPMENT/\xff", b"x"),
     "QoS 3": message(VERDICT, b"{}", flags=6),
-    "no properties": packet(PUBLISH, b"\0\1x\0\1", 2),
-    "a topic that is cut off": packet(PUBLISH, b"\0\x20x", 2),
     "an empty PUBLISH": packet(PUBLISH),
     "a length of five bytes": b"\x30\xff\xff\xff\xff\x01",
     "an empty PUBACK": packet(PUBACK),
-    "a short SUBACK": packet(9, b"\0"),
-    "a PINGRESP with a body": packet(13, b"x"),
-    "packet type 0": packet(0, b"x"),
+    "a short SUBACK": packet(SUBACK, b"\0"),
     "AUTH": packet(15, b"\x18\0"),
-    "a second CONNACK that refuses": packet(2, b"\0\x87\0"),
-    "a third kind of DISCONNECT": packet(14, b"\x42"),
-    "HTTP": b"HTTP/1.1 400 Bad Request\r\n\r\n" + b"x" * 200,
-    "half a packet that never ends": message(VERDICT, b"{}")[:-1],
+    "a second CONNACK that refuses": packet(CONNACK, b"\0\x87\0"),
 }
 
 
 def test_what_a_broker_should_not_send_changes_nothing(pair, broker):
-    connection = broker.newest
+    connection, session = broker.newest, pair.listener.session
     for what, data in TOLERATED.items():
         connection.send(data * 3)
         pair.settled(pair.create())
-        assert broker.newest is connection, what
+        assert (broker.newest, pair.listener.session) == (connection, session), what
 
 
-@pytest.mark.parametrize("what", BROKEN)
-def test_a_broken_packet_costs_one_reconnect(meets, broker, what):
-    pair = meets(publish=in_turn(nothing, take_and_confirm))
-    connection, key = broker.newest, pair.create()
-    wait_until(lambda: connection.published(QUESTION), "it is asked")
-    connection.send(BROKEN[what])
-    pair.says(f"127.0.0.1:{broker.port}")
-    pair.settled(key)
-    assert pair.listener.alive
-    assert broker.newest is broker.connections[broker.connections.index(connection) + 1]
+def test_a_broken_packet_costs_one_reconnect(meets, broker):
+    pair = meets(publish=nothing)
+    keys = []
+    for what, data in BROKEN.items():
+        connection, session = broker.newest, pair.listener.session
+        keys.append(pair.create())
+        wait_until(lambda one=connection: one.published(QUESTION), "it is asked")
+        connection.send(data)
+        wait_until(lambda before=session: pair.listener.session > before, what)
+        assert broker.newest is broker.connections[broker.connections.index(connection) + 1]
+    meets()
+    for key in keys:
+        pair.settled(key)
 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
@@ -289,27 +282,6 @@ def test_a_verdict_may_come_with_any_qos_and_as_often_as_it_likes(meets, broker,
     kind = {1: PUBACK, 2: 7}.get(qos)  # PUBCOMP
     wait_until(lambda: not kind or len(connection.received(kind)) == 100, "all are acknowledged")
     wait_until(lambda: pair.ledger.counts["duplicate"] == before + 99, "they are counted")
-
-
-def test_a_status_before_suback_is_noted(meets):
-    """A broker may deliver before SUBACK (MQTT 5, section 3.8.4)."""
-
-    def early(connection: Connection, packet) -> None:
-        connection.publish(STATUS + "validator", b"online")
-        connection.suback(packet.id, [1, 1])
-
-    pair = meets(subscribe=early)
-    pair.settled(pair.create())
-    assert pair.listener.equipment == {"validator": "online"}
-
-
-def test_equipment_is_forgotten_while_the_broker_refuses(meets, broker):
-    pair = meets()
-    broker.newest.publish(STATUS + "validator", b"online")
-    wait_until(lambda: pair.listener.equipment, "it is online")
-    broker.becomes(connect=connack(0x88))
-    pair.says("refuses the connection")
-    assert pair.listener.equipment == {}
 
 
 def test_verdicts_that_are_acknowledged_after_a_reconnect_go_nowhere(meets, broker, monkeypatch):

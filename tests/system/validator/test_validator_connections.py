@@ -14,7 +14,6 @@ from scripted import Connection
 from witness import (
     Witness,
     a_newcomer_sees,
-    both_builds,
     connections,
     ids,
     lines,
@@ -25,7 +24,6 @@ from witness import (
 )
 
 
-@both_builds
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_takes_its_leave(run, broker, witness, number):
     validator = run(broker, online=True)
@@ -54,18 +52,13 @@ def full_backlog():
         yield silent.getsockname()[1]
 
 
-def test_it_stops_while_a_connection_is_being_made(run, tmp_path):
-    with full_backlog() as port:
-        validator = run(Broker(tmp_path, port=port))
-        wait_until(lambda: connections(validator, "02"), "it is connecting")
-        assert stops_at_once(validator)
-
-
 @plain_build
-def test_a_connection_that_cannot_be_made_is_given_up(run, tmp_path):
+def test_a_connection_that_cannot_be_made_is_given_up_and_holds_up_no_stop(run, tmp_path):
     with full_backlog() as port:
         validator = run(Broker(tmp_path, port=port))
         wait_until(lambda: "the broker cannot be reached: no answer" in validator.said(), "it gives up")
+        wait_until(lambda: connections(validator, "02"), "it is connecting again")
+        assert stops_at_once(validator)
 
 
 def test_it_stops_though_the_broker_is_frozen(run, broker, witness):
@@ -104,29 +97,8 @@ def test_it_may_start_before_the_broker(run, tmp_path, programs):
         assert len(witness.verdicts(ids(10))) == 10
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_it_outlives_the_broker(run, broker, witness, number):
-    run(broker, online=True)
-    witness.sees("online")
-    witness.messages.clear()
-    broker.stop(number)
-    broker.start()
-    witness.sees("online")
-    assert len(witness.verdicts(ids(10))) == 10
-
-
-@plain_build
-def test_a_broker_that_freezes_is_left_and_found_again(run, broker, witness):
-    validator = run(broker, online=True)
-    broker.process.send_signal(signal.SIGSTOP)
-    wait_until(lambda: "the broker does not answer" in validator.said(), "it has noticed")
-    broker.process.send_signal(signal.SIGCONT)
-    wait_until(lambda: validator.said().count("is online") == 2, "it is online again")
-    wait_until(lambda: len(witness.verdicts(ids(10))) == 10, "it answers")
-
-
 def test_answers_that_wait_outlive_the_broker(run, broker, witness):
-    validator = run(broker, online=True, VALIDATOR_DELAY_MS="4000", VALIDATOR_VERBOSE="1")
+    validator = run(broker, online=True, VALIDATOR_DELAY_MS="3000", VALIDATOR_VERBOSE="1")
     for transaction in ids(30):
         witness.ask(transaction)
     wait_until(lambda: len(validator.output.read_text().splitlines()) == 30, "30 questions are received")
@@ -150,7 +122,7 @@ def test_a_wrong_password_is_told_once_and_tried_again(run, broker, programs, tm
     validator = run(broker, VALIDATOR_PASSWORD="not-yet")
     wait_until(lambda: "Not authorized" in validator.said(), "it is refused")
     first = waits(validator)
-    wait_until(lambda: waits(validator) >= first + 12, "it has tried again and again")
+    wait_until(lambda: waits(validator) >= first + 5, "it has tried again and again")
     assert validator.said().count("Not authorized") == 1
     broker.stop()
     programs.append(Broker(tmp_path, port=broker.port, VALIDATOR_PASSWORD="not-yet").start())
@@ -194,21 +166,21 @@ def test_a_reset_during_the_handshake_is_noticed(run, scripted, certificates):
 
 
 @plain_build
-@pytest.mark.parametrize("there_is", ["a broker", "no broker", "no broker with TLS"])
+@pytest.mark.parametrize("there_is", ["a broker", "no broker with TLS"])
 def test_idle_it_does_nothing(run, broker, certificates, there_is):
     if there_is != "a broker":
         broker.stop()
     tls = {"MQTT_CA_FILE": f"{certificates}/ours.pem"} if "TLS" in there_is else {}
     validator = run(broker, online=there_is == "a broker", **tls)
     first_wait, first_tick = waits(validator), ticks(validator)
-    wait_until(lambda: waits(validator) >= first_wait + 8, "it has slept eight times")
-    assert ticks(validator) - first_tick <= 5
+    wait_until(lambda: waits(validator) >= first_wait + 4, "it has slept four times")
+    assert ticks(validator) - first_tick <= 3
 
 
 @plain_build
 def test_it_needs_less_than_6_mb(run, broker, witness):
     validator = run(broker, online=True)
-    for turn in range(3):
+    for turn in range(2):
         assert len(witness.verdicts(ids(1000, seed=turn))) == 1000
     status = Path(f"/proc/{validator.pid}/status").read_text()
     assert int(status.split("VmHWM:")[1].split()[0]) < 6 * 1024

@@ -9,16 +9,13 @@ from programs import Broker, wait_until
 from witness import a_newcomer_sees, both_builds
 
 BAD = {
-    "MQTT_PORT": ("0", "65536", "-1", "+1", "1883x", " 1883", "0x75", "mqtt", "1" * 30),
-    "VALIDATOR_CONFIRM_RATE": (
-        *("0.6x", "nan", "inf", "-1", "-0", "2", "1.01", "60%", "0,6"),
-        *(".", " 0.6", "0.6 ", "1e-1", "0x1p-1", "0.6.1"),
-    ),
-    "VALIDATOR_SEED": ("-1", "1.5", "seed", "18446744073709551616", " 1", "1 "),
-    "VALIDATOR_DELAY_MS": ("-1", "1s", "3600001", "0.5"),
-    "VALIDATOR_VERBOSE": ("2", "yes", "true", "-1"),
-    "VALIDATOR_ID": ("a" * 65, "a/b", "+", "#", "a b", "é", "a\n", "a.b"),
-    "MQTT_HOST": ("mqtt://127.0.0.1", "[::1]", "127.0.0.1:1883", "a b", "a/b"),
+    "MQTT_PORT": ("0", "65536", "+1", "1883x", " 1883", "1" * 30),
+    "VALIDATOR_CONFIRM_RATE": ("0.6x", "nan", "-0", "1.01", "0,6", ".", "0x1p-1"),
+    "VALIDATOR_SEED": ("-1", "1.5", "18446744073709551616", "1 "),
+    "VALIDATOR_DELAY_MS": ("-1", "1s", "3600001"),
+    "VALIDATOR_VERBOSE": ("2", "yes"),
+    "VALIDATOR_ID": ("a" * 65, "a/b", "+", "a b", "é", "a.b"),
+    "MQTT_HOST": ("mqtt://127.0.0.1", "[::1]", "127.0.0.1:1883"),
     "VALIDATOR_USERNAME": ("x" * 65536,),
     "VALIDATOR_PASSWORD": ("x" * 65536,),
 }
@@ -33,9 +30,8 @@ def test_a_bad_value_stops_it_with_a_sentence(run, tmp_path, variable):
         assert validator.said().count("\n") == 1
 
 
-@pytest.mark.parametrize("value", ["/nowhere/ca.pem", "validator/nothing"])
-def test_a_ca_file_that_does_not_come_stops_it(run, tmp_path, value):
-    validator = run(Broker(tmp_path), ends=2, MQTT_CA_FILE=value)
+def test_a_ca_file_that_does_not_come_stops_it(run, tmp_path):
+    validator = run(Broker(tmp_path), ends=2, MQTT_CA_FILE="/nowhere/ca.pem")
     wait_until(lambda: "trying again: MQTT_CA_FILE must " in validator.said(), "it says so")
     assert validator.process.wait(30) == 2
     assert "Z validator: MQTT_CA_FILE must " in validator.said()
