@@ -2,7 +2,7 @@
 
 import pytest
 
-from calls import assert_problem, at_once, new_station, new_transaction, send
+from calls import assert_problem, new_station, new_transaction, send
 
 PATH, OTHER = "/stations/1", {"description": "other"}
 CHANGES = [("PUT", OTHER), ("PATCH", OTHER), ("PATCH", {}), ("DELETE", None)]
@@ -56,13 +56,9 @@ def test_a_change_is_made_if_its_tag_is_that_of_the_station(api, tag, method, bo
         answer = send(api, method, PATH, body, If_Match=tags)
         assert_problem(answer, 422, "Invalid value", "headers.If-Match", "in quotes")
     assert api.get(PATH).json["description"] == "theirs"
-    assert send(api, method, PATH, body, If_Match=now).status_int in (200, 204)
-
-
-def test_any_spelling_of_the_right_tag_will_do(api, tag):
-    for tags in (*SAME, " * "):
+    for tags in (*SAME, " * ") if method == "PUT" else ["{}"]:
         now = api.get(PATH).headers["ETag"]
-        assert send(api, "PUT", PATH, OTHER, If_Match=tags.format(now)).status_int == 200
+        assert send(api, method, PATH, body, If_Match=tags.format(now)).status_int in (200, 204)
 
 
 def test_what_would_be_refused_anyway_is_refused_for_that_reason(api, tag):
@@ -73,11 +69,3 @@ def test_what_would_be_refused_anyway_is_refused_for_that_reason(api, tag):
     new_transaction(api)
     assert send(api, "DELETE", PATH, If_Match='"x"').status_int == 409
     assert send(api, "PUT", PATH, {}, If_Match='"x"').status_int == 422
-
-
-def test_of_sixteen_people_who_change_the_same_station_one_succeeds(api, tag):
-    bodies = [{"description": str(number)} for number in range(16)]
-    answers = at_once(16, lambda: send(api, "PUT", PATH, bodies.pop(), If_Match=tag))
-    assert sorted(answer.status_int for answer in answers) == [200] + [412] * 15
-    (changed,) = [answer for answer in answers if answer.status_int == 200]
-    assert api.get(PATH).json == changed.json
