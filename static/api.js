@@ -1,11 +1,11 @@
 // The API for the page: requests, the stream of events, and how both can fail.
 
-const TOKEN = "API_TOKEN"; // in sessionStorage: kept for this tab, forgotten with it
-const SLOW = 4000; // ms without an answer, after which the page says so
-const BEGIN = 10_000; // ms in which a stream begins
-const PATIENCE = 60_000; // ms without an answer or a sign of life, after which a request is given up
+const TOKEN = "API_TOKEN"; // in sessionStorage, so the tab keeps it until it closes
+const SLOW = 4000; // ms without an answer until the page reports it
+const BEGIN = 10_000; // ms that a stream may take to begin
+const PATIENCE = 60_000; // ms without an answer or a sign of life until we give up on a request
 
-/** The service refused a request: `problem` is its answer (RFC 9457). Without a `problem` there was no answer,
+/** The service refused a request; `problem` is its answer (RFC 9457). Without a `problem` there was no answer,
  * so we don't know whether the request was carried out. */
 export class Failure extends Error {
   constructor(message, problem = null, retryAfter = 0) {
@@ -19,17 +19,17 @@ export const hasToken = () => token() !== null;
 export const keepToken = (text) => sessionStorage.setItem(TOKEN, text);
 export const forgetToken = () => sessionStorage.removeItem(TOKEN);
 
-/** The token as a header carries it: one character for each byte of its UTF-8. */
+/** The token for a header: one character per UTF-8 byte. */
 const bearer = () => `Bearer ${String.fromCharCode(...new TextEncoder().encode(token()))}`;
 
-/** The service's time of day in ms. The clock of this machine may be wrong. */
+/** The service's time in ms. This machine's clock may be wrong. */
 export const now = () => Date.now() + ahead;
 let ahead = 0;
 
-/** What the page hears of every request: `slow()`, `answered()`, `unauthorized()`, `away(message)`. */
+/** The page's callbacks for every request: `slow()`, `answered()`, `unauthorized()`, `away(message)`. */
 export const listener = {};
 
-/** Throw a Failure for a response that is an error. */
+/** Throw a Failure if the response is an error. */
 async function check(response) {
   if (Math.abs(Date.parse(response.headers.get("Date")) - now()) > 2000) {
     ahead = Date.parse(response.headers.get("Date")) - Date.now();
@@ -40,7 +40,7 @@ async function check(response) {
   throw new Failure(problem.detail, problem, Number(response.headers.get("Retry-After")));
 }
 
-/** Read a response with `read` unless it is an error; the listener learns whether the service answers. */
+/** Read a response with `read` unless it's an error. The listener learns whether the service answers. */
 async function reach(path, { method = "GET", body, headers = {}, signal }, read) {
   const used = token();
   if (hasToken()) headers = { ...headers, Authorization: bearer() };
@@ -56,7 +56,7 @@ async function reach(path, { method = "GET", body, headers = {}, signal }, read)
   } catch (error) {
     if (error instanceof Failure) {
       listener.answered();
-      // Not if another token was entered while this answer was on its way.
+      // Ignore it if the user has entered another token since.
       if (error.problem.status === 401 && used === token()) listener.unauthorized();
       throw error;
     }
@@ -75,11 +75,11 @@ export function call(path, options = {}) {
   return reach(path, { ...options, signal: AbortSignal.timeout(PATIENCE) }, read);
 }
 
-/** An Idempotency-Key; `crypto.randomUUID` exists on localhost and over TLS only. */
+/** An Idempotency-Key. `crypto.randomUUID` only exists on localhost and over TLS. */
 export const newKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 
-/** Follow `/events` after `place.id`, and hand each event to `hear`. Throws a Failure; returns if `stop` was
- * aborted, or if events may be missing, so that the next stream begins anew. */
+/** Follow `/events` after `place.id`, and hand each event to `hear`. Throws a Failure. Returns if `stop` was
+ * aborted, or if events may be missing, so that the next stream starts over. */
 export async function follow({ place, stop, hear }) {
   const silence = new AbortController();
   const signal = AbortSignal.any([stop, silence.signal]);
@@ -92,7 +92,7 @@ export async function follow({ place, stop, hear }) {
     for (let chunk = await reader.read(); !chunk.done; chunk = await reader.read()) {
       clearTimeout(timer);
       timer = setTimeout(() => silence.abort(), PATIENCE);
-      const blocks = (rest + chunk.value).split("\n\n"); // HTML, section 9.2.6, as far as it is used
+      const blocks = (rest + chunk.value).split("\n\n"); // HTML, section 9.2.6, as far as we use it
       rest = blocks.pop();
       for (const block of blocks) {
         const event = Object.fromEntries(block.split("\n").map((line) => line.split(/: (.*)/)));
@@ -106,7 +106,7 @@ export async function follow({ place, stop, hear }) {
     throw new TypeError("It ended.");
   } catch (error) {
     if (stop.aborted) return;
-    throw error.problem ? error : new Failure("The stream of events broke off.");
+    throw error.problem ? error : new Failure("The event stream broke off.");
   } finally {
     silence.abort();
     clearTimeout(timer);

@@ -8,11 +8,11 @@ const STATUSES = ["COMPLETED", "ERROR", "EXPIRED", "PENDING"];
 const BAR = 20_000; // ms
 const BARS = 30;
 const DAY = 86_400_000; // ms
-const PERIOD = 5500; // ms; the service counts at most once in 5 s
+const PERIOD = 5500; // ms; the service counts at most once every 5 s
 
 const iso = (ms) => new Date(ms).toISOString();
 
-/** When the bars begin; the last one is filled now. */
+/** When the first bar begins. The last one is still filling. */
 const start = () => (Math.floor(now() / BAR) + 1 - BARS) * BAR;
 
 async function counts(from, step, steps) {
@@ -20,7 +20,7 @@ async function counts(from, step, steps) {
   return (await call(`/transactions/counts?${new URLSearchParams(query)}`)).items;
 }
 
-/** Ask for the bars, and for today and the day before: what is PENDING may come from yesterday. */
+/** Load the bars, and the counts for today and yesterday: PENDING transactions may be from yesterday. */
 export async function load() {
   const midnight = new Date(now()).setHours(0, 0, 0, 0);
   const asked = [counts(start(), BAR, BARS), counts(midnight - DAY, DAY, 3)]; // a day may have 25 hours
@@ -30,7 +30,7 @@ export async function load() {
 
 let timer = null;
 
-/** Something changed: ask for the counts now, and again once the service counts anew. */
+/** Reload the counts after a change: now, and again once the service recounts. */
 export function recount() {
   if (!timer) ask("counts");
   timer ??= setTimeout(() => ((timer = null), ask("counts")), PERIOD);
@@ -48,7 +48,7 @@ function barsOf({ counts: known }) {
   });
 }
 
-/** Bars go up from the line for what is fine or may still be, and down for what is not. */
+/** COMPLETED and PENDING go up from the line, ERROR and EXPIRED down. */
 function drawBars(bars, chosen) {
   const up = Math.max(1, ...bars.map((one) => one.COMPLETED + one.PENDING));
   const down = Math.max(0, ...bars.map((one) => one.ERROR + one.EXPIRED));

@@ -1,4 +1,4 @@
-// The page: it follows the service's events and shows what changed. Without events it asks, and says so.
+// The page: it follows the service's events and shows the changes. Without events it polls, and says so.
 
 import { Failure, call, follow, forgetToken, hasToken, keepToken, listener } from "./api.js";
 import * as chart from "./chart.js";
@@ -7,22 +7,22 @@ import * as stations from "./stations.js";
 import * as transactions from "./transactions.js";
 import { clock, noticesOf, partsOf } from "./words.js";
 
-const PAUSE = 2000; // ms between two questions while there are no events
-const STATIONS = 30_000; // ms between two looks at the stations, whose changes are no events
-const FRESH = 60_000; // ms; a stream that broke off less long ago is resumed
+const PAUSE = 2000; // ms between polls while there are no events
+const STATIONS = 30_000; // ms between polls for stations, because their changes aren't events
+const FRESH = 60_000; // ms in which we resume a stream that broke off
 const ICON = '<path d="M16 2 31 30H1z" fill="firebrick"/><path d="M14 11h4v10h-4zm0 13h4v4h-4z" fill="white"/>';
 const TROUBLE = `data:image/svg+xml,<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">${ICON}</svg>`;
 
 // A browser opens six connections to a host, so one window follows for all. Over plain HTTP there are no
-// locks but on localhost; then each window follows while it is seen.
+// locks except on localhost; then each window follows while it's visible.
 const others = navigator.locks && new BroadcastChannel("events");
 
-/** Whether the page asks for its contents, and whether it follows. (A hidden one does, for its title.) */
+/** Whether the page loads its contents, and whether it follows. (A hidden one follows, for its title.) */
 const asks = () => !state.paused && !state.token && !document.hidden;
 const follows = () => !state.paused && !state.token && !(document.hidden && !others);
 const live = () => state.updates === "live";
 
-// How the service is
+// The service's state
 
 listener.slow = () => change({ slow: true });
 listener.answered = () => {
@@ -35,10 +35,10 @@ listener.away = (away) => {
   if (live()) setTimeout(ask, PAUSE, "readiness");
 };
 
-/** A part of the service and how it is; if it is not well, also since when. */
+/** A component and its state; if something is wrong, also since when. */
 function item({ id, word, look, each }) {
   const before = state.since[id];
-  // If it was like this when the page was opened, we only know that it began earlier.
+  // If it was like this when the page opened, we only know that it began earlier.
   const text = ` since ${before?.look ? "" : "before "}${clock(Date.now())}`;
   if (before?.word !== word) state.since[id] = { word, look, text };
   const line = [`${id} `, sign(look, word), ["bad", "odd"].includes(look) && state.since[id].text];
@@ -65,7 +65,7 @@ parts.push((state) => {
   }
 });
 
-/** Show what is wrong, and let screen readers read it out once. */
+/** Show the problems, and let screen readers read each out once. */
 parts.push((state) => {
   const notices = noticesOf(state);
   const before = state.announced;
@@ -102,9 +102,9 @@ $("forget").onclick = () => {
   location.reload();
 };
 
-// Ask
+// Load
 
-/** The members of `/readyz`, whether it says 200 or 503. */
+/** The body of `/readyz`, with 200 or 503. */
 async function readiness() {
   const body = (error) => (error.problem?.broker ? error.problem : Promise.reject(error));
   change({ ready: await call("/readyz").catch(body) });
@@ -115,7 +115,7 @@ const loaders = {
   stations: stations.load, latest: stations.loadLatest, unanswered: stations.resolve,
 };
 
-/** Ask for something. If that fails, say why, and try again if that may help. */
+/** Load a part of the page. If that fails, show why, and try again if that may help. */
 async function load(name) {
   state.asking += 1;
   try {
@@ -144,13 +144,13 @@ const place = { id: "" }; // in the stream
 let aliveAt = 0; // when the stream gave a sign of life
 let leads = false; // this window follows for all
 
-/** Take an event of the stream, from this window or from the one that follows. */
+/** Handle an event, whether this window follows or another one passed it on. */
 function hear({ event, id, data }) {
   if (!follows()) return;
   if (event === "broken") return change({ updates: `every ${PAUSE / 1000} s`, broken: data });
   aliveAt = Date.now();
   listener.answered();
-  if (id && id !== place.id && (event === "begin" || !live())) ask(); // what came before may be missing
+  if (id && id !== place.id && (event === "begin" || !live())) ask(); // earlier events may be missing
   place.id = id ?? place.id;
   if (!live()) change({ updates: "live", broken: "" });
   if (event === "ready") change({ ready: JSON.parse(data) });
@@ -169,12 +169,12 @@ others?.addEventListener("message", ({ data }) => {
   else if (leads && live()) others.postMessage({ event: "heartbeat", id: place.id });
 });
 
-/** Follow until another window does. A stream that worked may end, for example when the service restarts. */
+/** Follow for all windows until `stop`. A stream that worked may end, for example when the service restarts. */
 async function lead(stop) {
   leads = true;
   while (!stop.aborted) {
     const began = Date.now();
-    if (began - aliveAt > FRESH) place.id = ""; // a new start is better than all that was missed
+    if (began - aliveAt > FRESH) place.id = ""; // starting over is quicker than catching up
     try {
       await follow({ place, stop, hear: tell });
     } catch (error) {
@@ -203,13 +203,13 @@ async function followAlways() {
   }
 }
 
-/** The page stood still, so it may be out of date. */
+/** The page wasn't updating, so it may be out of date. */
 function resume() {
   ask();
   reconsider();
 }
 
-// What the user does
+// User actions
 
 $("pause").onclick = () => {
   change({ paused: !state.paused, moved: 0 });

@@ -1,10 +1,10 @@
-// Everything the page knows, in one object, and how the page is drawn from it.
+// Everything the page knows, in one object, and the functions that draw the page from it.
 
 import { Failure } from "./api.js";
 
 export const FILTERS = ["station_id", "status", "created_from", "created_to"];
 
-/** Everything the page asks for, with the URL's parameters that matter for it. */
+/** Everything the page loads, with the URL parameters it depends on. */
 const DEPENDS = {
   readiness: [], counts: [], latest: [], unanswered: [],
   stations: ["q", "stations_after"],
@@ -15,36 +15,36 @@ const parameters = () => Object.fromEntries(new URLSearchParams(location.search)
 
 export const state = {
   view: parameters(), // the URL's parameters, named as in the API where it has them
-  ask: new Set(Object.keys(DEPENDS)), // what has to be asked for
-  asking: 0, // requests for it that are on their way
-  refused: {}, // by what was asked for: why we did not get it
-  token: "", // why the token is asked for
+  ask: new Set(Object.keys(DEPENDS)), // parts to load
+  asking: 0, // requests for them on their way
+  refused: {}, // by part: why we didn't get it
+  token: "", // why we need the token
   paused: false,
-  away: "", // why the service does not answer
-  seen: new Date(), // when it answered last
-  slow: false, // an answer takes long
+  away: "", // why the service doesn't answer
+  seen: new Date(), // its last answer
+  slow: false, // an answer is taking long
   ready: null, // the body of /readyz
-  updates: "starting", // how changes come
-  broken: "", // why they do not come as events
-  since: {}, // by part of the service: how it is, and since when
-  busy: new Set(), // the forms and rows that wait for an answer
+  updates: "starting", // how we get changes
+  broken: "", // why we don't get them as events
+  since: {}, // by component: its state, and since when
+  busy: new Set(), // forms and rows that wait for an answer
   wrong: {}, // by form or row: why the last try failed
-  news: [], // what screen readers read out
-  announced: [], // the notices that they have read out
+  news: [], // for screen readers to read out
+  announced: [], // notices that they have read out
   stations: null, // the answer, and its URL
-  editing: {}, // by station: its tag and description when its form was opened
-  keys: {}, // by station: the Idempotency-Key of a start whose outcome is unknown
-  met: new Set(), // stations that transactions named, so each is looked for once
+  editing: {}, // by station with an open form: its description then, and as last seen
+  keys: {}, // by station: the Idempotency-Key of a start with an unknown outcome
+  met: new Set(), // stations in transactions, so that we look for each once
   latest: {}, // by station: its newest transaction; null if it has none
-  followed: new Map(), // the transactions that the user started or opened: the status that was read out
+  followed: new Map(), // transactions that the user started or opened: the last status read out
   list: null, // the answer, and its URL
-  heard: new Map(), // by id: the changes since we asked for the list
-  rows: { url: "", items: [] }, // the rows that are shown: new ones wait while the user moves
-  moved: 0, // when the pointer, the wheel or a key moved last
-  details: null, // the transaction that is open
-  again: null, // about how many we asked again, and whether we go on
-  counts: null, // the answers about the last minutes and about today
-  bar: null, // the bar of the chart that the user looks at
+  heard: new Map(), // by id: changes since we loaded the list
+  rows: { url: "", items: [] }, // visible rows: new ones wait while the user moves
+  moved: 0, // when the pointer, the wheel or a key last moved
+  details: null, // the open transaction
+  again: null, // how many we asked about again, and whether to continue
+  counts: null, // the answers for the last minutes and for today
+  bar: null, // the selected bar in the chart
 };
 
 /** The functions that draw the page. */
@@ -63,7 +63,7 @@ export function render() {
   for (const part of parts) part(state);
 }
 
-/** Ask for these, or for everything. */
+/** Load these parts, or everything. */
 export function ask(...names) {
   for (const name of names.length ? names : Object.keys(DEPENDS)) state.ask.add(name);
   change();
@@ -73,12 +73,12 @@ export function ask(...names) {
 
 export const $ = (id) => document.getElementById(id);
 
-/** An element with these properties or attributes, and children: texts, elements, lists of them, or nothing.
- * With a `key` it is kept while its neighbours come and go. */
+/** An element with these properties or attributes, and children: texts, elements, lists of them, or falsy values.
+ * With a `key` it stays the same element while its neighbours come and go. */
 export const h = (tag, { key, ...props }, ...children) => ({ tag, key, props, children });
 
-/** Give an element these properties and, if there are any, children. We write only what differs from the last
- * time, so nothing flickers, and what the user typed or selected stays. */
+/** Give an element these properties and, if there are any, children. We only write differences from the last
+ * time, so the page doesn't flicker, and the user's input and selection stay. */
 export function draw(node, props, ...children) {
   for (const [name, value] of Object.entries(props)) {
     if (node.drawn?.[name] === value && name !== "checked") continue; // the user checks it, too
@@ -111,17 +111,17 @@ function remove(node) {
   if (focused) near?.querySelector?.("a, button")?.focus();
 }
 
-/** A word with the colour and the sign of its meaning. */
+/** A word with its meaning's colour and sign. */
 export const sign = (look, word = look) => h("b", { "data-look": look }, word);
 
-/** The two buttons under a list. `last` is the id of the last row if another page follows. The history
- * keeps the pages before this one, also over a reload. */
+/** The two buttons under a list. `last` is the last row's id if another page follows. The history keeps the
+ * pages before this one, even across a reload. */
 export function pager(element, after, [back, on], last) {
   const { view } = state;
   const before = view[after] ? (history.state?.[after] ?? []) : [];
   const button = (text, on, to, pages) => {
     const turn = () => on && view === state.view && go({ ...view, [after]: to }, { [after]: pages });
-    // `disabled` would take the focus away from the button that was just pressed.
+    // `disabled` would take the focus away from the button just pressed.
     return h("button", { type: "button", ariaDisabled: String(!on), onclick: turn }, text);
   };
   const buttons = [
@@ -147,7 +147,7 @@ function arrive() {
 }
 addEventListener("popstate", arrive);
 
-/** Show something else, as a new entry in the history or in place of the last one. The history keeps `pages`. */
+/** Go to a view, as a new history entry or in place of the last one. The history keeps `pages`. */
 export function go(view, pages = {}, replace = false) {
   const kept = { ...history.state, ...pages, opened: view.transaction };
   history[replace ? "replaceState" : "pushState"](kept, "", href(view));
@@ -161,7 +161,7 @@ document.addEventListener("click", (event) => {
   go(Object.fromEntries(new URLSearchParams(link.search)));
 });
 
-// What the user does
+// User actions
 
 /** Let screen readers read this out, after what they are reading. */
 export function say(text) {
@@ -169,13 +169,13 @@ export function say(text) {
   change({ news: [...state.news, { key, text }].slice(-5) });
 }
 
-/** Show that something failed, until the next try or input. */
+/** Show a failure until the next try or input. */
 export function fail(name, text, error) {
   state.wrong[name] = { text, error };
   if (text) say(text);
 }
 
-/** Do this once, even if pressed twice. `unknown` is the advice if no answer came, since it may be done. */
+/** Do this once, even if pressed twice. `unknown` is the advice if no answer came: it may have worked. */
 export async function attempt(name, work, unknown) {
   if (state.busy.has(name)) return undefined;
   state.busy.add(name);
@@ -186,7 +186,7 @@ export async function attempt(name, work, unknown) {
     return answer;
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
-    const refused = error.problem?.status === 401 ? "" : error.message; // the form for the token says it
+    const refused = error.problem?.status === 401 ? "" : error.message; // the token form explains it
     fail(name, error.problem ? refused : `No answer came. ${unknown}`, error);
     return undefined;
   } finally {

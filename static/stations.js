@@ -8,7 +8,7 @@ import { clock } from "./words.js";
 
 const LIMIT = 10;
 
-/** The API's list for the page's URL. `#42` finds station 42 and those after it. */
+/** The API's list for the page's URL. `#42` finds station 42 and the next ones. */
 function url() {
   const { q = "", stations_after: after } = state.view;
   const number = /^#\s*(\d{1,9})$/.exec(q)?.[1];
@@ -25,7 +25,7 @@ export async function load() {
   if (answer.items.some(({ id }) => state.latest[id] === undefined)) ask("latest");
 }
 
-/** Ask for the newest transactions of the stations that are shown. */
+/** Load the newest transaction of each visible station. */
 export async function loadLatest() {
   const ids = (state.stations?.items ?? []).map(({ id }) => id);
   if (!ids.length) return;
@@ -75,7 +75,7 @@ function form(station, { description }, latest) {
     h("button", {}, "Rename"),
     latest === null && h("button", { type: "button", onclick: () => remove(station) }, "Delete"),
     h("a", { key: "all", href: href({ ...state.view, station_id: station.id, after: "" }) }, "Transactions"),
-    latest && "It has transactions, so it cannot be deleted.",
+    latest && "It has transactions, so you can't delete it.",
   ];
   const onsubmit = () => rename(station, $(nameOf(station)).querySelector("input").value);
   const label = h("label", {}, "Description ", field);
@@ -95,12 +95,12 @@ parts.push(({ view, stations }) => {
 
 // Actions
 
-/** Start a transaction. We keep its key until it worked, so a second try does not start another one. */
+/** Start a transaction. We keep its key until it worked, so a second try doesn't start another one. */
 async function start(station) {
   const name = nameOf(station);
   const key = (state.keys[name] ??= newKey());
   const post = { method: "POST", body: { station_id: station.id }, headers: { "Idempotency-Key": key } };
-  const unknown = "Start it again: it will not be started twice.";
+  const unknown = "Start it again: it won't start twice.";
   const found = await attempt(name, () => call("/transactions", post), unknown);
   if (found) started(name, found);
 }
@@ -119,7 +119,7 @@ export async function resolve() {
     const key = state.keys[name] ?? "";
     const { items } = key ? await call(`/transactions?${new URLSearchParams({ idempotency_key: key })}`) : {};
     if (items?.length) started(name, items[0]);
-    else if (key) fail(name, "It was not started.");
+    else if (key) fail(name, "It wasn't started.");
     else delete state.wrong[name];
   }
   change();
@@ -127,11 +127,11 @@ export async function resolve() {
 
 $("new-station").onsubmit = async () => {
   const post = { method: "POST", body: { description: $("description").value } };
-  const unknown = "Look whether the station is there before you create it again.";
+  const unknown = "Check whether the station exists before you create it again.";
   const station = await attempt("new-station", () => call("/stations", post), unknown);
   if (!station) return;
   $("new-station").reset();
-  say(`Station ${station.id} is created.`);
+  say(`Station ${station.id} created.`);
   const { next, items } = state.stations ?? { items: [] };
   if (!next && items.length < LIMIT && !state.view.q) return ask("stations");
   return go({ ...state.view, q: "", stations_after: String(station.id - 1) }, { stations_after: [""] });
@@ -148,31 +148,31 @@ function toggle(station) {
   (row.querySelector("input") ?? row.querySelector(".more")).focus();
 }
 
-/** Change or delete a station, unless someone else changed it and the user has not seen that. */
+/** Change or delete a station, unless someone else changed it and the user hasn't seen that. */
 async function alter({ id }, options) {
   const edit = state.editing[id];
   const work = async () => {
     const { description, tag } = await call(`/stations/${id}`);
     if (description === edit.known) return call(`/stations/${id}`, { ...options, headers: { "If-Match": tag } });
     edit.known = description;
-    throw new Failure(`Someone else has named it “${description}”. Press again to do it anyway.`, {});
+    throw new Failure(`Someone else renamed it to “${description}”. Press again to do it anyway.`, {});
   };
-  const changed = await attempt(nameOf({ id }), work, "Look at what it is now before you try again.");
+  const changed = await attempt(nameOf({ id }), work, "Check its name before you try again.");
   ask("stations", "list");
   return changed;
 }
 
 async function rename(station, description) {
-  // A field shows no line breaks: if nothing else differs, the user left the name alone.
+  // An input drops line breaks: if that is the only difference, the user left the name alone.
   const touched = description !== state.editing[station.id].description.replace(/[\r\n]/g, "");
   if (touched && !(await alter(station, { method: "PATCH", body: { description } }))) return;
   toggle(station);
-  if (touched) say(`Station ${station.id} is renamed.`);
+  if (touched) say(`Station ${station.id} renamed.`);
 }
 
 async function remove(station) {
   if (!confirm(`Delete station ${station.id}?`) || !(await alter(station, { method: "DELETE" }))) return;
-  say(`Station ${station.id} is deleted.`);
+  say(`Station ${station.id} deleted.`);
   $("q").focus();
 }
 

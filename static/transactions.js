@@ -1,4 +1,4 @@
-// The transactions: filter and find them, turn their pages, follow their changes, and ask about them again.
+// The transactions: filter and find them, page through them, follow their changes, and ask about them again.
 
 import { call, now } from "./api.js";
 import { $, ask, attempt, change, draw, fail, FILTERS, go, h, href, pager, parts, say } from "./state.js";
@@ -6,7 +6,7 @@ import { sign, state } from "./state.js";
 import { clock, label, milliseconds, moment, tookOf, zone } from "./words.js";
 
 const LIMIT = 20;
-const REST = 2000; // ms after the user last moved, after which rows may move
+const REST = 2000; // ms without a move from the user until rows may move
 
 function url(limit = LIMIT, after = state.view.after ?? "") {
   const given = FILTERS.map((name) => [name, state.view[name]]);
@@ -30,7 +30,7 @@ export async function load() {
 const newer = (one, other) =>
   other?.updated && milliseconds(other.updated) > milliseconds(one.updated) ? other : one;
 
-/** Take transactions as they are now, wherever the page shows them. */
+/** Update these transactions everywhere on the page. */
 export function learn(transactions) {
   for (const one of transactions) {
     const { id, status, station } = one;
@@ -47,13 +47,13 @@ export function learn(transactions) {
   change();
 }
 
-/** Take changes that the service announced. A filtered list is asked for again, once in a while. */
+/** Handle a change from an event. We reload a filtered list, but not for every change. */
 export function hear(transaction) {
   learn([transaction]);
   if (filtered()) refill ??= setTimeout(() => ((refill = null), ask("list")), 500);
 }
 
-/** Take the newest transaction of a station. Ask for the stations if this one may be among them now. */
+/** Update a station's newest transaction. Reload the stations if this one may be new among them. */
 export function meet(transaction) {
   const { id } = transaction.station;
   const latest = state.latest[id];
@@ -67,7 +67,7 @@ const fresh = (one) => newer(one, state.heard.get(one.id));
 const filtered = () => FILTERS.some((name) => state.view[name]);
 let refill = null;
 
-/** The list with the changes since. Only the service knows which others belong to a filtered one. */
+/** The list with later changes. Only the service knows which other transactions match a filter. */
 function current() {
   const all = new Map(state.list.items.map((one) => [one.id, fresh(one)]));
   const others = filtered() || state.view.after ? [] : state.heard;
@@ -134,7 +134,7 @@ parts.push(({ view }) => {
 });
 
 $("filters").onchange = $("filters").onsubmit = () => {
-  if (!$("filters").reportValidity()) return; // such as a time that is only half typed
+  if (!$("filters").reportValidity()) return; // for example a half-typed time
   const boxes = [...$("filters").elements.status].filter(({ checked }) => checked);
   const status = boxes.length === 4 ? "" : boxes.map(({ value }) => value).join(",");
   const range = { created_from: utc($("created_from").value), created_to: utc($("created_to").value) };
@@ -158,7 +158,7 @@ $("lookup").onsubmit = async () => {
 
 // Ask again about all
 
-/** Ask again about all that the filter finds, eight at a time. Those with a verdict are left alone. */
+/** Ask again about everything that matches the filter, eight at a time. Skip transactions with a verdict. */
 async function askAgain() {
   const again = { asked: 0, on: true };
   change({ again });
@@ -189,7 +189,7 @@ parts.push(({ view, again, rows }) => {
 
 // Details
 
-/** Open the transaction that the URL names, or close it. */
+/** Open the transaction in the URL, or close the last one. */
 export async function open() {
   const { transaction: id } = state.view;
   if (id !== state.details?.id) {
@@ -230,7 +230,7 @@ parts.push(({ view, details }) => {
   return $("details").open || $("details").showModal();
 });
 
-/** Close. If going back shows the same list, go back, so that Back does not open it again. */
+/** Close. If going back shows the same list, go back, so that Back doesn't open it again. */
 function close() {
   const { transaction, ...view } = state.view;
   if (!transaction) return;

@@ -13,18 +13,18 @@ function inWords(ms) {
 
 export const count = (number) => number.toLocaleString("en");
 
-/** The zone of the times that the page shows. */
+/** The page's time zone. */
 export const zone = (date = new Date()) =>
   date.toLocaleTimeString("en-GB", { timeZoneName: "short" }).split(" ").at(-1);
 
-/** The time of day, with the date if it is another one. */
+/** The time of day, with the date unless it's today. */
 export function clock(time) {
   const date = new Date(time);
   const day = date.toDateString() === new Date().toDateString() ? {} : { day: "numeric", month: "short" };
   return date.toLocaleString("en-GB", { ...day, hour: "2-digit", minute: "2-digit", second: "2-digit" });
 }
 
-/** Date and time with milliseconds and zone, or that there is none. */
+/** Date and time with milliseconds and zone, or "not yet". */
 export function moment(time) {
   if (!time) return "not yet";
   const text = new Date(time).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
@@ -33,13 +33,13 @@ export function moment(time) {
 
 export const label = ({ id, description }) => `${id} · ${description}`;
 
-/** How long a transaction took until its verdict or its end; nothing while it is PENDING. */
+/** How long a transaction took until its verdict or expiry; "" while it's PENDING. */
 export const tookOf = ({ status, created, updated }) =>
   status === "PENDING" ? "" : inWords(milliseconds(updated) - milliseconds(created));
 
 const part = (id, word, look, each = []) => ({ id, word, look, each });
 
-/** Each part of the service and its state. While the service is away, we know nothing. */
+/** The components and their states. While the service is away, we only know that. */
 export function partsOf({ ready, away, token, updates }) {
   const known = away || token ? null : ready;
   const service = away ? part("Service", "away", "bad") : part("Service", "ok", "good");
@@ -56,7 +56,7 @@ export function partsOf({ ready, away, token, updates }) {
 /** True if only the equipment is missing. */
 const unserved = (ready) => ready?.status && ready.database === "ok" && ready.broker === "ok";
 
-/** A word for all equipment, and one for each. Statuses from before the broker went away are old. */
+/** The state of all equipment, and of each. While the broker is away, we don't know it. */
 function equipmentOf(ready) {
   if (ready?.broker !== "ok" || ready.equipment === "unknown") return part("Equipment", "unknown", "");
   const each = Object.entries(ready.equipment)
@@ -69,18 +69,18 @@ function equipmentOf(ready) {
   return part("Equipment", each.length ? word : "none", look, each);
 }
 
-/** What is wrong, the worst first: how bad it is, and a sentence. */
+/** The problems, worst first: how bad each is, and a sentence. */
 export function noticesOf({ away, seen, ready, refused, broken, slow, paused, token }) {
   const { database = "ok", broker = "ok" } = ready ?? {};
   const all = [
     ["bad", away && `${away} Showing data from ${clock(seen)}. Retrying.`],
-    ["bad", database !== "ok" && `The database cannot be used: ${database}. Nothing is stored until it can.`],
-    ["bad", broker !== "ok" && `The broker cannot be used: ${broker}. Transactions are stored as PENDING.`],
+    ["bad", database !== "ok" && `The database can't be used: ${database}. Until it can, nothing is stored.`],
+    ["bad", broker !== "ok" && `The broker can't be used: ${broker}. Transactions are stored as PENDING.`],
     ["bad", unserved(ready) && "No equipment is online. Transactions stay PENDING, and may expire."],
     ...Object.values(refused).map((text) => ["bad", text]),
     ["odd", broken && !away && `Live updates are down (${broken}) Polling every 2 seconds.`],
     ["odd", slow && "The network or the service is slow. Still waiting for an answer."],
-    ["", paused && "Paused: the page does not change by itself."],
+    ["", paused && "Paused: the page doesn't update by itself."],
   ];
   return token ? [] : all.filter(([, text]) => text);
 }

@@ -1,6 +1,6 @@
-// Starts Swagger UI; a file of its own, so that no page needs an inline script. The page keeps the token.
+// Starts Swagger UI, in its own file because we allow no inline scripts. The live page keeps the token.
 const token = sessionStorage.getItem("API_TOKEN");
-const bearer = token && String.fromCharCode(...new TextEncoder().encode(token)); // a character for each byte
+const bearer = token && String.fromCharCode(...new TextEncoder().encode(token)); // one character per byte
 
 const ui = SwaggerUIBundle({
   url: "/openapi.json",

@@ -30,7 +30,7 @@ def test_trouble_is_shown_on_top_in_the_title_and_in_the_icon(running, tab, prog
     expect(page.locator(NOTICES)).to_contain_text("No equipment is online.")
     service.broker.kill()
     expect(page).to_have_title("▲ Broker unavailable · energy2go")
-    expect(page.locator(NOTICES)).to_contain_text("The broker cannot be used")
+    expect(page.locator(NOTICES)).to_contain_text("The broker can't be used")
     expect(part(page, "Equipment").first).to_contain_text("unknown")
     since = [request.url for request in tab.requests[asked:] if not request.url.startswith("data:")]
     assert since == []  # the events said all of that
@@ -76,14 +76,14 @@ def test_a_service_that_is_away_is_said_and_comes_back(running, tab):
         expect(page).to_have_title("▲ Service away · energy2go")
         page.get_by_role("button", name="Create").click()
         expect(page.locator("#new-station .wrong")).to_contain_text(
-            "No answer came. Look whether the station is there"
+            "No answer came. Check whether the station exists"
         )
         button(page, 1).click()
         expect(row(page, 1).locator(".wrong")).to_contain_text("No answer came. Start it again")
         service.start()
         expect(part(page, "Service")).to_contain_text("ok")
         expect(page.locator("#new-station .wrong")).to_be_hidden()
-        expect(row(page, 1).locator(".wrong")).to_have_text("It was not started.")
+        expect(row(page, 1).locator(".wrong")).to_have_text("It wasn't started.")
         expect(page.locator(NOTICES)).to_be_empty()
         live(page)
     page.get_by_role("button", name="Create").click()
@@ -166,7 +166,7 @@ def test_an_answer_that_gets_lost_starts_nothing_twice(running, tab):
     with tab.trouble():
         button(page, 1).click()
         # The page looks for it by its key, and finds that it was started.
-        expect(page.get_by_role("log")).to_contain_text("it will not be started twice.")
+        expect(page.get_by_role("log")).to_contain_text("it won't start twice.")
         expect(row(page, 1).locator(".wrong")).to_be_hidden()
     expect(outcome(page, 1)).to_contain_text(VERDICT)
     button(page, 1).click()
@@ -228,6 +228,6 @@ def test_a_database_that_cannot_be_read_is_said(running, tab, tmp_path):
             file.unlink()
         (tmp_path / "energy2go.db").write_text("This is no database. " * 1000)
         service.start()
-        expect(page.locator(NOTICES)).to_contain_text("The database cannot be used")
+        expect(page.locator(NOTICES)).to_contain_text("The database can't be used")
         expect(part(page, "Database")).to_contain_text("unavailable")
         expect(part(page, "Service")).to_contain_text("ok")

@@ -78,7 +78,7 @@ def test_a_station_is_renamed_and_nothing_of_others_is_overwritten_unseen(runnin
     expect(changed.locator(".name")).to_have_text("Theirs")
     expect(changed.get_by_label("Description")).to_have_value("Mine")
     assert service.get("/stations/2").json["description"] == "Theirs"
-    expect(changed.locator(".wrong")).to_contain_text("Someone else has named it “Theirs”.")
+    expect(changed.locator(".wrong")).to_contain_text("Someone else renamed it to “Theirs”.")
     changed.get_by_role("button", name="Rename").click()  # now it was seen
     expect(changed.locator(".name")).to_have_text("Mine")
     expect(changed.locator(".wrong")).to_be_hidden()
@@ -106,7 +106,7 @@ def test_a_station_is_deleted_if_it_can_be(running, tab):
     page.goto(service.url)
     page.on("dialog", lambda dialog: dialog.accept())
     first = change(page, 1)
-    expect(first).to_contain_text("It has transactions, so it cannot be deleted.")
+    expect(first).to_contain_text("It has transactions, so you can't delete it.")
     expect(first.get_by_role("button", name="Delete")).to_have_count(0)
     second = change(page, 2)
     page.get_by_role("button", name="Pause").click()  # it will not hear of the next transaction
