@@ -9,13 +9,13 @@ INSTALL = apt-get install -y --no-install-recommends
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-setup: packages .venv/run ## install what running needs and build the equipment
+setup: packages .venv/run ## install everything that `make run` needs, and build the equipment
 	@$(MAKE) -s -C validator
 
 run: setup ## start broker, equipment and service; Ctrl-C stops them
 	@exec $(VENV) -m kit.desk
 
-check: lint ## check style and types and run the unit tests on SQLite, in half a minute
+check: lint ## check style and types, and run the unit tests on SQLite, in half a minute
 	@mkdir -p var
 	$(PYTEST) -n 2 --sqlite-only tests/unit
 
@@ -29,7 +29,7 @@ test: lint setup browser ## run every check and every test on both databases, in
 	@mkdir -p var
 	$(PYTEST) -n 3 --dist worksteal -m 'not fault'
 
-test-faults: .venv/dev setup ## inject each fault many times under load and print a table
+test-faults: .venv/dev setup ## inject each fault many times under load, and print a table
 	@mkdir -p var
 	FAULTS=full $(PYTEST) tests/simulation tests/unit/test_hostile_*.py tests/unit/test_backup.py \
 	    tests/system/test_faults_*.py
@@ -38,7 +38,7 @@ simulate: .venv/dev ## run new worlds in one thread: SEED=7 STEPS=1000000; EVENT
 	@PYTHONHASHSEED=0 PYTHONPATH=.:tests/support:tests/simulation $(VENV) tests/simulation/simulate.py \
 	    $(if $(SEED),--seed "$(SEED)") $(if $(STEPS),--steps "$(STEPS)") $(if $(EVENTS),--events "$(EVENTS)")
 
-coverage: .venv/dev setup browser ## run every test and print which lines and branches ran
+coverage: .venv/dev setup browser ## run every test and print the lines and branches that didn't run
 	@$(MAKE) -s -C validator validator-asan test_rules
 	@mkdir -p var
 	@rm -f var/coverage*
@@ -50,23 +50,23 @@ docker-test: .venv/dev ## build the containers, run them, break them, and remove
 	@sh tests/system/docker-test.sh
 	@sh tests/system/docker-replicas-test.sh
 
-bench: .venv/dev setup ## measure the service in 6 minutes; AGAINST=<commit> compares it with that release
+bench: .venv/dev setup ## measure the service in 6 minutes; AGAINST=<commit> compares it with another release
 	@$(BENCH) tests/bench/run.py --against "$(AGAINST)"
 
-soak: .venv/dev setup ## run a year in ten minutes, with retention and faults, and print what grows
+soak: .venv/dev setup ## run a year in ten minutes, with retention and faults, and print the growth
 	@$(BENCH) tests/bench/soak.py
 
 backup: .venv/run ## copy the database while the service runs, and print the name of the copy
 	@$(VENV) -m kit.backup
 
-restore: .venv/run ## put a backup in the database's place: make restore FILE=var/energy2go-….db
+restore: .venv/run ## replace the database with a backup: make restore FILE=var/energy2go-….db
 	@mkdir -p var
 	@$(VENV) -m kit.backup restore "$$FILE"
 
-fuzz: setup fuzzer ## send generated questions to the equipment's rules for a minute
+fuzz: setup fuzzer ## send random questions to the equipment's rules for a minute
 	@$(MAKE) -s -C validator fuzz
 
-clean: ## remove what was installed and built here; the data in var/ stays
+clean: ## remove installed packages and built files; the data in var/ stays
 	rm -rf .venv .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 	@$(MAKE) -s -C validator clean
@@ -76,7 +76,7 @@ lint: .venv/dev
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
-# Install the apt packages that are the arguments of the shell. That takes root or sudo.
+# Install the apt packages in $@. This takes root or sudo.
 define APT
 { if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=$$(command -v sudo); fi && echo "installing $$*" && \
     $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive $(INSTALL) -qq "$$@" >/dev/null; } || \
@@ -100,7 +100,7 @@ packages:
 	    set -- $$@ python3-dev; \
 	[ $$# = 0 ] || { $(APT); }
 
-# Install what only tests need: the browser, PostgreSQL, the proxy, Prometheus, what the documents mention.
+# Install packages for tests only: the browser, PostgreSQL, the proxy, Prometheus, tools in the documents.
 browser:
 	@set --; \
 	PATH="$$PATH:/usr/sbin"; \
@@ -122,20 +122,20 @@ browser:
 	    $$sudo apt-get update -qq && apt-get download -qq prometheus; }; } && dpkg -x prometheus_*.deb . && rm -f *.deb
 	@mv $@.new $@
 
-# A client in docs/http.md.
+# For a client in docs/http.md.
 .venv/fetch-event-source:
 	@rm -rf $@.new && mkdir -p $@.new && cd $@.new && npm pack -s @microsoft/fetch-event-source@2.0.1 >/dev/null && \
 	    tar -xzf *.tgz --strip-components=1
 	@mv $@.new $@
 
-# libFuzzer comes in a package that has clang's version in its name.
+# libFuzzer's package has clang's version in its name.
 fuzzer:
 	@command -v clang >/dev/null || { set -- clang; $(APT); }
 	@[ -e "$$(clang -print-file-name=libclang_rt.fuzzer-$$(uname -m).a)" ] || \
 	    { set -- "libclang-rt-$$(clang -dumpversion | cut -d. -f1)-dev"; $(APT); }
 
 # .venv/run marks that requirements.txt is installed, .venv/dev that requirements-dev.txt is.
-# Keep a .venv that works: install into it, and if that fails (no network), say so and go on with it.
+# If installing into a working .venv fails (no network), warn and keep using it.
 .venv/run: requirements.txt | packages
 	@$(VENV) -c '' 2>/dev/null || { $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or \
 	    sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 …")' && \
@@ -145,7 +145,7 @@ fuzzer:
 .venv/dev: requirements-dev.txt .venv/run
 	@$(call PIP,requirements-dev.txt)
 
-# pip changes nothing until it has downloaded everything.
+# pip only starts changing .venv once it has downloaded everything.
 define PIP
 echo "installing $(1)"; \
 if $(VENV) -m pip install -q --disable-pip-version-check -r $(1); then touch $@; \
