@@ -1,9 +1,9 @@
-# The image of the service. It starts without a broker, and works once there is one.
+# The service's image. It starts without a broker, and works once there is one.
 FROM python:3.13-slim AS packages
 # gunicorn-h1c comes as source.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev
 COPY requirements.txt .
-# Most of Swagger UI is source maps, which help to debug it, and the same scripts for bundlers.
+# Most of Swagger UI is source maps and copies of the scripts for bundlers.
 RUN python -m venv --without-pip /packages \
  && pip --python /packages/bin/python install --no-cache-dir --root-user-action=ignore -r requirements.txt \
  && find /packages -path '*/swagger_ui_bundle/*' \( -name '*.map' -o -name '*-es-*' \) -delete
@@ -16,8 +16,8 @@ COPY pyproject.toml *.py ./
 COPY kit kit
 COPY migrations migrations
 COPY static static
-# Compile now, because at run time the root file system is read-only. Make everything readable, in case the checkout
-# was made with umask 077. A new volume at var/ takes its owner from this directory.
+# Compile now, because the root file system is read-only at run time. Make everything readable, in case of a checkout
+# with umask 077. A new volume at var/ takes its owner from this directory.
 RUN chmod -R a+rX . && python -m compileall -q . && install -d -o 10001 -g 10001 var
 USER 10001:10001
 ENV BIND=0.0.0.0:8000

@@ -22,7 +22,7 @@ done
 
 umask 077
 mkdir -p "$directory"
-# Remove files of an earlier start: others may be allowed to read them.
+# Remove files from an earlier start: their permissions may be too wide.
 rm -f "$directory/passwords" "$directory/mosquitto.acl" "$directory/mosquitto.conf"
 printf '%s:%s\n' "$MQTT_USERNAME" "$MQTT_PASSWORD" "$VALIDATOR_USERNAME" "$VALIDATOR_PASSWORD" > "$directory/passwords"
 mosquitto_passwd -U "$directory/passwords"
