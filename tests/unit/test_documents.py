@@ -72,9 +72,13 @@ def test_each_command_for_docker_is_in_its_tests():
 def test_every_test_that_a_document_names_exists():
     found = []
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for file, test in re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", page.read_text()):
-            found.append(file)
-            assert f"def {test}" in (ROOT / file).read_text(), f"{page.name}: {file}::{test}"
+        for name, test in re.findall(
+            r"(tests/[\w/]+\.py|\btest_\w+\.py|…(?=::))(?:::(\w+))?", page.read_text()
+        ):
+            if name != "…":  # the file before
+                (file,) = ROOT.glob(name if "/" in name else f"tests/**/{name}")
+            found.append(name)
+            assert not test or f"def {test}(" in file.read_text(), f"{page.name}: {file.name}::{test}"
     assert len(found) > 10
 
 
