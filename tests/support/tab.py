@@ -1,14 +1,15 @@
 """A browser tab, and the parts of the live page in it."""
 
 import re
+import signal
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 
 from playwright.sync_api import expect
 
 VERDICT = re.compile("COMPLETED|ERROR")
 NOTICES = "#notices"
+TOKEN = {"Authorization": "Bearer open-sesame"}  # a service without API_TOKEN takes any
 QUIET = [
     "--disable-gpu",
     "--disable-quic",
@@ -18,7 +19,6 @@ QUIET = [
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no other host is found
 ]
-LONG_WORD = "Elektrofahrzeugbatteriewechselstation" * 6
 
 
 class Tab:
@@ -26,7 +26,7 @@ class Tab:
 
     def __init__(self, chromium):
         self.context = chromium.new_context()
-        self.context.set_default_timeout(30_000)
+        self.context.set_default_timeout(60_000)
         self.complaints, self.requests, self.ended, self._trouble = [], [], set(), False
         self.context.on("console", self._on_console)
         self.context.on("weberror", lambda error: self.complaints.append(str(error.error)))
@@ -48,16 +48,33 @@ class Tab:
         """Inside this block requests may fail, and nothing else."""
         self._trouble = True
         yield
+        self.at_rest()  # Chromium reports a failure after the page has noticed it
         self._trouble = False
+
+    def wait_until(self, condition, what: str) -> None:
+        """Wait for a condition while events of the browser arrive."""
+        for _ in range(600):
+            if condition():
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(what)
 
     def at_rest(self) -> int:
         """Wait until the page waits for nothing but events, and return how many requests it made."""
-        for _ in range(300):
-            self.page.evaluate("new Promise((resolve) => setTimeout(resolve, 50))")
-            waiting = [request for request in self.requests if request not in self.ended]
-            if all(request.url.endswith("/events") for request in waiting):
-                return len(self.requests)
-        raise AssertionError(f"no answer to {[request.url for request in waiting]}")
+
+        def rests() -> bool:
+            waiting, before = self.waiting(), len(self.requests)
+            # The page draws, and then asks for more, 30 ms after an answer.
+            self.page.evaluate("new Promise((resolve) => setTimeout(resolve, 100))")
+            return not waiting and not self.waiting() and len(self.requests) == before
+
+        self.wait_until(rests, "all requests are answered")
+        return len(self.requests)
+
+    def waiting(self) -> list[str]:
+        """The requests without an answer, without the stream of events."""
+        urls = [request.url for request in self.requests if request not in self.ended]
+        return [url for url in urls if not url.endswith("/events")]
 
     def asked(self, method: str, path: str = "") -> list:
         """The requests so far with this method and this text in the URL."""
@@ -72,6 +89,16 @@ def processes_at(home: Path) -> list[Path]:
             if f"HOME={home}".encode() in (process / "environ").read_bytes().split(b"\0"):
                 found.append(process)
     return found
+
+
+@contextmanager
+def frozen(program):
+    """Inside this block the program does nothing."""
+    program.send(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        program.send(signal.SIGCONT)
 
 
 def live(page) -> None:
@@ -113,6 +140,11 @@ def rows(page):
     return page.locator("#transactions tr")
 
 
+def field(page, name: str):
+    """What the details say of this field."""
+    return page.locator(f"dt:text-is('{name}') + dd")
+
+
 def chart(page):
     """The chart, by what a screen reader says of it."""
     return page.get_by_role("img", name=re.compile("COMPLETED"))
@@ -127,15 +159,3 @@ def hide(page, hidden: bool) -> None:
         }""",
         hidden,
     )
-
-
-def took(transaction: dict) -> float:
-    """The time from creation to verdict, in milliseconds."""
-    created, updated = (datetime.fromisoformat(transaction[name]) for name in ("created", "updated"))
-    return (updated - created).total_seconds() * 1000
-
-
-def shown(text: str) -> float:
-    """The number of milliseconds in a text."""
-    (number,) = re.findall(r"([\d.]+) ms", text)
-    return float(number)

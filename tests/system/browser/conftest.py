@@ -9,37 +9,26 @@ from contextlib import closing
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from programs import Broker, Equipment, HttpServer, Service, wait_until
-from tab import QUIET, Tab, processes_at
+from installation import Installation
+from programs import HttpServer, wait_until
+from tab import QUIET, TOKEN, Tab, processes_at
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
-    """Add to the report of a test that failed what the programs say, while they still run."""
+    """Add to the report of a test that failed what the programs have logged."""
     report = yield
-    if report.when == "call" and report.failed:
-        for program in (*item.funcargs.get("programs", ()), item.funcargs["shared"]):
-            state = f"{program.name} ({'runs' if program.running else 'has ended'})"
-            report.sections.append((state, program.said()[-4000:]))
-            if isinstance(program, Service):
-                report.sections.append((f"/readyz of {program.name}", readiness(program)))
+    if report.when == "call" and report.failed and "shared" in item.funcargs:
+        for program in (item.funcargs["shared"].equipment, item.funcargs["shared"].service):
+            report.sections.append((program.name, program.said()[-4000:]))
     return report
-
-
-def readiness(service: Service) -> str:
-    """The answer of /readyz, or why there is none."""
-    try:
-        answer = service.request("GET", "/readyz", timeout=5)
-    except OSError as error:
-        return str(error)
-    return f"{answer.status} {answer.body.decode()}"
 
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory):
     """The browser; it leaves no process behind."""
     home = tmp_path_factory.mktemp("chromium")
-    expect.set_options(30_000)
+    expect.set_options(60_000)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(
             executable_path=shutil.which("chromium"),
@@ -62,46 +51,32 @@ def tab(chromium, programs, shared):
         page.unroute_all(behavior="ignoreErrors")  # a handler may still wait for its answer
     opened.context.close()
     hosts = {re.match(r"\w+:(//[^/]*)?", request.url)[0] for request in opened.requests} - {"data:"}
-    assert hosts <= {program.url for program in (*programs, shared) if isinstance(program, HttpServer)}
+    servers = [program for program in (*programs, shared.service) if isinstance(program, HttpServer)]
+    assert hosts <= {server.url for server in servers}
     assert opened.complaints == []
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """A service with a broker and equipment, for all tests of a file that need no settings of their own."""
-    folder = tmp_path_factory.mktemp("shared")
-    service = Service(folder, Broker(folder))
-    service.equipment = Equipment(folder, service.broker)
-    yield service
-    for program in (service.equipment, service, service.broker):
-        program.close()
+def shared(request, tmp_path_factory, programs_of_file):
+    """The programs of a file, which may have OPTIONS."""
+    options = getattr(request.module, "OPTIONS", {})
+    return Installation(tmp_path_factory.mktemp("shared"), programs_of_file, **options)
 
 
 @pytest.fixture
-def running(request, shared):
-    """A service with these stations, and equipment that is online: `running("Teste", API_TOKEN="x")`."""
+def running(shared):
+    """A service with nothing but these stations, and with equipment that is online: `running("Teste")`."""
 
-    def start(*stations, **options):
-        service = own(request, options) if options else shared
-        for program in (service.broker, service.equipment, service):
+    def start(*stations: str):
+        for program in (shared.broker, shared.equipment, shared.service):
             if not program.running:
                 program.start()
-        ready = '"validator":"online"'
-        wait_until(lambda: service.ready() and ready in readiness(service), "the equipment is online")
-        if service is shared:
-            with closing(sqlite3.connect(service.folder / "energy2go.db", timeout=15)) as database, database:
-                for table in ("transaction", "station", "sqlite_sequence"):
-                    database.execute(f'DELETE FROM "{table}"')
+        shared.ready()
+        with closing(sqlite3.connect(shared.folder / "energy2go.db", timeout=15)) as database, database:
+            for table in ("transaction", "station", "sqlite_sequence"):
+                database.execute(f'DELETE FROM "{table}"')
         for description in stations:
-            assert service.post("/stations", {"description": description}).status == 201
-        return service
+            assert shared.service.post("/stations", {"description": description}, **TOKEN).status == 201
+        return shared
 
     return start
-
-
-def own(request, options) -> Service:
-    """A service with settings of its own, and its equipment."""
-    start, equipment = request.getfixturevalue("service"), request.getfixturevalue("equipment")
-    service = start(**{name: value for name, value in options.items() if "VALIDATOR" not in name})
-    service.equipment = equipment(**{name: value for name, value in options.items() if "VALIDATOR" in name})
-    return service

@@ -2,276 +2,341 @@
 
 import re
 from collections import Counter
+from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 
-import pytest
 from playwright.sync_api import expect
 
+from installation import every_transaction
 from load import Load
-from programs import wait_until
-from tab import VERDICT, button, chart, live, outcome, rows, shown, took
+from tab import NOTICES, VERDICT, button, chart, field, frozen, hide, live, outcome, part, rows
 
 STATUSES = ("COMPLETED", "ERROR", "EXPIRED", "PENDING")
-REFRESH = 40_000  # ms in which the page looks for stations again
+
+
+def listed(page) -> list[str]:
+    """The ids of the rows."""
+    return rows(page).evaluate_all("(rows) => rows.map((row) => row.dataset.id)")
 
 
 def test_a_transaction_turns_from_pending_to_its_verdict_without_a_reload(running, tab):
-    service, page = running("Teste", VALIDATOR_DELAY_MS="700"), tab.page
-    page.goto(service.url)
+    shared, page = running("Teste", "Hauptbahnhof"), tab.page
+    page.goto(shared.service.url)
+    expect(page.locator("#no-transactions")).to_have_text(
+        "There is no transaction yet. Press Start beside a station."
+    )
+    expect(outcome(page, 1)).to_have_text("No transaction yet")
     live(page)
     page.evaluate("window.loaded = 'once'")
-    button(page, 1).click()
-    expect(outcome(page, 1)).to_contain_text("PENDING")
-    expect(rows(page).first).to_contain_text("PENDING")
+    before = tab.at_rest()
+    with frozen(shared.equipment):
+        button(page, 1).click()
+        expect(outcome(page, 1)).to_contain_text("PENDING")
+        expect(rows(page)).to_contain_text(["PENDING"])
     expect(outcome(page, 1)).to_contain_text(VERDICT)
-    (stored,) = service.get("/transactions").json["items"]
-    expect(outcome(page, 1)).to_contain_text(stored["status"])
-    expect(rows(page)).to_have_count(1)
-    expect(rows(page).first).to_contain_text(stored["status"])
-    assert shown(rows(page).first.inner_text()) == pytest.approx(took(stored), rel=0.06)
-    # Screen readers announce both.
-    news = page.get_by_role("log").locator("p")
+    (stored,) = shared.service.get("/transactions").json["items"]
+    expect(rows(page)).to_contain_text([f"Teste{stored['status']}"])
+    news = page.get_by_role("log").locator("p")  # screen readers announce both
     expect(news.filter(has_text="Teste: PENDING")).to_have_count(1)
     expect(news.filter(has_text=f"Teste: {stored['status']} after ")).to_have_count(1)
-    assert page.evaluate("window.loaded") == "once"
-
-
-def test_it_asks_for_nothing_but_counts_while_it_follows_the_events(running, tab):
-    service, page = running("Teste", "Hauptbahnhof"), tab.page
-    page.goto(service.url)
-    live(page)
-    before = tab.at_rest()
-    for _ in range(30):
-        service.post("/transactions", {"station_id": 2}, Prefer="wait=5")
+    # While it follows the events, it asks for nothing but counts.
+    last = [shared.transact(2).json for _ in range(30)][-1]
     expect(rows(page)).to_have_count(20)
-    expect(chart(page)).to_have_accessible_name(sums(service))
-    assert {urlsplit(request.url).path for request in tab.requests[before:]} == {"/transactions/counts"}
+    found = Counter(item["status"] for item in every_transaction(shared.service))
+    sums = f"Last 10 minutes: {' '.join(f'{found[status]} {status}' for status in STATUSES)}"
+    expect(chart(page)).to_have_accessible_name(sums)
+    asked = {(request.method, urlsplit(request.url).path) for request in tab.requests[before:]}
+    assert asked == {("POST", "/transactions"), ("GET", "/transactions/counts")}
+    assert page.evaluate("window.loaded") == "once"
+    page.reload()
+    expect(chart(page)).to_have_accessible_name(sums)
+    time = page.evaluate("(time) => new Date(time).toLocaleTimeString('en-GB')", last["created"])
+    expect(outcome(page, 2)).to_have_text(f"{last['status']} {time}")
 
 
-def sums(service) -> str:
-    """What the chart should say."""
-    found = Counter(item["status"] for item in service.get("/transactions?limit=200").json["items"])
-    return f"Last 10 minutes: {' '.join(f'{found[status]} {status}' for status in STATUSES)}"
+OBSERVE = """() => {
+    window.old = document.querySelectorAll("#transactions tr, #stations > li, #state li, #counts tr");
+    window.changes = [];
+    const changed = ({ type, oldValue, target, attributeName }) =>
+        type !== "attributes" || oldValue !== target.getAttribute(attributeName);
+    const element = ({ target }) => target.closest ? target : target.parentElement;
+    const seen = (record) => changed(record) && !element(record)?.closest("#counting");
+    const note = (all) => changes.push(...all.filter(seen).map((record) => element(record)?.outerHTML));
+    const options = { subtree: true, childList: true, characterData: true, attributeOldValue: true };
+    new MutationObserver(note).observe(document.querySelector("main"), options);
+}"""
 
 
-def test_the_counts_are_true_also_after_a_reload_and_lead_to_what_they_count(running, tab):
-    service, page = running("Teste", VALIDATION_RETRY="1", VALIDATION_TIMEOUT="2"), tab.page
-    Load(service, total=230).start().join()  # more than one list holds
-    service.equipment.stop()
-    service.post("/transactions", {"station_id": 1}, Prefer="wait=20")
-    service.equipment.start()
-    wait_until(lambda: not service.get("/transactions?status=PENDING").json["items"], "all are settled")
-    day = service.get("/transactions/counts").json["items"]
-    total = {status: sum(item[status] for item in day) for status in STATUSES}
-    assert sum(total.values()) == 231
-    name = f"Last 10 minutes: {' '.join(f'{count} {status}' for status, count in total.items())}"
-    for load in (lambda: page.goto(service.url), page.reload):
-        load()
-        expect(chart(page)).to_have_accessible_name(name)
-        expect(page.locator("#pending")).to_have_text("PENDING now: 0")
-    row = page.locator("#counts").get_by_role("row", name="ERROR")
-    expect(row.get_by_role("link")).to_have_text([str(total["ERROR"])] * 2)
-    row.get_by_role("link").last.click()
-    expect(page.get_by_role("checkbox", name="ERROR")).to_be_checked()
-    assert urlsplit(page.url).query.startswith("status=ERROR&created_from=")
-    # Each bar says its figures, to the mouse and to the keyboard.
-    bar, head = page.get_by_role("slider", name="20 seconds of the chart"), page.locator("#counts th").nth(1)
-    bar.focus()
-    page.keyboard.press("Home")
-    expect(bar).to_have_attribute("aria-valuetext", re.compile("0 COMPLETED 0 ERROR 0 EXPIRED 0 PENDING$"))
-    expect(head).to_contain_text(" \N{EN DASH} ")
-    page.get_by_label("Find a station").focus()
-    expect(head).to_have_text("Last 10 minutes")
-    bar.hover(position={"x": 5, "y": 5})
-    expect(head).to_contain_text(" \N{EN DASH} ")
-
-
-def test_what_others_do_appears_by_itself(running, tab):
-    service, page = running("Teste"), tab.page
-    page.goto(service.url)
-    expect(page.locator("#no-transactions")).to_contain_text("There is no transaction yet.")
+def test_what_others_do_appears_by_itself_and_takes_nothing_from_the_user(running, tab):
+    shared, page = running("Teste"), tab.page
+    shared.transact(1)
+    page.clock.install()
+    page.goto(shared.service.url)
+    expect(rows(page)).to_have_count(1)
+    expect(outcome(page, 1)).to_contain_text(VERDICT)
     live(page)
-    service.post("/transactions", {"station_id": 1})
+    page.get_by_label("New station").fill("Half a wo")
+    tab.at_rest()
+    page.evaluate(OBSERVE)
+
+    def later() -> None:
+        """Let the page look at the stations: no events say that one has changed."""
+        with page.expect_response("**/stations?*"):
+            page.clock.fast_forward(31_000)
+        tab.at_rest()
+
+    later()
+    assert page.evaluate("changes") == []
+    shared.station()
+    shared.transact(2)  # of a station that the page does not know
+    expect(button(page, 2)).to_be_visible()
     expect(rows(page).first).to_contain_text(VERDICT)
-    service.post("/stations", {"description": "Hauptbahnhof"})
-    service.post("/transactions", {"station_id": 2})
-    expect(button(page, 2)).to_be_visible(timeout=10_000)  # a transaction of an unknown station
-    service.post("/stations", {"description": "Depot"})
-    service.request("PATCH", "/stations/1", {"description": "Flughafen"})
-    expect(button(page, 3)).to_be_visible(timeout=REFRESH)
+    assert page.evaluate("[...old].every((element) => element.isConnected)")
+    shared.service.post("/stations", {"description": "Depot"})
+    shared.service.request("PATCH", "/stations/1", {"description": "Flughafen"})
+    later()
+    expect(button(page, 3)).to_be_visible()
     expect(page.locator("#stations")).to_contain_text("Flughafen")
-    service.request("DELETE", "/stations/3")
-    expect(button(page, 3)).to_have_count(0, timeout=REFRESH)
+    shared.service.request("DELETE", "/stations/3")
+    later()
+    expect(button(page, 3)).to_have_count(0)
+    expect(page.get_by_label("New station")).to_be_focused()
+    page.keyboard.type("rd")
+    expect(page.get_by_label("New station")).to_have_value("Half a word")
 
 
 def test_transactions_are_paged(running, tab):
-    service, page = running("Teste"), tab.page
-    Load(service, total=45).start().join()
-    wait_until(lambda: not service.get("/transactions?status=PENDING").json["items"], "all are settled")
-    ids = [item["id"] for item in service.get("/transactions?limit=200").json["items"]]
-    page.goto(service.url)
+    shared, page = running("Teste"), tab.page
+    ids = [shared.transact(1).json["id"] for _ in range(45)][::-1]
+    page.goto(shared.service.url)
     expect(rows(page)).to_have_count(20)
-
-    def listed() -> list[str]:
-        return rows(page).evaluate_all("(rows) => rows.map((row) => row.dataset.id)")
-
     older, newer = page.get_by_role("button", name="Older"), page.get_by_role("button", name="Newer")
     older.dblclick()  # the second click comes too early, and turns no page
     expect(rows(page).first).to_have_attribute("data-id", ids[20])
     older.click()
     expect(rows(page)).to_have_count(5)
-    assert listed() == ids[40:]
+    assert listed(page) == ids[40:]
     expect(older).to_be_disabled()
     expect(older).to_be_focused()
     page.reload()  # it knows the pages before this one
     expect(rows(page)).to_have_count(5)
     newer.click()
     expect(rows(page)).to_have_count(20)
-    assert listed() == ids[20:40]
+    assert listed(page) == ids[20:40]
     page.go_back()
     expect(rows(page)).to_have_count(5)
     live(page)
-    service.post("/transactions", {"station_id": 1}, Prefer="wait=5")
+    ids.insert(0, shared.transact(1).json["id"])  # what is new belongs to the first page
     page.go_back()
+    expect(rows(page).first).to_have_attribute("data-id", ids[21])
     expect(rows(page)).to_have_count(20)
-    assert listed() == ids[20:40]  # what is new belongs to the first page
+    page.go_back()
+    expect(rows(page).first).to_have_attribute("data-id", ids[0])
+    rows(page).last.get_by_role("link").focus()
+    ids.insert(0, shared.transact(1).json["id"])
+    expect(rows(page).first).to_have_attribute("data-id", ids[0])
+    assert listed(page) == ids[:20]
+    expect(rows(page).last.get_by_role("link")).to_be_focused()  # its row left: the focus stays near
 
 
 def test_filters_are_in_the_url_so_that_back_and_reload_work(running, tab):
-    service, page = running("Teste", "Hauptbahnhof"), tab.page
-    for number in range(24):
-        service.post("/transactions", {"station_id": 1 + number % 2}, Prefer="wait=5")
-    page.goto(service.url)
+    shared, page = running("Teste", "Hauptbahnhof"), tab.page
+    found = [shared.transact(1 + number % 2).json for number in range(24)]
+    refused = sum(one["station"]["id"] == 2 and one["status"] == "ERROR" for one in found)
+    page.goto(shared.service.url)
     expect(rows(page)).to_have_count(20)
-    open_filter(page)
     station = page.get_by_role("spinbutton", name="Station")
+    expect(station).to_be_hidden()  # the filter is folded while it is empty
+    page.get_by_text("Filter", exact=True).click()
     station.fill("2")
     station.press("Enter")
     expect(rows(page)).to_have_count(12)
-    assert page.url == f"{service.url}/?station_id=2"
     page.get_by_role("checkbox", name="ERROR").check()
-    refused = len(service.get("/transactions?station_id=2&status=ERROR").json["items"])
     expect(rows(page)).to_have_count(refused)
     page.get_by_role("checkbox", name="COMPLETED").check()
     expect(rows(page)).to_have_count(12)
-    assert page.url == f"{service.url}/?station_id=2&status=COMPLETED%2CERROR"
+    expect(page).to_have_url(f"{shared.service.url}/?station_id=2&status=COMPLETED%2CERROR")
     page.reload()
     expect(rows(page)).to_have_count(12)
-    expect(station).to_have_value("2")  # a filter that is set is not folded away
-    expect(page.get_by_role("checkbox", name="COMPLETED")).to_be_checked()
+    expect(station).to_have_value("2")
     page.go_back()
     expect(rows(page)).to_have_count(refused)
     expect(page.get_by_role("checkbox", name="COMPLETED")).not_to_be_checked()
     page.get_by_role("button", name="Clear").click()
     expect(rows(page)).to_have_count(20)
     expect(station).to_have_value("")
-    assert page.url == f"{service.url}/"
-
-
-def open_filter(page) -> None:
-    """Unfold the filter, which is folded while it is empty."""
-    expect(page.get_by_role("spinbutton", name="Station")).to_be_hidden()
-    page.get_by_text("Filter", exact=True).click()
-
-
-def test_a_time_range_is_asked_for_in_local_time(running, tab):
-    service, page = running("Teste"), tab.page
-    service.post("/transactions", {"station_id": 1}, Prefer="wait=5")
-    page.goto(service.url)
-    expect(rows(page)).to_have_count(1)
-    open_filter(page)
+    expect(page).to_have_url(f"{shared.service.url}/")
+    # A time range is asked for in local time.
     page.get_by_label("Created from").fill("2020-03-28T12:00:00")
     expect(page).to_have_url(re.compile("created_from="))
     page.get_by_label("Created to").fill("2020-03-28T13:00:00")
     expect(page.locator("#no-transactions")).to_have_text("No transaction matches.")
-    asked = tab.asked("GET", "created_to=")[-1].url
     expected = page.evaluate("new Date('2020-03-28T13:00:00').toISOString().slice(0, 19)")
-    assert f"created_to={expected.replace(':', '%3A')}Z" in asked
-    live(page)
-    service.post("/transactions", {"station_id": 1}, Prefer="wait=5")
+    assert f"created_to={expected.replace(':', '%3A')}Z" in tab.asked("GET", "created_to=")[-1].url
     page.reload()
     expect(page.get_by_label("Created to")).to_have_value("2020-03-28T13:00")
-    expect(rows(page)).to_have_count(0)
     page.get_by_label("Created to").fill("")
-    expect(rows(page)).to_have_count(2)
-
-
-def test_a_row_that_no_longer_matches_leaves_the_list(running, tab):
-    service, page = running("Teste"), tab.page
-    service.equipment.stop()
-    page.goto(f"{service.url}/?status=PENDING")
+    expect(rows(page)).to_have_count(20)
+    # A row that no longer matches leaves the list.
+    page.goto(f"{shared.service.url}/?status=PENDING")
     live(page)
-    button(page, 1).click()
-    expect(rows(page)).to_have_count(1)
-    service.equipment.start()
+    with frozen(shared.equipment):
+        button(page, 1).click()
+        expect(rows(page)).to_have_count(1)
     expect(rows(page)).to_have_count(0)
     expect(outcome(page, 1)).to_contain_text(VERDICT)
 
 
-MARKUP = (
-    """<img src=x onerror="document.title='run'"></option></select>"""
-    """<script>document.title='run'</script>&lt;b&gt;"""
-)
-
-
 def test_rows_do_not_move_while_the_user_does(running, tab):
-    service, page = running("Teste", "Hauptbahnhof"), tab.page
-    for station in (1, 2, 1):
-        service.post("/transactions", {"station_id": station}, Prefer="wait=5")
-    page.clock.install()  # time stands still while the mouse moves
-    page.goto(service.url)
+    shared, page = running("Teste"), tab.page
+    ids = [shared.transact(1).json["id"] for _ in range(3)]
+    now = datetime.now()
+    page.clock.set_fixed_time(now)  # the clock stands still, and timers run
+    page.goto(shared.service.url)
     expect(rows(page)).to_have_count(3)
     live(page)
-    box = rows(page).nth(1).bounding_box()
-    looked_at = rows(page).nth(1).get_attribute("data-id")
-    page.clock.pause_at(page.evaluate("Date.now() + 1000"))
+    rows(page).nth(1).hover()
     for _ in range(3):
-        service.post("/transactions", {"station_id": 1}, Prefer="wait=5")
+        shared.transact(1)
     new = page.get_by_role("button", name="3 new")
-    for step in range(300):
-        page.mouse.move(box["x"] + 50 + step % 20, box["y"] + 8)
-        page.clock.run_for(50)
-        if new.is_visible():
-            break
-    expect(rows(page)).to_have_count(3)
+    expect(new).to_be_visible()
+    assert listed(page) == ids[::-1]
     page.mouse.down()
     page.mouse.up()
-    opened = lambda: page.clock.run_for(50) or page.locator("#id").text_content() == looked_at  # noqa: E731
-    wait_until(opened, "the transaction under the mouse is open")
+    expect(page.locator("#id")).to_have_text(ids[1])
     page.keyboard.press("Escape")
-    page.clock.run_for(50)
+    expect(page.get_by_role("dialog")).to_be_hidden()
     expect(new).to_be_visible()
-    page.clock.run_for(3100)
+    page.clock.set_fixed_time(now + timedelta(seconds=3))
     expect(rows(page)).to_have_count(6)
     expect(new).to_be_hidden()
 
 
-def test_the_page_is_drawn_from_what_it_knows(running, tab):
-    service, page = running("Teste", "Hauptbahnhof"), tab.page
-    service.post("/transactions", {"station_id": 1}, Prefer="wait=5")
-    page.goto(service.url)
-    expect(outcome(page, 1)).to_contain_text(VERDICT)
+def test_under_load_the_page_keeps_up(running, tab):
+    shared, page = running("Teste"), tab.page
+    page.goto(shared.service.url)
     live(page)
-    drawn = "[stations, transactions, state].map(({ innerHTML }) => innerHTML)"
-    asked, before = tab.at_rest(), page.evaluate(drawn)
-    page.evaluate("for (const list of [stations, transactions, state]) list.replaceChildren()")
-    page.keyboard.press("Shift")
-    wait_until(lambda: page.evaluate(drawn) == before, "all is drawn again")
-    assert len(tab.requests) == asked
+    before = tab.at_rest()
+    Load(shared.service, total=1000).start().join()
+    tab.wait_until(lambda: not shared.status("PENDING"), "all are settled")
+    newest = [item["id"] for item in shared.service.get("/transactions?limit=20").json["items"]]
+    expect(rows(page).first).to_have_attribute("data-id", newest[0])
+    tab.wait_until(lambda: listed(page) == newest, "the newest are listed")
+    assert len([one for one in tab.requests[before:] if "/counts" not in one.url]) < 10
 
 
-def test_what_looks_like_html_stays_text(running, tab):
-    service, page = running(), tab.page
-    page.goto(service.url)
-    title = page.title()
-    page.get_by_label("New station").fill(MARKUP)
-    page.get_by_role("button", name="Create").click()
-    expect(page.locator("#stations .name")).to_have_text(MARKUP)
+def test_a_row_opens_the_details_and_back_and_reload_keep_them(running, tab):
+    shared, page = running("Teste"), tab.page
+    stored = [shared.transact(1).json for _ in range(3)][1]
+    page.goto(shared.service.url)
+    rows(page).nth(1).click()  # anywhere in the row
+    details = page.get_by_role("dialog", name="Transaction")
+    expect(details.locator("#id")).to_have_text(stored["id"])
+    for name in ("created", "asked", "updated"):
+        milliseconds = datetime.fromisoformat(stored[name]).microsecond // 1000
+        expect(field(page, name.capitalize())).to_have_text(re.compile(rf":\d\d\.{milliseconds:03} UTC$"))
+    fields = {"Station": "1 · Teste", "Attempts": "1", "Equipment": "validator"}
+    for name, text in (fields | {"Status": stored["status"], "Reason": stored["reason"]}).items():
+        expect(field(page, name)).to_have_text(text)
+    expect(page).to_have_url(f"{shared.service.url}/?transaction={stored['id']}")
+    page.reload()
+    expect(details.locator("#id")).to_have_text(stored["id"])
+    page.go_back()
+    expect(details).to_be_hidden()
+    page.go_forward()
+    expect(details).to_be_visible()
+    details.get_by_role("button", name="Close").click()
+    expect(details).to_be_hidden()
+    expect(page).to_have_url(f"{shared.service.url}/")
+    page.go_forward()  # to close was to go back
+    expect(details).to_be_visible()
+
+
+def test_a_transaction_is_found_by_its_id_or_by_its_key(running, tab):
+    shared, page = running("Teste"), tab.page
+    by_key = shared.transact(1, **{"Idempotency-Key": "order 4711/ä"}).json["id"]
+    by_id = shared.transact(1).json["id"]
+    page.goto(shared.service.url)
+    find, details = page.get_by_label("Find", exact=True), page.get_by_role("dialog", name="Transaction")
+    for text, found in ((" order 4711/ä ", by_key), (f"{by_id} ", by_id), (by_id.upper(), by_id)):
+        find.fill(text)
+        find.press("Enter")
+        expect(details.locator("#id")).to_have_text(found)
+        expect(field(page, "Status")).to_have_text(VERDICT)
+        page.keyboard.press("Escape")
+        expect(details).to_be_hidden()
+        expect(page).to_have_url(f"{shared.service.url}/")
+    unknown = "019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"
+    with tab.trouble():  # 404, 422
+        for text in ("no such order", unknown, "x" * 300, "a,b"):
+            find.fill(text)
+            find.press("Enter")
+            expect(page.locator("#lookup .wrong")).to_contain_text("No transaction has this id")
+            find.fill("")
+            expect(page.locator("#lookup .wrong")).to_be_hidden()
+        page.goto(f"{shared.service.url}/?transaction={unknown}")
+        expect(page.locator("#details .wrong")).to_contain_text("There is no transaction")
+    page.keyboard.press("Escape")
+    expect(details).to_be_hidden()
+    expect(page).to_have_url(f"{shared.service.url}/")
+
+
+def test_nothing_is_asked_or_followed_while_the_page_is_paused(running, tab):
+    shared, page = running("Teste"), tab.page
+    page.clock.install()
+    page.goto(shared.service.url)
+    live(page)
+    pause = page.get_by_role("button", name="Pause")
+    pause.click()
+    expect(part(page, "Updates").locator("b")).to_have_text("paused")
+    expect(page).to_have_title("Paused · energy2go")
+    asked = tab.at_rest()
+    page.clock.run_for(60_000)
+    assert tab.at_rest() == asked
+    shared.transact(1)
+    expect(rows(page)).to_have_count(0)
+    pause.click()
+    expect(rows(page)).to_have_count(1)
+    live(page)
+    expect(page.locator(NOTICES)).to_be_empty()
+
+
+def test_eight_windows_share_one_stream_and_another_takes_it_over(running, tab):
+    shared, page = running("Teste"), tab.page
+    pages = [page, *(tab.context.new_page() for _ in range(7))]
+    for window in pages:
+        window.goto(shared.service.url)
+        live(window)
+    for count in (1, 2):
+        streams = tab.asked("GET", "/events")
+        assert len(streams) == count
+        button(pages[-1], 1).click()
+        for window in pages:
+            expect(rows(window)).to_have_count(count)
+            expect(rows(window).first).to_contain_text(VERDICT)
+        if count == 2:
+            break
+        leader = streams[-1].frame.page
+        pages.remove(leader)
+        tab.page = pages[0]
+        tab.at_rest()
+        leader.close()
+        tab.wait_until(lambda: len(tab.asked("GET", "/events")) == 2, "another window follows")
+
+
+def test_without_locks_each_window_follows_while_it_is_seen(running, tab):
+    shared, page = running("Teste"), tab.page
+    tab.context.add_init_script("Object.defineProperty(navigator, 'locks', { value: undefined })")
+    other = tab.context.new_page()
+    for window in (page, other):
+        window.goto(shared.service.url)
+        live(window)
+    assert len(tab.asked("GET", "/events")) == 2
+    hide(other, True)
+    expect(part(other, "Updates")).to_contain_text("paused")
     button(page, 1).click()
-    expect(outcome(page, 1)).to_contain_text(VERDICT)
-    expect(rows(page).locator("bdi")).to_have_text(MARKUP)
-    rows(page).first.click()
-    expect(page.get_by_role("dialog").locator("bdi").first).to_have_text(f"1 · {MARKUP}")
-    expect(page.get_by_role("log")).to_contain_text(MARKUP)
-    expect(page.locator("main img, main script, #live img, dialog img")).to_have_count(0)
-    assert page.title() == title
+    expect(rows(page)).to_contain_text([VERDICT])
+    expect(rows(other)).to_have_count(0)
+    hide(other, False)
+    expect(rows(other)).to_contain_text([VERDICT])
+    live(other)
