@@ -5,9 +5,7 @@ import signal
 import socket
 import sqlite3
 from contextlib import ExitStack, closing
-from functools import partial
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -17,7 +15,6 @@ from installation import Installation, children, every_transaction, metric, resi
 from load import Load
 from models import FIRST
 from programs import HttpServer, Nginx, Service, wait_until
-from raw import connect
 from replicas import Replicas
 
 START = to_text(FIRST)
@@ -46,9 +43,8 @@ def follow():
         follower.stop()
 
 
-def followers(service: Service) -> int:
-    """How many clients follow."""
-    return int(metric(service, "energy2go_followers"))
+def followers(service: Service, count: int) -> None:
+    wait_until(lambda: metric(service, "energy2go_followers") == count, f"{count} clients follow")
 
 
 def settled(service: HttpServer, query: str = "") -> dict[str, str]:
@@ -64,13 +60,8 @@ def told(follower: Follower, wanted: dict[str, str]) -> None:
     assert_complete(follower, wanted)
 
 
-def post(service: HttpServer, count: int) -> list[str]:
-    """So many new transactions, each sent again until it is accepted; their ids."""
-    keys = [str(uuid4()) for _ in range(count)]
-    for key in keys:
-        send = partial(service.post, "/transactions", {"station_id": 1}, Idempotency_Key=key)
-        wait_until(lambda again=send: again().status in (200, 201), "it is accepted")
-    return [service.post("/transactions", {"station_id": 1}, Idempotency_Key=key).json["id"] for key in keys]
+def worker(service: Service) -> int:
+    return wait_until(lambda: children(service.pid), "there is a worker")[-1]
 
 
 # What a client is told
@@ -79,34 +70,14 @@ def post(service: HttpServer, count: int) -> list[str]:
 def test_clients_are_told_everything_and_block_no_others(shared, follow):
     service, station = shared.service, shared.station()
     clients = [follow(service) for _ in range(50)]
-    load = Load(service, clients=4, total=300, station=station).start()
-    load.join()
+    Load(service, clients=4, total=300, station=station).start().join()
     wanted = settled(service, f"&station_id={station}")
     assert len(wanted) == 300
     for client in clients:
         told(client, wanted)
         assert client.streams == 1
-    assert followers(service) >= 50
     assert resident(shared.worker) < 128
     assert "Traceback" not in service.said()
-
-
-def test_a_client_learns_when_the_broker_goes_and_comes_back(running, follow, broker):
-    service = running()
-    follower = follow(service)
-    wait_until(
-        lambda: follower.readiness == service.get("/readyz").json, "it knows how ready the service is"
-    )
-    broker.stop()
-    wait_until(lambda: follower.readiness["broker"] != "ok", "it learns that the broker has gone")
-    assert follower.readiness["status"] == 503
-    broker.start()
-    wait_until(lambda: follower.readiness == service.get("/readyz").json, "it learns that all is well")
-    assert follower.streams == 1
-
-
-def worker(service: Service) -> int:
-    return wait_until(lambda: children(service.pid), "there is a worker")[-1]
 
 
 def reload(service: Service) -> None:
@@ -124,119 +95,52 @@ def kill_everything(service: Service) -> None:
     service.start()
 
 
-@pytest.mark.parametrize("how", [reload, kill_the_worker, kill_everything])
-def test_a_client_misses_nothing_over_a_restart(running, follow, how):
+def test_a_client_misses_nothing_over_a_restart(running, follow):
     service = running(VALIDATION_RETRY="1")
-    clients = [follow(service) for _ in range(5)]  # none of them has been told anything yet
-    how(service)
+    clients = [follow(service) for _ in range(5)]
+    reload(service)  # none of them has been told anything yet
     load = Load(service, clients=4, pause=0.01, keep_alive=False).start()
-    for again in (True, False):
+    for how in (reload, kill_the_worker, kill_everything):
         goal = len(load.accepted) + 50
         wait_until(lambda g=goal: len(load.accepted) >= g, "more are accepted")
-        if again:
-            how(service)
-    load.stop()
+        how(service)
     wait_until(service.ready, "it is ready")
+    load.stop()
     wanted = settled(service)
     assert set(load.accepted) <= wanted.keys()
     for client in clients:
         told(client, wanted)
-        assert client.streams >= 2
+        assert client.streams >= 4
         assert client.began == "begin"
 
 
-def test_a_client_is_told_what_another_process_stores(tmp_path, programs, postgres, follow):
+def test_clients_of_replicas_and_of_the_proxy_are_told_everything(tmp_path, programs, postgres, follow):
     run = Replicas(tmp_path, programs, postgres, 2).start()
     first, second = run.services
-    here, there = follow(first), follow(second)
+    programs.append(Nginx(run.services))
+    proxy = programs[-1].start()
+    clients = [follow(server) for server in (first, second, proxy, proxy)]
     run.load()
-    run.more(100)
-    # Each replica stores only some of it, and each client knows all of it.
-    here.server, there.server = second, first
+    run.more(50)
+    # Each replica stores only some of it, and each client knows all of it. Those of the first go elsewhere.
+    clients[0].server = second
     first.crash()
     run.more(50, run.loads[1:])
     first.start()
+    proxy.send(signal.SIGHUP)
+    run.more(30, run.loads[1:])
+    try:
+        postgres.stop(signal.SIGQUIT)
+        wait_until(lambda: second.get("/events").status == 503, "nobody can begin to follow")
+    finally:
+        postgres.start()
+    run.more(30, run.loads[1:])
     for load in run.loads:
         load.stop()
     run.settled()
     wanted = settled(second)
-    for client in (here, there):
+    for client in clients:
         told(client, wanted)
-
-
-def test_a_client_is_told_the_rest_when_postgresql_is_back(tmp_path, programs, postgres, follow):
-    run = Replicas(tmp_path, programs, postgres, 1).start()
-    (service,) = run.services
-    client = follow(service)
-    run.load()
-    run.more()
-    try:
-        postgres.stop(signal.SIGQUIT)
-        wait_until(lambda: service.get("/events").status == 503, "nobody can begin to follow")
-    finally:
-        postgres.start()
-    run.more()
-    for load in run.loads:
-        load.stop()
-    run.settled()
-    told(client, settled(service))
-    assert client.streams == 1
-
-
-def test_behind_the_proxy_a_client_is_told_at_once_and_goes_on_at_another_replica(
-    tmp_path, programs, postgres, follow
-):
-    run = Replicas(tmp_path, programs, postgres, 2).start()
-    programs.append(Nginx(run.services))
-    proxy = programs[-1].start()
-    clients = [follow(proxy) for _ in range(6)]
-    for service in run.services:
-        (key,) = post(proxy, 1)
-        for client in clients:
-            wait_until(lambda c=client, k=key: c.last().get(k) in ("COMPLETED", "ERROR"), "it is told")
-        service.crash()
-        post(proxy, 20)
-        service.start()
-        wait_until(service.ready, "it is ready")
-    proxy.send(signal.SIGHUP)
-    post(proxy, 20)
-    run.settled()
-    for client in clients:
-        told(client, settled(proxy))
-        assert client.streams >= 2
-
-
-# Places
-
-
-def test_past_waits_it_answers_503_and_later_again_200(running, follow):
-    service = running(WAITS="3")
-    clients = [follow(service, again=False) for _ in range(3)]
-    answer = service.get("/events")
-    assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
-    assert "follow" in answer.json["detail"]
-    assert service.post("/transactions", {"station_id": 1}, Prefer="wait=20").headers["Retry-After"] == "1"
-    for client in clients:
-        client.stop()
-    post(service, 1)  # they leave with the next event
-    wait_until(lambda: followers(service) == 0, "their places are free")
-    follow(service)
-
-
-def test_head_gets_a_head_and_leaves(shared):
-    service = shared.service
-    wait_until(lambda: followers(service) == 0, "those of earlier tests have gone")
-    for _ in range(3):
-        with connect(service.port) as client:
-            client.sendall(
-                b"HEAD /events HTTP/1.1\r\nHost: x\r\n\r\nHEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-            )
-            heads = b""
-            while heads.count(b"\r\n\r\n") < 2:
-                heads += client.recv(65536)
-        assert heads.count(b"HTTP/1.1 200 ") == 2
-        assert b"\r\nContent-Type: text/event-stream\r\n" in heads
-    assert followers(service) == 0
 
 
 # Clients that do not read
@@ -271,14 +175,15 @@ def do_not_read(ends: ExitStack, service: Service, count: int) -> list[socket.so
 def test_clients_that_do_not_read_are_cut_off_and_block_no_others(shared, follow):
     service = shared.service
     fill(service, shared.folder)
-    wait_until(lambda: followers(service) == 0, "those of earlier tests have gone")
+    followers(service, 0)  # those of earlier tests have gone
     other = follow(service)
     with ExitStack() as ends:
         do_not_read(ends, service, 20)
-        wait_until(lambda: followers(service) == 21, "all follow")
-        for key in post(service, 5):
+        followers(service, 21)
+        for _ in range(5):
+            key = shared.transact().json["id"]
             wait_until(lambda k=key: other.last().get(k) in ("COMPLETED", "ERROR"), "it is told")
-        wait_until(lambda: followers(service) == 1, "the others are cut off")
+        followers(service, 1)  # the others are cut off
     assert other.streams == 1
     assert "Traceback" not in service.said()
 
@@ -294,28 +199,20 @@ def test_a_client_that_comes_late_is_told_everything_in_order(shared, follow):
 # The end
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_streams_end_as_http_says(running, follow, number):
-    service = running()
-    clients = [follow(service, again=False) for _ in range(50)]
-    old = worker(service)
-    service.send(number)
-    wait_until(lambda: old not in children(service.pid), "the worker has ended")
-    wait_until(lambda: not any(client.running for client in clients), "all streams have ended")
-    assert [(client.ended, client.broken) for client in clients] == [(1, 0)] * 50
-    assert "Traceback" not in service.said()
-    if number == signal.SIGHUP:
-        wait_until(service.ready, "it is ready again")
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_clients_that_do_not_read_do_not_hold_up_the_end(running, tmp_path, number):
+def test_streams_end_as_http_says_and_clients_that_do_not_read_do_not_hold_up_the_end(
+    running, follow, tmp_path
+):
     service = running()
     fill(service, tmp_path)
-    old = worker(service)
-    with ExitStack() as ends:
-        do_not_read(ends, service, 20)
-        wait_until(lambda: followers(service) == 20, "all follow")
-        service.send(number)
-        wait_until(lambda: old not in children(service.pid), "the worker has ended")
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        wait_until(service.ready, "it is ready")
+        clients = [follow(service, again=False) for _ in range(20)]
+        old = worker(service)
+        with ExitStack() as ends:
+            do_not_read(ends, service, 20)
+            followers(service, 40)
+            service.send(number)
+            wait_until(lambda gone=old: gone not in children(service.pid), "the worker has ended")
+        wait_until(lambda now=clients: not any(client.running for client in now), "all streams have ended")
+        assert [(client.ended, client.broken) for client in clients] == [(1, 0)] * 20
     assert "Traceback" not in service.said()
