@@ -8,40 +8,28 @@ from calls import assert_problem, send
 def test_swagger_ui_refers_to_files_of_this_service_only(api):
     answer = api.get("/swagger/")
     assert answer.headers["Content-Type"].lower() == "text/html; charset=utf-8"
-    references = [
-        tag[name] for tag in answer.html.find_all() for name in ("src", "href") if tag.has_attr(name)
-    ]
+    tags = answer.html.find_all()
+    references = [tag[name] for tag in tags for name in ("src", "href") if tag.has_attr(name)]
     assert len(references) == 4
     types = {"css": "text/css", "js": "(text|application)/javascript", "png": "image/png"}
     for reference in references:
         assert re.fullmatch(r"/swagger/[a-z0-9.-]+", reference)
         given = api.get(reference, status=200).headers["Content-Type"]
         assert re.match(types[reference.rpartition(".")[2]], given)
-    for text in (answer.text, api.get("/swagger/start.js").text):
+    start = api.get("/swagger/start.js").text
+    for text in (answer.text, start):
         assert not re.search(r"https?:|['\"]//|import", text)
     # The style sheet contains its images.
     for location in re.findall(r"url\(([^)]{0,8})", api.get("/swagger/swagger-ui.css").text):
         assert location.strip("'\"").startswith("data:")
-
-
-def test_swagger_ui_has_no_inline_script(api):
-    page = api.get("/swagger/").html
-    scripts = page.find_all("script")
-    assert len(scripts) == 2
-    for script in scripts:
-        assert script["src"]
-        assert not script.string
-    assert not page.find_all("style")
-    assert not [
-        name for tag in page.find_all() for name in tag.attrs if name.startswith("on") or name == "style"
-    ]
-
-
-def test_swagger_ui_tries_out_the_document_of_this_service(api):
-    start = api.get("/swagger/start.js").text
+    # No script and no style is inline.
+    scripts = answer.html.find_all("script")
+    assert [bool(script["src"]) and script.string for script in scripts] == [None, None]
+    assert not answer.html.find_all("style")
+    assert not [name for tag in tags for name in tag.attrs if name.startswith("on") or name == "style"]
     for option in ('url: "/openapi.json"', "tryItOutEnabled: true", "validatorUrl: null"):
         assert option in start
-    assert api.get("/swagger").body == api.get("/swagger/").body == api.get("/swagger/index.html").body
+    assert api.get("/swagger").body == answer.body == api.get("/swagger/index.html").body
 
 
 def test_a_file_that_did_not_change_is_not_sent_again(api):
