@@ -21,11 +21,7 @@ STATES = [
     ({"away": "Gone.", "broken": "x"}, "away! unknown unknown unknown live", ["Gone. Showing data from "]),
     ({"token": "Give it."}, "ok unknown unknown unknown live", []),
     ({"ready": None, "updates": "starting"}, "unknown unknown unknown unknown starting", []),
-    (
-        ready(database="bad"),
-        "ok unavailable! ok a·online live",
-        ["The database can't be used: bad. Nothing"],
-    ),
+    (ready(database="bad"), "ok unavailable! ok a·online live", ["The database can't be used: bad."]),
     (ready(broker="gone"), "ok ok unavailable! unknown live", ["The broker can't be used: gone."]),
     (ready(equipment="unknown"), "ok ok ok unknown live", []),
     (ready(equipment={"c": "offline", "a": "online", "b": "online"}), "ok ok ok 2·of·3·online live", []),
