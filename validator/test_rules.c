@@ -40,120 +40,62 @@ static const struct {
     size_t length;
     const char *wrong; /* NULL for a good question */
 } questions[] = {
-    {BYTES(GOOD), NULL},
     {BYTES(" \t\r\n" GOOD " \t\r\n"), NULL},
-    {BYTES("{\"station_id\":1,\"transaction_id\":\"" ID "\"}"), NULL},
-    {BYTES("{\"x\":[{}],\"transaction_id\":\"" ID "\",\"y\":null,\"station_id\":1}"), NULL},
-    {BYTES("{\"x\":\"\xC2\xA2 \xE2\x82\xAC \xF0\x9F\x94\x8B\",\"transaction_id\":\"" ID
-           "\",\"station_id\":1}"),
-     NULL},
-    {BYTES("{\"x\":\"\\u00e9 \\\\u0000\",\"transaction_id\":\"" ID "\",\"station_id\":1}"), NULL},
+    {BYTES("{\"station_id\":1,\"x\":[{}],\"transaction_id\":\"" ID "\",\"y\":\"\xC2\xA2 \\u00e9\"}"), NULL},
     {BYTES(WITH("\"\\u0030"
                 "1890a5d-ac96-774b-bcce-b302099a8057\"",
                 "1")),
      NULL},
-    {BYTES(WITH("\"01890A5D-AC96-774B-BCCE-B302099A8057\"", "1")), NULL},
-    {BYTES(WITH("\"00000000-0000-0000-0000-000000000000\"", "1")), NULL},
-    {BYTES(WITH("\"" ID "\"", "2147483647")), NULL},
+    {BYTES(WITH("\"00000000-0000-0000-0000-000000000000\"", "2147483647")), NULL},
 
     {BYTES(""), NOT_JSON},
-    {BYTES(" "), NOT_JSON},
-    {BYTES("hello"), NOT_JSON},
     {BYTES("transaction " ID), NOT_JSON},
-    {BYTES("{"), NOT_JSON},
-    {BYTES("{}}"), NOT_JSON},
     {BYTES(GOOD "x"), NOT_JSON},
     {BYTES(GOOD GOOD), NOT_JSON},
+    {BYTES(GOOD "\0"), NOT_JSON},
     {BYTES("{\"transaction_id\":\"" ID "\",\"station_id\":1,}"), NOT_JSON},
-    {BYTES("{\"transaction_id\":\"" ID "\",\"station_id\":1"), NOT_JSON},
-    {BYTES("{'transaction_id':'" ID "','station_id':1}"), NOT_JSON},
-    {BYTES("{transaction_id:\"" ID "\",station_id:1}"), NOT_JSON},
     {BYTES(WITH("\"" ID "\\u0000\"", "1")), NOT_JSON},
-    {BYTES(WITH("\"" ID "\\uZZZZ\"", "1")), NOT_JSON},
-    {BYTES(WITH("\"" ID "\\\"", "1")), NOT_JSON},
-    {BYTES("\x01" GOOD), NOT_JSON},
-    {BYTES("{\"x\":\"\x1B[2J\",\"transaction_id\":\"" ID "\",\"station_id\":1}"), NOT_JSON},
+    {BYTES(WITH("\"" ID "\n\"", "1")), NOT_JSON},
     {BYTES(WITH("\"" ID "\"", "NaN")), NOT_JSON},
     {BYTES(WITH("\"" ID "\"", "01")), NOT_JSON},
-    {BYTES(WITH("\"" ID "\"", "1.")), NOT_JSON},
-    {BYTES(WITH("\"" ID "\"", ".1")), NOT_JSON},
-    {BYTES(WITH("\"" ID "\"", "1e")), NOT_JSON},
-    {BYTES(WITH("\"" ID "\"", "-")), NOT_JSON},
-    {BYTES(WITH("\"\t" ID "\"", "1")), NOT_JSON},
-    {BYTES(WITH("\"" ID "\n\"", "1")), NOT_JSON},
-    {BYTES("{\"x\":\"\t\",\"transaction_id\":\"" ID "\",\"station_id\":1}"), NOT_JSON},
-    {BYTES("{\"x\\u0000\":1,\"transaction_id\":\"" ID "\",\"station_id\":1}"), NOT_JSON},
     {BYTES("{\"x\":\"\\ud800\",\"transaction_id\":\"" ID "\",\"station_id\":1}"), NOT_JSON},
-    {BYTES("\v" GOOD), NOT_JSON},
-    {BYTES("\f" GOOD), NOT_JSON},
-    {BYTES("\xC2\xA0" GOOD), NOT_JSON},     /* a blank, but not one of JSON's */
     {BYTES("\xEF\xBB\xBF" GOOD), NOT_JSON}, /* a byte order mark */
-    {BYTES(WITH("\"" ID "\"", "+1")), NOT_JSON},
-    {BYTES(WITH("\"" ID "\"", "0x1")), NOT_JSON},
 
-    {BYTES("{\0}"), NOT_JSON},
-    {BYTES(GOOD "\0"), NOT_JSON},
     {BYTES("\xFF"), NOT_UTF8},
-    {BYTES("\x80"), NOT_UTF8},
     {BYTES("\"\xC0\x80\""), NOT_UTF8},         /* overlong */
-    {BYTES("\"\xE0\x9F\xBF\""), NOT_UTF8},     /* overlong */
-    {BYTES("\"\xF0\x8F\xBF\xBF\""), NOT_UTF8}, /* overlong */
     {BYTES("\"\xED\xA0\x80\""), NOT_UTF8},     /* surrogate */
     {BYTES("\"\xF4\x90\x80\x80\""), NOT_UTF8}, /* past U+10FFFF */
-    {BYTES("\"\xF5\x80\x80\x80\""), NOT_UTF8},
-    {BYTES("\"\xE2\x82\""), NOT_UTF8},
     {BYTES("\"\xE2\x82"), NOT_UTF8},
-    {BYTES("\"\xF0\x9F\x94"), NOT_UTF8},
-    {BYTES("{\"x\":\"\xE9\",\"transaction_id\":\"" ID "\",\"station_id\":1}"), NOT_UTF8},
 
     {BYTES("{\"transaction_id\":\"" ID "\",\"station_id\":1,\"station_id\":1}"), SAME_KEY_TWICE},
-    {BYTES("{\"transaction_id\":\"" ID "\",\"station_id\":1,\"transaction_id\":\"7\"}"), SAME_KEY_TWICE},
     {BYTES("{\"x\":[{\"y\":1,\"\\u0079\":1}],\"transaction_id\":\"" ID "\",\"station_id\":1}"),
      SAME_KEY_TWICE},
 
-    {BYTES("null"), NOT_AN_OBJECT},
     {BYTES("17"), NOT_AN_OBJECT},
-    {BYTES("\"" ID "\""), NOT_AN_OBJECT},
     {BYTES("[" GOOD "]"), NOT_AN_OBJECT},
-    {BYTES("[\"transaction_id\",\"station_id\"]"), NOT_AN_OBJECT},
 
-    {BYTES("{}"), ID_MISSING},
-    {BYTES("{\"station_id\":1}"), ID_MISSING},
-    {BYTES("{\"Transaction_ID\":\"" ID "\",\"station_id\":1}"), ID_MISSING},
     {BYTES("{\"x\":" GOOD "}"), ID_MISSING},
+    {BYTES("{\"Transaction_ID\":\"" ID "\",\"station_id\":1}"), ID_MISSING},
     {BYTES(WITH("null", "1")), ID_NOT_A_STRING},
     {BYTES(WITH("7", "1")), ID_NOT_A_STRING},
-    {BYTES(WITH("[\"" ID "\"]", "1")), ID_NOT_A_STRING},
     {BYTES(WITH("\"\"", "1")), ID_NOT_A_UUID},
-    {BYTES(WITH("\"7\"", "1")), ID_NOT_A_UUID},
     {BYTES(WITH("\" " ID "\"", "1")), ID_NOT_A_UUID},
     {BYTES(WITH("\"" ID "0\"", "1")), ID_NOT_A_UUID},
-    {BYTES(WITH("\"{" ID "}\"", "1")), ID_NOT_A_UUID},
-    {BYTES(WITH("\"urn:uuid:" ID "\"", "1")), ID_NOT_A_UUID},
     {BYTES(WITH("\"01890a5dac96774bbcceb302099a8057\"", "1")), ID_NOT_A_UUID},
     {BYTES(WITH("\"01890a5d-ac96-774b-bcce-b302099a805g\"", "1")), ID_NOT_A_UUID},
-    {BYTES(WITH("\"01890a5d-ac96-774b-bcce-b302099a805\xC3\xA9\"", "1")), ID_NOT_A_UUID},
     {BYTES(WITH("\"01890a5d-ac96-774b-bcceb-302099a8057\"", "1")), ID_NOT_A_UUID},
-    {BYTES(WITH("\"------------------------------------\"", "1")), ID_NOT_A_UUID},
-    {BYTES(WITH("\"01890a5d-ac96-774b-bcce-b302099a80%s\"", "1")), ID_NOT_A_UUID},
+    {BYTES(WITH("\"01890a5d-ac96-774b-bcce-b302099a80\xC3\xA9\"", "1")), ID_NOT_A_UUID},
 
     {BYTES("{\"transaction_id\":\"" ID "\"}"), STATION_MISSING},
     {BYTES(WITH("\"" ID "\"", "null")), STATION_NOT_WHOLE},
-    {BYTES(WITH("\"" ID "\"", "true")), STATION_NOT_WHOLE},
     {BYTES(WITH("\"" ID "\"", "\"1\"")), STATION_NOT_WHOLE},
-    {BYTES(WITH("\"" ID "\"", "[1]")), STATION_NOT_WHOLE},
     {BYTES(WITH("\"" ID "\"", "0")), STATION_NOT_WHOLE},
     {BYTES(WITH("\"" ID "\"", "-1")), STATION_NOT_WHOLE},
-    {BYTES(WITH("\"" ID "\"", "1.5")), STATION_NOT_WHOLE},
+    {BYTES(WITH("\"" ID "\"", "1.0")), STATION_NOT_WHOLE},
     {BYTES(WITH("\"" ID "\"", "2147483648")), STATION_NOT_WHOLE},
     {BYTES(WITH("\"" ID "\"", "4294967297")), STATION_NOT_WHOLE},
-    {BYTES(WITH("\"" ID "\"", "1.0")), STATION_NOT_WHOLE},
-    {BYTES(WITH("\"" ID "\"", "2e3")), STATION_NOT_WHOLE},
-    {BYTES(WITH("\"" ID "\"", "-0")), STATION_NOT_WHOLE},
-    {BYTES(WITH("\"" ID "\"", "9223372036854775807")), STATION_NOT_WHOLE},
     {BYTES(WITH("\"" ID "\"", "9223372036854775808")), TOO_LARGE},
     {BYTES(WITH("\"" ID "\"", "1e999")), TOO_LARGE},
-    {BYTES(WITH("\"" ID "\"", "-1e999")), TOO_LARGE},
 };
 
 static bool reads(const char *payload, size_t length, const char *expected, struct question *question)
@@ -231,14 +173,13 @@ static void make_id(char id[RULES_ID_SIZE], unsigned number)
 static void test_share(uint64_t seed, double rate)
 {
     char id[RULES_ID_SIZE], what[80];
-    int confirmed = 0, repeats = 0, pairs = 0;
+    int confirmed = 0, pairs = 0;
     bool last = false;
 
     for (unsigned number = 0; number < MANY; number++) {
         make_id(id, number);
         bool verdict = rules_confirm(id, seed, rate);
         confirmed += verdict;
-        repeats += verdict == rules_confirm(id, seed, rate);
         pairs += verdict && last;
         last = verdict;
     }
@@ -247,7 +188,6 @@ static void test_share(uint64_t seed, double rate)
              confirmed);
     check(share > -0.01 && share < 0.01, what);
     check(in_pairs > -0.01 && in_pairs < 0.01, "a verdict tells nothing about the next one");
-    check(repeats == MANY, "a verdict is the same when asked again");
     check(rate > 0 || confirmed == 0, "rate 0 confirms none");
     check(rate < 1 || confirmed == MANY, "rate 1 confirms all");
 }
@@ -278,8 +218,8 @@ static void test_known_verdicts(void)
 
 int main(void)
 {
-    const uint64_t seeds[] = {0, 1, 42, UINT64_MAX};
-    const double rates[] = {0, 0.01, 0.25, 0.5, 0.6, 0.99, 1};
+    const uint64_t seeds[] = {0, 1, UINT64_MAX};
+    const double rates[] = {0, 0.01, 0.6, 1};
 
     test_questions();
     test_bounds();
