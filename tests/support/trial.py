@@ -104,9 +104,9 @@ class Fault(NamedTuple):
     load: dict = {}  # noqa: RUF012
 
 
-def each(faults: dict[str, Fault], always: str) -> list:
-    """The names of the faults as parameters; `make test` only injects this one."""
-    return [pytest.param(name, marks=[] if name == always else pytest.mark.fault) for name in faults]
+def each(faults: dict, *always: str) -> list:
+    """The names of the faults as parameters; `make test` only injects these."""
+    return [pytest.param(name, marks=[] if name in always else pytest.mark.fault) for name in faults]
 
 
 def endure(run: Trial, name: str, fault: Fault, table: list) -> None:

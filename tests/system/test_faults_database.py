@@ -9,13 +9,12 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from faulty import FaultyTrial, recovers, refused, says
-from files import NAME, backup, locked, move_away, put_a_journal_there, remove
+from files import NAME, locked, move_away
 from installation import children, metric
 from programs import wait_until
 from replicas import Replicas
@@ -28,39 +27,26 @@ DEAD = {201, 503, None}
 
 @pytest.fixture
 def trial(tmp_path, programs):
-    return lambda **options: FaultyTrial(tmp_path, programs, **options)
+    """A function that makes a trial; its URL names a link to the file."""
+    (tmp_path / "link.db").symlink_to(tmp_path / NAME)
+    link = {"DATABASE_URL": f"sqlite:///{tmp_path}/link.db"}
+    return lambda **options: FaultyTrial(tmp_path, programs, **link | options)
 
 
 def break_the_disk(run: FaultyTrial, fault: str) -> None:
     with run.faults.during(fault):
-        if fault == "sync-db":  # the log takes everything meanwhile
-            run.more(100)
-        else:
-            says(run.service, "disk")
-            refused(run.service, "disk")
-            for path in ("/stations/1", "/transactions", "/healthz"):
-                assert run.service.get(path).status == 200
+        says(run.service, "disk")
+        refused(run.service, "disk")
+        for path in ("/stations/1", "/transactions", "/healthz"):
+            assert run.service.get(path).status == 200
     recovers(run.service)
     assert not run.load.unknown
 
 
-def break_the_disk_for_long(run: FaultyTrial) -> None:
-    run.equipment.kill()
-    wait_until(lambda: run.online() is None, "only requests write now")
-    before = len(run.load.unknown)
-    with run.faults.during("sync-wal"):
-        wait_until(lambda: len(run.load.unknown) > before, "someone is told that the outcome is unknown")
-    recovers(run.service)
-    for key in run.load.unknown[before:]:
-        post = partial(run.service.post, "/transactions", {"station_id": 1}, Idempotency_Key=key)
-        assert post().json["id"] == post().json["id"]
-    run.equipment.start()
-
-
-def end_in_doubt(run: FaultyTrial, way: str) -> None:
+def crash_in_doubt(run: FaultyTrial) -> None:
     run.faults.begin("sync-wal")
     says(run.service, "disk")
-    getattr(run.service, way)()
+    run.service.crash()
     run.faults.end("sync-wal")
     run.service.start()
 
@@ -79,24 +65,8 @@ def hold_the_lock(run: FaultyTrial) -> None:
     recovers(run.service)
 
 
-def keep_verdicts(run: FaultyTrial) -> None:
-    run.load.may_post.clear()
-    wait_until(lambda: run.status("PENDING") == 0, "all are settled")
-    run.equipment.send(signal.SIGSTOP)
-    for _ in range(20):
-        run.post()
-    wait_until(lambda: run.status("EXPIRED") >= 20, "all are EXPIRED")
-    with locked(run.folder):
-        run.equipment.send(signal.SIGCONT)
-        held = lambda: metric(run.service, "energy2go_held_jobs") >= 20  # noqa: E731
-        wait_until(held, "the verdicts wait to be stored")
-    recovers(run.service)
-    wait_until(lambda: run.status("EXPIRED") == 0, "all have their verdicts")
-    run.load.may_post.set()
-
-
-def move_away_and_back(run: FaultyTrial, names: str) -> None:
-    back = move_away(run.folder, names)
+def move_away_and_back(run: FaultyTrial) -> None:
+    back = move_away(run.folder)
     says(run.service, "was removed or replaced")
     for _ in range(20):  # readers do not heal it
         run.service.get("/transactions")
@@ -105,20 +75,11 @@ def move_away_and_back(run: FaultyTrial, names: str) -> None:
     recovers(run.service)
 
 
-def harm_a_side_file(run: FaultyTrial, harm) -> None:
-    harm(run.folder)
+def remove_a_side_file(run: FaultyTrial, end: str) -> None:
+    (run.folder / f"{NAME}{end}").unlink()
     wait_until(lambda: "while the service runs" in run.service.said(), "it notices")
     run.service.crash()
-    Path(f"{run.folder / NAME}-journal").unlink(missing_ok=True)
     run.service.start()
-
-
-def step_the_clock(run: FaultyTrial) -> None:
-    for step in (3600, -3600, 0, -time.time(), 86400, 0):
-        run.faults.set_clock(step)
-        run.more()
-    assert run.load.accepted == sorted(run.load.accepted)
-    assert not run.query('SELECT 1 FROM "transaction" WHERE updated < created')
 
 
 def jump_ahead(run: FaultyTrial) -> None:
@@ -144,47 +105,20 @@ def jump_too_far(run: FaultyTrial) -> None:
     assert run.told()[500] <= len(run.load.unknown)  # the outcome is unknown
 
 
-LINK = {"DATABASE_URL": "link"}
 ALONE = {"clients": 1, "pause": 0}
 FAULTS = {
     "fdatasync of the log fails (EIO)": Fault(
         partial(break_the_disk, fault="sync-wal"), 10, DOUBT, load=BUSY
     ),
-    "fdatasync of the file fails (EIO)": Fault(partial(break_the_disk, fault="sync-db"), 10, load=BUSY),
     "a write fails (ENOSPC)": Fault(partial(break_the_disk, fault="full"), 10, DOUBT, load=BUSY),
-    "fdatasync of the log fails for 10 s": Fault(
-        break_the_disk_for_long, answers=DOUBT, options={"VALIDATION_RETRY": "30"}, load=BUSY
-    ),
-    "service killed (SIGKILL) while commits are in doubt": Fault(
-        partial(end_in_doubt, way="crash"), 10, DEAD, load=BUSY
-    ),
-    "service stopped (SIGTERM) while commits are in doubt": Fault(
-        partial(end_in_doubt, way="stop"), 10, DEAD, load=BUSY
-    ),
+    "service killed (SIGKILL) while commits are in doubt": Fault(crash_in_doubt, 10, DEAD, load=BUSY),
     "service killed, and fdatasync of the file has failed": Fault(
         crash_before_a_checkpoint, 1, DEAD, load={"clients": 8, "pause": 0}
     ),
     "another process holds the write lock": Fault(hold_the_lock, answers=DOUBT),
-    "20 late verdicts come while another process holds the write lock": Fault(
-        keep_verdicts,
-        answers=DOUBT,
-        options={"VALIDATION_TIMEOUT": "2", "VALIDATION_RETRY": "0.5"},
-        load={"clients": 1},
-    ),
-    "database files moved away and back": Fault(partial(move_away_and_back, names=f"{NAME}*"), 10, DOUBT),
-    "database file moved away and back": Fault(partial(move_away_and_back, names=NAME), answers=DOUBT),
-    "-wal removed, the URL names a link, then kill -9": Fault(
-        partial(harm_a_side_file, harm=lambda folder: (folder / f"{NAME}-wal").unlink()),
-        answers=DEAD,
-        options=LINK,
-    ),
-    "-shm removed, then kill -9": Fault(
-        partial(harm_a_side_file, harm=lambda folder: (folder / f"{NAME}-shm").unlink()), answers=DEAD
-    ),
-    "a foreign -journal put there, then kill -9": Fault(
-        partial(harm_a_side_file, harm=put_a_journal_there), answers=DEAD
-    ),
-    "clock of the machine steps, up to 1970": Fault(step_the_clock, load=ALONE),
+    "database files moved away and back": Fault(move_away_and_back, 10, DOUBT),
+    "-wal removed, then kill -9": Fault(partial(remove_a_side_file, end="-wal"), answers=DEAD),
+    "-shm removed, then kill -9": Fault(partial(remove_a_side_file, end="-shm"), answers=DEAD),
     "clock of the machine is 400 days ahead for a moment, with RETENTION_DAYS=90": Fault(
         jump_ahead, 10, options={"RETENTION_DAYS": "90"}, load=ALONE
     ),
@@ -193,38 +127,8 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", each(FAULTS, "fdatasync of the log fails (EIO)"))
-def test_the_disk_the_file_and_the_clock(trial, table, name, tmp_path):
-    options = dict(FAULTS[name].options)
-    if options == LINK:
-        (tmp_path / "link.db").symlink_to(tmp_path / NAME)
-        options = {"DATABASE_URL": f"sqlite:///{tmp_path}/link.db"}
-    endure(trial(**options), name, FAULTS[name], table)
-
-
-@pytest.mark.fault
-@pytest.mark.parametrize("way", ["removed", "replaced by a backup"])
-def test_the_files_are_gone(trial, table, way):
-    """What was accepted before is gone with them; nothing is accepted until a restart."""
-    run = trial().start()
-    count, lost = 3 if FULL else 1, 0
-    for _ in range(count):
-        copy = backup(run.folder)
-        remove(run.folder)
-        copy.unlink() if way == "removed" else copy.rename(run.folder / NAME)
-        says(run.service, "was removed or replaced")
-        before = len(run.load.accepted)
-        run.refused()
-        lost += len(run.load.accepted) - before
-        run.service.stop()
-        run.service.start()
-        run.ready()
-        run.station()
-        run.more()
-    run.load.stop()
-    table.append((f"database files {way}, then a restart", count, len(run.load.accepted), lost, 0, 0))
-    assert not lost
-    found = {row[0] for row in run.query('SELECT id FROM "transaction"')}
-    assert {key.replace("-", "") for key in run.load.accepted[-30:]} <= found
+def test_the_disk_the_file_and_the_clock(trial, table, name):
+    endure(trial(**FAULTS[name].options), name, FAULTS[name], table)
 
 
 # PostgreSQL
@@ -270,12 +174,6 @@ def lock_a_row(run: Replicas) -> None:
         assert run.query(row) == [("PENDING",)]
 
 
-def lock_the_table(run: Replicas) -> None:
-    with psycopg.connect(run.postgres.url(run.database)) as other:
-        other.execute('LOCK TABLE "transaction" IN EXCLUSIVE MODE')
-        run.refused()
-
-
 HOLDER = """SELECT 1 FROM pg_locks JOIN pg_stat_activity USING (pid)
     WHERE locktype = 'advisory' AND granted AND state LIKE 'idle in transaction%'"""
 
@@ -299,7 +197,6 @@ OF_POSTGRESQL = {
     "PostgreSQL frozen (SIGSTOP)": (1, 1, freeze_postgresql, DEAD),
     "PostgreSQL cuts all connections": (1, 200, cut_the_connections, DOUBT),
     "a session locks a PENDING row of PostgreSQL": (1, 1, lock_a_row, {201}),
-    "a session locks PostgreSQL's table": (1, 3, lock_the_table, DOUBT),
     "a replica is frozen while it holds PostgreSQL's lock": (2, 3, freeze_the_lock_holder, DOUBT),
 }
 

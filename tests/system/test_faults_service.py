@@ -7,26 +7,22 @@ import contextlib
 import fcntl
 import os
 import random
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 import uuid
-from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from checks import broker_says
-from idle import CROWDS, WAIT, Crowd
+from idle import Crowd, everybody
 from installation import children, kill, metric, resident
 from load import Load
-from mosquitto import AmendedBroker
 from programs import ROOT, wait_until
-from raw import BODY, POST, answer, reset, talk
+from raw import talk
 from trial import FULL, Fault, Trial, each, endure
 
 MOMENTS = random.Random(20)
@@ -56,56 +52,21 @@ def stop(run: Trial) -> None:
     run.service.start()
 
 
-def reset_connections(run: Trial) -> None:
-    whole = POST + b"Content-Length: 20\r\n\r\n" + BODY
-    for length in range(0, len(whole), 5):
-        reset(run.service.port, whole[:length])
-    assert run.query("SELECT count(*) FROM station") == [(1,)]
-    assert "Traceback" not in run.service.said()
-
-
-def more_wait_than_may(run: Trial) -> None:
-    with Crowd(run.service) as opened:
-        for connection in opened.open(500, WAIT):
-            assert answer(connection).startswith(b"HTTP/1.1 201 ")
-
-
-def who_wait_leave(run: Trial) -> None:
-    def may_wait() -> bool:
-        answer = run.service.post("/transactions", {"station_id": 1}, Prefer="wait=1")
-        return "Preference-Applied" in answer.headers
-
-    with Crowd(run.service) as opened:
-        opened.open(60, WAIT)
-        wait_until(lambda: not may_wait(), "no place is free")
-    wait_until(may_wait, "a place is free")
-
-
-FEW = {"WAITS": "50"}
 FAULTS = {
     "service killed (SIGKILL, master and worker)": Fault(crash, 20, {201, None}),
     "worker killed (SIGKILL)": Fault(kill_the_worker, 10, {201, None}),
     "service reloaded (SIGHUP)": Fault(reload, 10, load={"keep_alive": False}),
     "service stopped (SIGTERM)": Fault(stop, 10, {201, None}, load={"keep_alive": False}),
-    "clients reset their connections while they send": Fault(reset_connections, 10),
-    "500 requests want to wait, 50 may": Fault(more_wait_than_may, options=FEW),
-    "60 clients want to wait, 50 may, and leave": Fault(who_wait_leave, options=FEW),
 }
 
 
 @pytest.mark.parametrize("name", each(FAULTS, "service killed (SIGKILL, master and worker)"))
 def test_the_service(trial, table, name):
-    run = trial(**FAULTS[name].options)
-    if "wait" in name:
-        run.equipment.environment["VALIDATOR_DELAY_MS"] = "2000"
-    endure(run, name, FAULTS[name], table)
-
-
-WAYS = "an error in the ledger", "an exit of the ledger", "an error in a callback", "an exit of the listener"
+    endure(trial(), name, FAULTS[name], table)
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["an error in the ledger", "an exit of the listener"])
 def test_a_thread_dies(trial, table, way):
     def die(run: Trial) -> None:
         worker = run.worker
@@ -120,19 +81,17 @@ def test_a_thread_dies(trial, table, way):
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("descriptors", [1024, 20_000])
-@pytest.mark.parametrize("crowd", CROWDS)
-def test_many_clients_do_nothing(trial, table, descriptors, crowd):
+def test_many_clients_do_nothing(trial, table):
     def come(run: Trial) -> None:
         worker = run.worker
         with Crowd(run.service) as opened:
-            crowd(opened)
+            everybody(opened)
             run.more()
         assert run.worker == worker, "the worker died"
 
     run = trial()
-    run.service.command[:0] = ["prlimit", f"--nofile={descriptors}:{descriptors}"]
-    endure(run, f"{crowd.__doc__}; {descriptors} descriptors", Fault(come), table)
+    run.service.command[:0] = ["prlimit", "--nofile=1024:1024"]
+    endure(run, f"{everybody.__doc__}; 1024 descriptors", Fault(come), table)
 
 
 @pytest.mark.fault
@@ -153,7 +112,7 @@ def test_a_backlog_is_drained_while_http_stays_responsive(trial, table):
     run.ready()
     run.load = Load(run.service, clients=2, pause=0.05).start()
     run.note()
-    wait_until(lambda: run.status("PENDING") < 0.8 * count, "a part of it is settled", 600)
+    wait_until(lambda: run.status("PENDING") < 0.5 * count, "a part of it is settled", 600)
     early = resident(run.worker)
     assert run.service.get("/transactions?status=PENDING").status == 200
     wait_until(lambda: run.status("PENDING") < 1000, "the rest is settled", 600)
@@ -165,18 +124,15 @@ def test_a_backlog_is_drained_while_http_stays_responsive(trial, table):
 # The log
 
 
-NONBLOCK = "import os, sys; os.set_blocking(2, False); os.execv(sys.argv[1], sys.argv[1:])"
-
-
 class Pipe:
     """A pipe of one page for a program's standard error. `reader` is the other end."""
 
-    def __init__(self, run: Trial, *before: str):
+    def __init__(self, run: Trial):
         path = str(run.folder / "pipe")
         os.mkfifo(path)
         self.reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         command = run.service.command
-        run.service.command = ["sh", "-c", 'exec "$@" 2>"$0"', path, *before, *command]
+        run.service.command = ["sh", "-c", 'exec "$@" 2>"$0"', path, *command]
         fcntl.fcntl(self.reader, fcntl.F_SETPIPE_SZ, 4096)
 
     def read(self) -> str:
@@ -187,12 +143,10 @@ class Pipe:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize(
-    "way", ["the pipe is full", "the pipe is full, with O_NONBLOCK", "the reader has gone"]
-)
+@pytest.mark.parametrize("way", ["the pipe is full", "the reader has gone"])
 def test_nobody_reads_the_log(trial, table, way):
     run = trial(LOG_LEVEL="DEBUG")
-    pipe = Pipe(run, *([sys.executable, "-c", NONBLOCK] if "NONBLOCK" in way else []))
+    pipe = Pipe(run)
 
     def fill(run: Trial) -> None:
         if "gone" in way:
@@ -242,49 +196,16 @@ def test_nothing_keeps_a_process_that_must_end(way):
 
 
 @pytest.mark.fault
-def test_the_certificates_are_away_when_a_worker_starts(tmp_path, programs, table, certificates):
-    run, source = Trial(tmp_path, programs), certificates / "ours.pem"
-    file, away = tmp_path / "ca.pem", tmp_path / "away.pem"
-    shutil.copy(source, file)
-    files = f"\ncertfile {certificates}/here.pem\nkeyfile {certificates}/here.key\n"
-    run.broker.command = AmendedBroker(tmp_path, conf=files, port=run.broker.port).command
-    run.service.environment["MQTT_CA_FILE"] = str(file)
-    run.equipment.environment["MQTT_CA_FILE"] = str(source)
-    reload = lambda: run.service.send(signal.SIGHUP)  # noqa: E731
-    cases = [
-        (way, absent)
-        for way in (reload, lambda: kill([run.worker]))
-        for absent in (lambda: file.rename(away), lambda: file.write_text("half of it"))
-    ]
-
-    def start_without(run: Trial) -> None:
-        way, absent = cases.pop()
-        absent()
-        old = run.worker
-        way()
-        wait_until(lambda: children(run.service.pid)[-1:] not in ([], [old]), "another worker")
-        wait_until(lambda: str(file) in broker_says(run.service), "/readyz names the file")
-        # After a kill the database is checked first.
-        post = partial(run.service.post, "/transactions", {"station_id": 1})
-        wait_until(lambda: post().status == 201, "it stores without a broker")
-        (away if away.exists() else Path(shutil.copy(source, away))).replace(file)
-
-    fault = Fault(start_without, len(cases), {201, 503, None}, load={"keep_alive": False})
-    endure(run, "MQTT_CA_FILE is away when a worker starts", fault, table)
-
-
-@pytest.mark.fault
-@pytest.mark.parametrize("way", [kill_the_worker, lambda run: run.service.send(signal.SIGHUP)])
-def test_a_worker_cannot_start_for_the_moment(trial, table, way):
+def test_a_worker_cannot_start_for_the_moment(trial, table):
     run = trial(PYTHONPATH=f"{ROOT}:{ROOT}/tests/support")
     absent = run.folder / "absent"
     run.service.environment["ABSENT"] = str(absent)
-    run.service.command[-1] = "moody:app"
+    run.service.command[-1] = "dying:app"
 
     def start_without(run: Trial) -> None:
         before = run.service.said().count("a worker cannot start")
         absent.touch()
-        way(run)
+        kill_the_worker(run)
         again = lambda: run.service.said().count("a worker cannot start") > before + 1  # noqa: E731
         wait_until(again, "it is tried again")
         absent.unlink()
