@@ -70,12 +70,6 @@ def test_a_backup_under_load_has_what_was_accepted_before_and_a_restore_brings_i
     assert {key: stored(file)[key] for key in settled} == {key: kept_in_backup[key] for key in settled}
 
 
-def test_make_restore_without_a_file_asks_for_it(tmp_path):
-    refused = make("restore", tmp_path / "energy2go.db")
-    assert refused.returncode
-    assert refused.stderr.startswith("FILE: name the backup, as in: make restore FILE=")
-
-
 @pytest.mark.parametrize("command", ["", "restore large.db"])
 def test_a_full_disk_leaves_the_old_database_and_nothing_half_written(command, service, tmp_path):
     service().stop()

@@ -11,7 +11,7 @@ import models
 from faulty import recovers, refused, says
 from kit import sql, storage
 from kit.sql import execute, is_postgresql
-from programs import MIGRATIONS
+from programs import MIGRATIONS, free_port
 
 
 def problem(url: str) -> str:
@@ -24,17 +24,17 @@ def problem(url: str) -> str:
         store.close()
 
 
-@pytest.mark.parametrize(
-    "name", ["a#b.db", "a?mode=ro", "100%.db", "übung größe.db", " blank .db", "a%23.db", ":memory:"]
-)
-def test_a_path_of_any_kind_names_one_file(tmp_path, name):
-    folder = tmp_path / "Straße 1"
-    folder.mkdir()
-    assert problem(f"sqlite:///{quote(str(folder / name))}") == ""
-    assert [path.name for path in folder.iterdir()] == [name]
-    if "%" not in name and "?" not in name and "#" not in name:  # these need no percent signs
-        assert problem(f"sqlite:///{folder}/2{name}") == ""
-        assert (folder / f"2{name}").exists()
+NAMES = "a#b.db", "a?mode=ro", "100%.db", "übung größe.db", " blank .db", "a%23.db", ":memory:"
+
+
+def test_a_path_of_any_kind_names_one_file(tmp_path):
+    for name in NAMES:
+        (folder := tmp_path / f"Straße of {name}").mkdir()
+        assert problem(f"sqlite:///{quote(str(folder / name))}") == ""
+        assert [path.name for path in folder.iterdir()] == [name]
+    (tmp_path / "Straße 1").mkdir()  # this needs no percent signs
+    assert problem(f"sqlite:///{tmp_path}/Straße 1/ übung größe.db") == ""
+    assert (tmp_path / "Straße 1/ übung größe.db").exists()
 
 
 def make_file_for_folder(path: Path) -> None:
@@ -102,6 +102,10 @@ def test_a_server_that_refuses_is_named(postgres, passwords, service):
     detail = refused(started, "password authentication failed")
     assert "wrong" not in detail
     assert "\n" not in detail
+    postgres.execute("GRANT ALL ON SCHEMA public TO guarded", "shared")
+    postgres.execute("ALTER ROLE guarded PASSWORD 'wrong'")
+    recovers(started)
+    assert started.post("/stations", {"description": "Teste"}).status == 201
     assert started.children == [worker]
 
 
@@ -120,6 +124,18 @@ def test_a_change_by_an_administrator_is_named_and_its_end_is_noticed(postgres, 
         postgres.execute(end, "shared")
         recovers(started)
         assert started.post("/transactions", {"station_id": 1}).status == 201
+
+
+def test_a_url_may_name_several_servers_and_a_password_of_any_kind(postgres):
+    postgres.fresh()
+    query = f"host=127.0.0.1,127.0.0.1&port={free_port()},{postgres.port}"
+    query += "&target_session_attrs=read-write&connect_timeout=3"
+    database = storage.connect(f"postgresql://energy2go:p%40ss%2Fword%25@/shared?{query}", 1)
+    info = database.connection().info
+    assert (info.port, info.password) == (postgres.port, "p@ss/word%")
+    assert info.get_parameters()["connect_timeout"] == "3"
+    assert info.get_parameters()["tcp_user_timeout"] == "10000"
+    database.close_all()
 
 
 HELD = {
