@@ -50,29 +50,17 @@ def move_a_backup_there(folder: Path) -> None:
     backup(folder).rename(folder / NAME)
 
 
-def make_a_folder_there(folder: Path) -> None:
-    remove(folder)
-    (folder / NAME).mkdir()
-
-
-@pytest.mark.parametrize("harm", [move_a_backup_there, make_a_folder_there, put_a_journal_there])
-def test_a_file_that_is_removed_or_replaced_takes_no_transaction(started, folder, harm):
+@pytest.mark.parametrize("harm", [move_a_backup_there, put_a_journal_there])
+def test_a_file_that_is_replaced_takes_no_transaction_until_a_restart(started, folder, harm):
     accepted = fill(started, 50)
     harm(folder)
     says(started, "was removed or replaced while the service runs", "was put there while the service runs")
     refused(started, "while the service runs")
     assert started.stop() == 0
-    if harm is put_a_journal_there:
-        (folder / f"{NAME}-journal").unlink()
-    if (folder / NAME).is_dir():
-        (folder / NAME).rmdir()
+    (folder / f"{NAME}-journal").unlink(missing_ok=True)
     started.start()
     recovers(started)
-    if harm is not make_a_folder_there:
-        assert digits(accepted) == stored(folder)
-    assert started.post("/stations", {"description": "Teste"}).status == 201
-    accepted = started.post("/transactions", {"station_id": 1}).json["id"]
-    assert digits([accepted]) <= stored(folder)
+    assert digits(accepted) == stored(folder)
 
 
 def test_a_folder_that_comes_back_is_used_again(started, folder):
@@ -119,18 +107,11 @@ def garbage(folder: Path) -> None:
         pages.write(b"\xa5" * (size - 4096))
 
 
-def no_database(folder: Path) -> None:
-    """Copy another file over it, in place."""
-    (folder / "other").write_bytes(b"This is no database. " * 5000)
-    shutil.copyfile(folder / "other", folder / NAME)
-
-
-@pytest.mark.parametrize("harm", [garbage, no_database])
-def test_a_damaged_file_takes_no_transaction_until_a_sound_one_is_started(started, folder, harm):
+def test_a_damaged_file_takes_no_transaction_until_a_sound_one_is_started(started, folder):
     accepted = fill(started)
     query(folder / NAME, "PRAGMA wal_checkpoint(TRUNCATE)")
     sound = backup(folder)
-    harm(folder)
+    garbage(folder)
     requests = [("GET", "/transactions", None), ("POST", "/transactions", {"station_id": 1})]
     wait_until(lambda: 503 in [started.request(*request).status for request in requests], "it notices")
     for _ in range(2):
@@ -236,17 +217,6 @@ def test_a_log_whose_file_is_missing_is_not_thrown_away(started, folder):
     (folder / "moved").rename(folder / NAME)
     recovers(started)
     assert digits(accepted) == stored(folder)
-
-
-def test_a_schema_of_a_later_release_is_refused_at_the_start(started, folder):
-    started.stop()
-    query(folder / NAME, "INSERT INTO schema_migration (name, applied) VALUES ('9999_later', '2027-01-01')")
-    started.start()
-    says(started, "the schema is of a later release, which has the migration 9999_later")
-    assert "\n" not in refused(started, "9999_later")
-    (worker,) = started.children
-    assert started.get("/readyz").status == 503
-    assert started.children == [worker]  # it does not restart all the time
 
 
 # Disks

@@ -91,29 +91,21 @@ def passwords(postgres):
     postgres.execute("DROP ROLE guarded")
 
 
-def test_a_server_that_refuses_is_named(postgres, passwords, service):
+def test_a_server_that_refuses_is_named_until_it_takes_us(postgres, passwords, service):
     url = postgres.fresh()
     assert "does not exist" in problem(f"{url}_unknown")
     assert "refused" in problem(re.sub(r":\d+/", ":1/", url))
     assert "SSL" in problem(f"{url}?sslmode=verify-full")
+    postgres.execute("GRANT ALL ON SCHEMA public TO guarded", "shared")
     started = service(ready=False, DATABASE_URL=url.replace("energy2go@", "guarded:wrong@"))
     says(started, "password authentication failed")
     (worker,) = started.children
     detail = refused(started, "password authentication failed")
     assert "wrong" not in detail
     assert "\n" not in detail
-    postgres.execute("GRANT ALL ON SCHEMA public TO guarded", "shared")
     postgres.execute("ALTER ROLE guarded PASSWORD 'wrong'")
     recovers(started)
     assert started.post("/stations", {"description": "Teste"}).status == 201
-    assert started.children == [worker]
-
-
-def test_a_change_by_an_administrator_is_named_and_its_end_is_noticed(postgres, passwords, service):
-    url = postgres.fresh().replace("energy2go@", "guarded:right@")
-    postgres.execute("GRANT ALL ON SCHEMA public TO guarded", "shared")
-    started = service(DATABASE_URL=url)
-    started.post("/stations", {"description": "Teste"})
     for begin, end in (
         ('REVOKE INSERT ON "transaction" FROM guarded', 'GRANT INSERT ON "transaction" TO guarded'),
         ('ALTER TABLE "transaction" RENAME TO hidden', 'ALTER TABLE hidden RENAME TO "transaction"'),
@@ -124,6 +116,18 @@ def test_a_change_by_an_administrator_is_named_and_its_end_is_noticed(postgres, 
         postgres.execute(end, "shared")
         recovers(started)
         assert started.post("/transactions", {"station_id": 1}).status == 201
+    for statement, ready, sentence in (
+        ("SELECT pg_advisory_xact_lock(20260328)", "lock timeout", "lock timeout"),
+        ('LOCK TABLE "transaction" IN ACCESS EXCLUSIVE MODE', "failed three times", "is locked by"),
+    ):
+        with psycopg.connect(postgres.url("shared")) as other:
+            other.execute(statement)
+            says(started, ready)
+            refused(started, sentence)
+            other.rollback()
+        recovers(started)
+        assert started.post("/transactions", {"station_id": 1}).status == 201
+    assert started.children == [worker]
 
 
 def test_a_url_may_name_several_servers_and_a_password_of_any_kind(postgres):
@@ -136,25 +140,6 @@ def test_a_url_may_name_several_servers_and_a_password_of_any_kind(postgres):
     assert info.get_parameters()["connect_timeout"] == "3"
     assert info.get_parameters()["tcp_user_timeout"] == "10000"
     database.close_all()
-
-
-HELD = {
-    "the lock of writers": ("SELECT pg_advisory_xact_lock(20260328)", "lock timeout", "lock timeout"),
-    "a table": ('LOCK TABLE "transaction" IN ACCESS EXCLUSIVE MODE', "failed three times", "is locked by"),
-}
-
-
-def test_a_lock_that_another_client_holds_counts_as_a_failure(service, postgres):
-    started = service(DATABASE_URL=postgres.fresh())
-    started.post("/stations", {"description": "Teste"})
-    for statement, ready, sentence in HELD.values():
-        with psycopg.connect(postgres.url("shared")) as other:
-            other.execute(statement)
-            says(started, ready)
-            refused(started, sentence)
-            other.rollback()
-        recovers(started)
-        assert started.post("/transactions", {"station_id": 1}).status == 201
 
 
 def test_a_read_that_takes_too_long_is_ended(database_url, monkeypatch):

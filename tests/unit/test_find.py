@@ -3,7 +3,7 @@
 import json
 import re
 from datetime import datetime, timedelta
-from itertools import product
+from itertools import pairwise, product
 from urllib.parse import quote
 
 import pytest
@@ -26,6 +26,11 @@ both = pytest.mark.parametrize("api", BOTH, indirect=True)
 # Over HTTP
 
 
+def listed(api, path: str, name: str = "id") -> list:
+    """This field of each item of a list, over all its pages of two."""
+    return [item[name] for page in walk(api, f"{path}&limit=2") for item in page]
+
+
 MAC, WIDE = "Cafe\u0301", "ISPARTA Straße Filiale 1"
 PLACES = "Übung", "ÉCOLE 100%", "Σίγμας a_b", "ВОКЗАЛ", "\\'?{}%s", MAC, "İstanbul", WIDE
 FOUND = {  # the texts that find a place, by its number
@@ -45,11 +50,7 @@ def test_a_search_finds_a_text_in_any_letter_case_and_takes_it_literally(api):
     for description in PLACES:
         new_station(api, description)
     assert api.get("/stations/6").json["description"] == MAC  # as it was typed
-
-    def found(q: str) -> list[int]:
-        pages = walk(api, f"/stations?q={quote(q)}&limit=2")
-        return [one["id"] for page in pages for one in page]
-
+    found = lambda q: listed(api, f"/stations?q={quote(q)}")  # noqa: E731
     for number, texts in FOUND.items():
         for text in texts.split():
             assert found(text) == [number], text
@@ -64,11 +65,7 @@ def test_a_search_finds_a_changed_description_and_what_release_1_1_stored(api):
         new_station(api, "İzmir")
     send(api, "PATCH", "/stations/1", {"description": "Ödemiş"})
     execute(service().store.database, "UPDATE station SET folded = NULL WHERE id = 2")
-
-    def found(q):
-        return [one["id"] for one in api.get(f"/stations?q={quote(q)}").json["items"]]
-
-    assert (found("ÖDEMİŞ"), found("ZMIR")) == ([1], [2])
+    assert [listed(api, f"/stations?q={quote(q)}") for q in ("ÖDEMİŞ", "ZMIR")] == [[1], [2]]
 
 
 @both
@@ -119,34 +116,30 @@ def test_several_statuses_are_listed_together_and_each_once(api):
     keys = [new_transaction(api)["id"] for _ in range(6)]
     settle(keys[1], "COMPLETED")
     settle(keys[4], "ERROR")
-
-    def listed(statuses):
-        pages = walk(api, f"/transactions?status={statuses}&limit=2&station_id=1")
-        return [item["id"] for page in pages for item in page]
-
-    assert listed("COMPLETED,ERROR") == listed("ERROR,COMPLETED,ERROR") == [keys[4], keys[1]]
-    assert listed("PENDING,COMPLETED,ERROR,EXPIRED") == keys[::-1]
-    assert listed("COMPLETED&status=ERROR") == [keys[4], keys[1]]  # as generated clients write it
-    assert listed("EXPIRED") == []
+    for statuses, wanted in (
+        ("COMPLETED,ERROR", [keys[4], keys[1]]),
+        ("ERROR,COMPLETED,ERROR", [keys[4], keys[1]]),
+        ("COMPLETED&status=ERROR", [keys[4], keys[1]]),  # as generated clients write it
+        ("PENDING,COMPLETED,ERROR,EXPIRED", keys[::-1]),
+        ("EXPIRED", []),
+    ):
+        assert listed(api, f"/transactions?station_id=1&status={statuses}") == wanted
 
 
 def test_a_range_of_time_includes_both_ends(api):
     new_station(api)
-    created = [new_transaction(api)["created"] for _ in range(5)]
-
-    def listed(**times):
-        query = "&".join(f"{name}={quote(time)}" for name, time in times.items())
-        pages = walk(api, f"/transactions?{query}&limit=2")
-        return [item["created"] for page in pages for item in page][::-1]
-
-    assert listed(created_from=created[1]) == created[1:]
-    assert listed(created_to=created[3]) == created[:4]
-    assert listed(created_from=created[1], created_to=created[3]) == created[1:4]
-    assert listed(created_from=created[3], created_to=created[1]) == []
-    east = datetime.fromisoformat(created[2]) + timedelta(hours=5, minutes=30)
-    elsewhere = east.replace(tzinfo=None).isoformat() + "+05:30"
-    assert listed(created_from=elsewhere, created_to=elsewhere) == [created[2]]
-    assert listed(created_from="0001-01-01T00:00:00Z", created_to="9999-12-31T23:59:59.999999Z") == created
+    made = [new_transaction(api)["created"] for _ in range(5)]
+    east = datetime.fromisoformat(made[2]) + timedelta(hours=5, minutes=30)
+    elsewhere = quote(east.replace(tzinfo=None).isoformat() + "+05:30")
+    for times, wanted in (
+        (f"created_from={made[1]}", made[1:]),
+        (f"created_to={made[3]}", made[:4]),
+        (f"created_from={made[1]}&created_to={made[3]}", made[1:4]),
+        (f"created_from={made[3]}&created_to={made[1]}", []),
+        (f"created_from={elsewhere}&created_to={elsewhere}", [made[2]]),
+        ("created_from=0001-01-01T00:00:00Z&created_to=9999-12-31T23:59:59.999999Z", made),
+    ):
+        assert listed(api, f"/transactions?{times}", "created") == wanted[::-1]
 
 
 def test_the_newest_transaction_of_each_station_is_found(api):
@@ -165,43 +158,28 @@ def test_the_newest_transaction_of_each_station_is_found(api):
     assert len(latest(",".join(map(str, range(1, 201))))) == 3
 
 
-@pytest.mark.parametrize(
-    ("query", "first"),
-    [
-        ("to=9999-12-31T23:59:59-14:00", "9999-12-31T23:49:59.999000Z"),
-        ("from=0001-01-01T00:00:00%2B14:00&to=0001-01-02T00:00:00Z", "0001-01-01T00:00:00Z"),
-        ("to=1970-01-01T00:00:00Z", "1969-12-31T23:50:00Z"),
-    ],
-)
-def test_counts_go_to_the_ends_of_time(api, query, first):
-    assert api.get(f"/transactions/counts?{query}").json["from"] == first
-
-
 def test_counts_are_those_of_the_list(api, caplog):
     for _ in range(2):
         new_station(api)
     made = [new_transaction(api, station) for station in (1, 2, 1, 1, 2, 1)]
-    for which, status in ((0, "COMPLETED"), (1, "ERROR"), (2, "COMPLETED"), (3, "ERROR")):
-        settle(made[which]["id"], status)
+    for one, status in zip(made, ("COMPLETED", "ERROR", "COMPLETED", "ERROR"), strict=False):
+        settle(one["id"], status)
     begin = datetime.fromisoformat(made[0]["created"]).replace(microsecond=0)
-    time = quote(begin.isoformat())
-    end = quote((begin + timedelta(days=31)).isoformat())
+    time, end = quote(begin.isoformat()), quote((begin + timedelta(days=31)).isoformat())
 
-    def counted(query, station=""):
+    def counted(query: str, station: str = "") -> tuple[int, int, int]:
+        """The step, how many steps there are, and how many transactions."""
         answer = api.get(f"/transactions/counts?{query}&{station}").json
-        listed = api.get(f"/transactions?{station}").json["items"]
-        starts = [item["from"] for item in answer["items"]]
-        for item, start, after in zip(answer["items"], starts, [*starts[1:], answer["to"]], strict=True):
-            start, after = datetime.fromisoformat(start), datetime.fromisoformat(after)
+        items = api.get(f"/transactions?{station}").json["items"]
+        times = [*(one["from"] for one in answer["items"]), answer["to"]]
+        starts = map(datetime.fromisoformat, times)
+        for item, (start, after) in zip(answer["items"], pairwise(starts), strict=True):
             assert timedelta(0) < after - start <= timedelta(seconds=answer["step"])
-            within = [one for one in listed if start <= datetime.fromisoformat(one["created"]) < after]
-            expected = {status: sum(one["status"] == status for one in within) for status in Status}
-            assert item == expected | {"from": item["from"]}
-        return (
-            answer["step"],
-            len(answer["items"]),
-            sum(sum(item[one] for one in Status) for item in answer["items"]),
-        )
+            created = [(datetime.fromisoformat(one["created"]), one["status"]) for one in items]
+            within = [status for time, status in created if start <= time < after]
+            assert item == {status: within.count(status) for status in Status} | {"from": item["from"]}
+        total = sum(item[status] for item in answer["items"] for status in Status)
+        return answer["step"], len(answer["items"]), total
 
     with caplog.at_level("DEBUG", "peewee"):
         assert counted("") == (3, 200, 6)
@@ -212,6 +190,12 @@ def test_counts_are_those_of_the_list(api, caplog):
     assert counted("step=7", "station_id=2")[1:] == (86, 2)
     assert counted("", "station_id=77")[2] == 0
     assert counted(f"to={time}")[2] == 0
+    for query, first in (
+        ("to=9999-12-31T23:59:59-14:00", "9999-12-31T23:49:59.999000Z"),
+        ("from=0001-01-01T00:00:00%2B14:00&to=0001-01-02T00:00:00Z", "0001-01-01T00:00:00Z"),
+        ("to=1970-01-01T00:00:00Z", "1969-12-31T23:50:00Z"),
+    ):
+        assert api.get(f"/transactions/counts?{query}").json["from"] == first
 
 
 # What a page reads

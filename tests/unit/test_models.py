@@ -7,7 +7,7 @@ from peewee import IntegrityError, OperationalError
 
 from kit import storage
 from kit.clock import SECOND, moment
-from models import Draft
+from models import CLAIM, Draft
 from postgres import BOTH
 from queries import MANY, NOW, TIMEOUTS
 from schemas import HasTransactions, NoStation, Status
@@ -78,6 +78,13 @@ def test_asking_again_and_again_asks_once_a_second(queries, restart):
         queries.ask_again(NOW + step, restart)
         assert queries.claim(NOW + step, waiting=restart) == []
     assert len(queries.claim(NOW + SECOND, waiting=restart)) == 1
+
+
+@pytest.mark.parametrize("emptied", ["postgresql"], indirect=True)
+def test_a_claim_is_no_larger_when_the_planner_knows_nothing_of_the_table(database, queries):
+    storage.execute(database, "ANALYZE")
+    queries.create(2000, room=0)
+    assert len(queries.claim(NOW, CLAIM, waiting=True)) == CLAIM
 
 
 @both
