@@ -30,7 +30,7 @@ check() {
     echo "ok: $sentence"
 }
 
-# documented TEXT: runs the command of docs/operations.md that is this text or has it, as it stands there.
+# documented TEXT: runs the command in docs/operations.md that equals or contains this text.
 documented() { command=$(.venv/bin/python tests/support/documents.py "$1") && eval "$command"; }
 
 undoes() { documented 'kit.undo' | grep -q '^Undone: 0003_'; }

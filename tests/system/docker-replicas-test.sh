@@ -11,12 +11,12 @@ PUBLISH=$(free_port) PUBLISH_PROMETHEUS=$(free_port)
 export PUBLISH PUBLISH_PROMETHEUS
 url=http://127.0.0.1:$PUBLISH
 
-# curl reads the token from here, as every user can read a command line.
+# curl reads the token from here, because every user can read a command line.
 bearer="Authorization: Bearer $API_TOKEN"
 
 start() { compose up -d --wait --wait-timeout 180 --no-recreate "$@"; }
 
-# alertmanager: there is its image. Without a registry, Debian's package takes its place.
+# alertmanager: its image exists. Without a registry, we build one from Debian's package.
 alertmanager() {
     image=$(sed -n 's/^ *image: \(prom.alertmanager.*\)/\1/p' deploy/monitoring.yml)
     docker image inspect "$image" >/dev/null 2>&1 || docker pull -q "$image" 2>/dev/null || docker build -q -t "$image" - <<'EOF'
@@ -42,7 +42,7 @@ back_up() {
     documented 'pg_dump' && dump=$(ls -t ./*.dump | head -n 1) && [ -s "$dump" ]
 }
 
-# readyz: what the first replica says of itself.
+# readyz: the first replica's own answer.
 readyz() {
     compose exec -T service python -c '
 from http.client import HTTPConnection
@@ -53,7 +53,7 @@ print(connection.getresponse().read().decode())' 2>/dev/null
 
 tells() { readyz | grep -Eq "$1"; }
 
-# targets REGEX COUNT: so many of the replicas that Prometheus reads match.
+# targets REGEX COUNT: this many of the replicas that Prometheus reads match.
 targets() {
     found=$(curl -s --noproxy '*' "http://127.0.0.1:$PUBLISH_PROMETHEUS/api/v1/targets")
     [ "$(echo "$found" | grep -Eo "$1" | grep -c .)" = "$2" ]

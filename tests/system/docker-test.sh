@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds and starts the containers, uses and breaks them from outside, and removes them.
-# It has its own project, port, images and volume, so a running `docker compose up` is not affected.
+# It has its own project, port, images and volume, so it doesn't affect a running `docker compose up`.
 set -eu
 cd "$(dirname "$0")/../.."
 export API_TOKEN= # not the value in .env
@@ -10,7 +10,7 @@ alone=$project-alone
 PUBLISH=$(free_port)
 export PUBLISH
 
-# walk WHEN: does what a user would do; sets $station and $transaction.
+# walk WHEN: uses the service like a client; sets $station and $transaction.
 walk() {
     url=http://127.0.0.1:$PUBLISH
     check "$1, the service is ready" within 30 gets 200 '"equipment":\{"[^"]+":"online"' GET /readyz
@@ -29,7 +29,7 @@ image() { docker inspect -f '{{.Image}}' "$(compose ps -aq "$1")"; }
 
 size() { docker image inspect -f '{{.Size}}' "$1"; }
 
-# adds SERVICE MEGABYTES BASE: its image is at most so much larger than the image it is made from.
+# adds SERVICE MEGABYTES BASE: its image is at most this much larger than its base image.
 adds() { [ "$(size "$(image "$1")")" -lt $(($(size "$3") + $2 * 1000000)) ]; }
 
 lacks() { variables=$(compose exec -T "$1" env) && ! echo "$variables" | grep -q "^$2="; }
