@@ -29,13 +29,13 @@ def test_both_programs_speak_tls(run, tls_broker, certificates):
 
 def test_a_ca_file_that_is_renewed_counts_for_the_next_connection(run, tls_broker, certificates, tmp_path):
     ca = tmp_path / "ca.pem"
-    broker = tls_broker("here").start()
-    service = run(Service, broker, MQTT_CA_FILE=str(ca))
-    wait_until(lambda: f"{ca} cannot be read: No such file" in broker_says(service), "it misses the file")
     shutil.copy(certificates / "theirs.pem", ca)
-    equipment = run(Equipment, broker, MQTT_CA_FILE=str(ca))
+    broker = tls_broker("here").start()
+    equipment, service = (run(kind, broker, MQTT_CA_FILE=str(ca)) for kind in (Equipment, Service))
     wait_until(lambda: "verify failed" in service.get("/readyz").json["broker"], "the service refuses it")
     wait_until(lambda: "TLS with the broker fails" in equipment.said(), "the equipment refuses it")
+    ca.unlink()
+    wait_until(lambda: f"{ca} cannot be read: No such file" in broker_says(service), "it misses the file")
     shutil.copy(certificates / "ours.pem", tmp_path / "new.pem").replace(ca)
     wait_until(lambda: online(service), "both have read the new file")
     assert settles(service)
