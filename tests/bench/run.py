@@ -10,16 +10,13 @@ from statistics import median
 
 import report
 from against import checkout, compile_all
-from crowds import Sizes, crowds
-from growth import deleting, grow
+from crowds import crowds
+from million import million
 from programs import ROOT
-from progress import step
-from stack import Stack, end_on_signals, memory
+from stack import Stack, end_on_signals, memory, step
 from traffic import POST_AND_WAIT, Phase, measure, middle
 
 VAR = ROOT / "var"
-ROUNDS, STARTS = 4, 3
-ROWS, REPEATS = (1_000, 100_000, 1_000_000), 15  # of growth
 PHASES = (
     Phase("1 client", 2.5, 1),
     Phase("8 clients", 2.5, 8),
@@ -28,8 +25,6 @@ PHASES = (
     Phase("1 client, Prefer: wait", 1.5, 1, post=POST_AND_WAIT),
     Phase("500 posts a second", 2.5, rate=500),
 )
-DELAY = 9  # seconds that the equipment takes while clients wait
-SMALL = Sizes(50, 100, 20, (1, 20, 50), 2)
 
 
 def under_traffic(stacks: dict[str, Stack], rounds: int, speed: float) -> list[dict]:
@@ -48,8 +43,7 @@ def under_traffic(stacks: dict[str, Stack], rounds: int, speed: float) -> list[d
 
 def bench(folder: Path, against: str, quick: bool) -> dict:
     """Everything that was measured."""
-    rounds, speed, sizes, delay = (1, 10, SMALL, 0.5) if quick else (ROUNDS, 1, Sizes(), DELAY)
-    found, roots = {"against": ""}, {"": ROOT}
+    found, roots, rounds = {"against": ""}, {"": ROOT}, 1 if quick else 4
     with contextlib.ExitStack() as ends:
         if against:
             step(f"setting up {against}")
@@ -58,16 +52,18 @@ def bench(folder: Path, against: str, quick: bool) -> dict:
         compile_all(ROOT)
         stacks = {name: Stack(folder / f"main{name}", ends, root) for name, root in roots.items()}
         step("starting")
-        starts = range(1 if quick else STARTS)
+        starts = range(1 if quick else 3)
         found["starts"] = [[stack.restart() for stack in stacks.values()] for _ in starts]
-        found["rounds"] = under_traffic(stacks, rounds, speed)
+        found["rounds"] = under_traffic(stacks, rounds, 10 if quick else 1)
         found["phases"] = middle(found["rounds"])
-        found["pending"] = stacks[""].pending()
+        found["pending"] = stacks[""].status("PENDING")
         found["equipment MB"] = memory(stacks[""].pids["equipment"], "VmHWM")
-    found["crowds"] = crowds(folder, sizes, delay)
-    rows = (1_000, 10_000) if quick else ROWS
-    found["growth ms"] = grow(folder, rows, 1 if quick else REPEATS)
-    found["deleting ms"] = deleting(folder / f"{rows[-1]}", speed)
+    if quick:
+        found["crowds"] = crowds(folder, (50, 100), (1, 20, 50), delay=0.5, events=2)
+        found["million"] = million(folder / "million", 10_000, 0.1)
+    else:
+        found["crowds"] = crowds(folder, (1000, 8000), (1, 1000, 5000), delay=9, events=10)
+        found["million"] = million(folder / "million", 1_000_000, 1)
     found["others"] = median(phase["others"] for one in found["rounds"] for phase in one.values())
     step("done")
     return found
@@ -76,9 +72,7 @@ def bench(folder: Path, against: str, quick: bool) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a fraction of it, to see whether it works")
-    parser.add_argument(
-        "--against", default="", metavar="COMMIT", help="another release to run in turns with"
-    )
+    parser.add_argument("--against", default="", metavar="COMMIT", help="a release to run in turns with")
     options = parser.parse_args()
     end_on_signals()
     # Use var/, like `make run`: /tmp may be in memory, where writing costs nothing.
@@ -88,9 +82,8 @@ def main() -> None:
     goals = report.goals(found)
     print(report.text(found, goals))
     found["goals"] = [goal._asdict() | {"met": goal.met} for goal in goals]
-    (VAR / ("bench-quick.json" if options.quick else "bench.json")).write_text(
-        json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-    )
+    text = json.dumps(found, indent=1, ensure_ascii=False)
+    (VAR / f"bench{'-quick' * options.quick}.json").write_text(text + "\n")
     sys.exit(1 if found["pending"] else 0)
 
 

@@ -32,11 +32,12 @@ def measure(phase: Phase, stack: Stack) -> dict:
 
     `others` is how many processors other programs used during the phase; they slow down everything here.
     """
-    requests = [phase.post] if phase.post else reads(stack)
+    requests = itertools.cycle([phase.post] if phase.post else reads(stack))
     since, clock = time.time_ns() // 1000, time.time_ns() - time.monotonic_ns()
     before, worked, began = stack.cpu(), busy(), time.monotonic()
-    requests, status = itertools.cycle(requests), 201 if phase.post else 200
-    sample = drive(stack.port, requests, phase.clients, phase.seconds, phase.rate, status)
+    sample = drive(
+        stack.port, requests, phase.clients, phase.seconds, phase.rate, 201 if phase.post else 200
+    )
     count, result = len(sample.done), {"ms": spread(sample.milliseconds())}
     result["requests/s"] = count / (sample.done[-1] - sample.due[0]) * SECOND
     stack.drain(DRAIN)

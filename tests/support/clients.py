@@ -110,9 +110,8 @@ def drive(
     seconds: float,
     rate: float | None = None,
     status: int = 201,
-    most: int | None = None,
 ) -> Sample:
-    """Send at most `most` requests in `seconds`, and wait for the last answer; raises WrongAnswer, OSError.
+    """Send requests for `seconds`, and wait for the last answer; raises WrongAnswer, OSError.
 
     Without a `rate`, each client sends its next request when it has its answer. With a `rate`, a request is
     due every 1/`rate` seconds, and its time counts from then, even while every connection is busy. So a
@@ -123,11 +122,11 @@ def drive(
         end, interval, sent = began + int(seconds * SECOND), SECOND / rate if rate else 0, 0
         while True:
             turn = began + int(sent * interval) if rate else now
-            while connections.idle and turn <= now and turn < end and sent != most:
+            while connections.idle and turn <= now and turn < end:
                 connections.send(next(requests), turn if rate else time.monotonic_ns())
                 sent += 1
                 turn = began + int(sent * interval) if rate else now
-            over = turn >= end or sent == most
+            over = turn >= end
             if over and not connections.due:
                 return connections.sample
             connections.receive(turn if connections.idle and not over else None)

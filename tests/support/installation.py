@@ -89,9 +89,9 @@ class Installation:
         """The pid of gunicorn's worker."""
         return wait_until(lambda: children(self.service.pid), "there is a worker")[-1]
 
-    def query(self, sql: str) -> list[tuple]:
+    def query(self, sql: str, *values) -> list[tuple]:
         with contextlib.closing(sqlite3.connect(self.folder / "energy2go.db", timeout=60)) as database:
-            return database.execute(sql).fetchall()
+            return database.execute(sql, values).fetchall()
 
     def status(self, status: str) -> int:
         """How many transactions have this status."""
