@@ -50,7 +50,7 @@ def test_the_broker_refuses_a_wrong_password(run, broker, tmp_path, version):
 
 @pytest.fixture
 def lax(run):
-    """A function that starts a broker that lets one account do anything. (It never refuses a subscription.)"""
+    """A function that starts a broker that lets one account do anything."""
     everything = "\nuser {}_USERNAME\ntopic readwrite #\ntopic readwrite $other/#\n"
     return lambda account: run(AmendedBroker, acl=everything.format(account))
 
