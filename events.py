@@ -111,7 +111,10 @@ class Changes:
             yield block("begin" if complete else "reset", b"{}", cursor) + (readiness := self._readiness)
             heartbeat_at = self._loop.time() + HEARTBEAT_INTERVAL
             while not self._ended:
-                chunk, cursor = await self._events(cursor, station_id)
+                chunk, after, deleted = await self._events(cursor, station_id)
+                if complete and deleted > cursor:
+                    return  # retention was faster: the client comes back and gets a reset
+                complete, cursor = deleted <= cursor, after
                 if not chunk and self._loop.time() >= heartbeat_at:
                     chunk = block("heartbeat", b"{}", cursor)
                 if chunk:
@@ -146,24 +149,26 @@ class Changes:
             self.clients[kind] -= 1
             self._read_until = self._loop.time() + POLL_INTERVAL
 
-    async def _events(self, cursor: Cursor, station_id: int | None) -> tuple[bytes, Cursor]:
-        """At most PAGE events after a cursor, and the cursor to go on from. There may be more."""
-        position = self._position
+    async def _events(self, cursor: Cursor, station_id: int | None) -> tuple[bytes, Cursor, Cursor]:
+        """At most PAGE events after a cursor, where to go on, and up to where retention has deleted others."""
+        position, deleted = self._position, FIRST
         if cursor >= self._since:
             start = bisect_right(self._recent, cursor, key=lambda event: event.cursor)
             found = self._recent[start : start + PAGE]
         else:
             try:
                 async with self._one_at_a_time:
-                    found = encoded(await self._read(models.changes, cursor, PAGE, station_id))
+                    changes, deleted = await self._read(models.next_changes, cursor, PAGE, station_id)
             except Unavailable:
                 await asyncio.sleep(RETRY_INTERVAL)
-                return b"", cursor
+                return b"", cursor, FIRST
+            found = encoded(changes)
             if len(found) < PAGE:  # these are all the changes up to `position`
                 cursor = max(cursor, position)
         if found:
             cursor = max(cursor, found[-1].cursor)
-        return b"".join(event.text for event in found if station_id in (None, event.station_id)), cursor
+        texts = [event.text for event in found if station_id in (None, event.station_id)]
+        return b"".join(texts), cursor, deleted
 
     async def _start_reading(self) -> None:
         """Start the task that reads all changes from here on, unless it is running."""
@@ -182,8 +187,8 @@ class Changes:
             try:
                 if self.clients["streams"]:
                     self._look_at_readiness()
-                while changes := await self._read(models.changes, self._position, PAGE):
-                    self._add(changes)
+                while self._add(*await self._read(models.next_changes, self._position, PAGE)):
+                    pass
             except Unavailable:
                 pass  # try again after POLL_INTERVAL
             except Exception:
@@ -191,14 +196,16 @@ class Changes:
             await asyncio.wait([self._due], timeout=POLL_INTERVAL)
         self._reader = None
 
-    def _add(self, changes: list[Transaction]) -> None:
-        """Hand changes to those clients that they concern."""
+    def _add(self, changes: list[Transaction], deleted: Cursor) -> bool:
+        """Hand changes to those clients that they concern; returns True if there may be more."""
+        position = self._position
+        if not changes and deleted <= position:
+            return False
         settled = [change for change in changes if change.status is not Status.PENDING]
         resolve([(changed, one) for one in settled for changed in self._waits.get(one.id, ())])
-        self._position = models.cursor(changes[-1])
-        if not self.clients["streams"]:
-            self._recent, self._since = [], self._position
-            return
+        self._position = max([deleted, *map(models.cursor, changes[-1:])])
+        if deleted > position or not self.clients["streams"]:  # streams read these themselves
+            self._recent, self._since, changes = [], self._position, []
         self._recent += encoded(changes)
         if (surplus := len(self._recent) - RECENT) > 0:
             self._since = self._recent[surplus - 1].cursor
@@ -206,6 +213,7 @@ class Changes:
         if not self._waking:
             busy = len(self._recent) > PAGE and self._recent[-PAGE].cursor[0] > self._position[0] - SECOND
             self._waking = self._loop.call_later(WAKE_INTERVAL if busy else 0, self._wake_streams)
+        return True
 
     def _wake_streams(self, rest: Sequence[asyncio.Future[None]] = ()) -> None:
         """Wake all streams, a few hundred per turn, so that the loop answers requests in between."""

@@ -267,6 +267,13 @@ def changes(
     return [transaction(row) for row in execute(database, statement, *values, limit)]
 
 
+def next_changes(
+    database: Database, after: Cursor, limit: int, station_id: int | None = None
+) -> tuple[list[Transaction], Cursor]:
+    """The same, and the cursor of the last deleted change: if that is above `after`, some may be missing."""
+    return changes(database, after, limit, station_id), deleted_until(database)
+
+
 def cursor(transaction: Transaction) -> Cursor:
     """The cursor for a transaction's last change."""
     return microseconds(transaction.updated), transaction.id

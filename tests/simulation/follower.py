@@ -16,8 +16,8 @@ class Story:
         self.rules = rules
         self.cursor: tuple[int, str] | None = None
         self.place = 0  # how many verdicts lie before the cursor
+        self.came = 0  # when its client came
         self.excused = False  # after a reset: what retention took
-        self.came = 0  # when the stream began
 
     def begins(self, name: str, cursor: tuple[int, str]) -> None:
         require = self.rules.require
@@ -29,6 +29,9 @@ class Story:
             self.place = bisect_right(self.rules.verdicts, (*cursor, 99))
         else:
             require(cursor == self.cursor, "a stream goes on where it ended", cursor, self.cursor)
+            gone = [self.rules.deleted.get(key, self.came) for _, key, _ in self.rules.verdicts[self.place :]]
+            require(min(gone, default=self.came) >= self.came, "a stream begins with a reset", cursor)
+            self.excused = False
         self.cursor = cursor
 
     def told(self, cursor: tuple[int, str], status: str, station: int | None) -> None:
@@ -48,8 +51,7 @@ class Story:
         self.cursor = cursor
 
     def _missed(self, updated: int, key: str, of: int, station: int | None) -> None:
-        deleted = self.rules.deleted.get(key, -1)  # perhaps while the stream was on its way there
-        gone = deleted >= (0 if self.excused else self.came)
+        gone = self.excused and key in self.rules.deleted
         self.rules.require(gone or station not in (None, of), "a follower misses no verdict", updated, key)
         self.place += 1
 
