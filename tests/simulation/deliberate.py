@@ -79,6 +79,9 @@ FAULTS: dict[str, Fault] = {
     "a stream does not begin with a reset": [
         (Changes.follow, "cursor is None or deleted <= cursor <= newest", "True")
     ],
+    "a stream does not see what retention deletes before it": [
+        (Changes.follow, "if complete and deleted > cursor", "if False")
+    ],
     "a stream that is behind skips a page": [(Changes._events, "if len(found) < PAGE:", "if True:")],
     "an acknowledgement goes to another connection": [
         (Listener._on_message, "connection is self._connection", "True")

@@ -29,7 +29,9 @@ class Story:
             self.place = bisect_right(self.rules.verdicts, (*cursor, 99))
         else:
             require(cursor == self.cursor, "a stream goes on where it ended", cursor, self.cursor)
-            gone = [self.rules.deleted.get(key, self.came) for _, key, _ in self.rules.verdicts[self.place :]]
+            gone = [
+                self.rules.deleted.get(key, self.came) for _, key, _ in self.rules.verdicts[self.place :]
+            ]
             require(min(gone, default=self.came) >= self.came, "a stream begins with a reset", cursor)
             self.excused = False
         self.cursor = cursor
