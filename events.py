@@ -150,7 +150,7 @@ class Changes:
             self._read_until = self._loop.time() + POLL_INTERVAL
 
     async def _events(self, cursor: Cursor, station_id: int | None) -> tuple[bytes, Cursor, Cursor]:
-        """At most PAGE events after a cursor, where to go on, and up to where retention has deleted others."""
+        """At most PAGE events after a cursor, where to go on, and up to where retention deleted others."""
         position, deleted = self._position, FIRST
         if cursor >= self._since:
             start = bisect_right(self._recent, cursor, key=lambda event: event.cursor)
