@@ -103,12 +103,11 @@ def test_a_time_goes_on_from_then(api):
         assert take.began["event"] == "begin"
         last = new_transaction(api)
         assert [event for _, event in take(1)] == [last]
-    with following(api, f"/events?after={utc}", Last_Event_ID=take.began["id"]) as take:
-        assert [event for _, event in take(1)] == [last]
 
 
 @both
-def test_one_station_can_be_followed_from_any_event_on(api):
+def test_one_station_can_be_followed_from_any_event_on(api, monkeypatch):
+    monkeypatch.setattr(events, "HEARTBEAT_INTERVAL", 0.3)
     for _ in range(3):
         new_station(api)
     path = f"{START}&station_id="
@@ -121,18 +120,11 @@ def test_one_station_can_be_followed_from_any_event_on(api):
             assert [event["id"] for _, event in told] == wanted
             with following(api, f"/events?station_id={station}", Last_Event_ID=told[0][0]) as again:
                 assert again(len(wanted) - 1) == told[1:]
-    assert send(api, "GET", "/events?station_id=7").status_int == 200  # there may be one later
-
-
-def test_a_stream_of_a_quiet_station_learns_newer_cursors(api, monkeypatch):
-    monkeypatch.setattr(events, "HEARTBEAT_INTERVAL", 0.3)
-    for _ in range(2):
-        new_station(api)
-    with following(api, "/events?station_id=2") as take:
+    with following(api, "/events?station_id=7") as take:  # there may be one later
         other = new_transaction(api, 1)
         newest = f"{microseconds(datetime.fromisoformat(other['updated']))}-{UUID(other['id']).hex}"
         heartbeat = {"event": "heartbeat", "id": newest, "data": "{}"}
-        wait_until(lambda: take.step() == [heartbeat], "it learns the newest cursor")
+        wait_until(lambda: take.step() == [heartbeat], "it learns newer cursors, too")
 
 
 MISTAKES = {
@@ -163,9 +155,6 @@ def test_what_is_not_a_cursor_and_other_mistakes_are_refused_by_their_names(api)
 def test_the_answer_says_that_it_is_a_stream(api):
     answer = send(api, "GET", "/events")
     assert answer.headers["Content-Type"] == "text/event-stream"
-    says = send(api, "GET", "/openapi.json").json["paths"]["/events"]["get"]["responses"]["200"]
-    event = says["content"]["text/event-stream"]["schema"]["properties"]
-    assert event["data"] == {"$ref": "#/components/schemas/Transaction"}
     assert answer.headers["Cache-Control"] == "no-store"
     assert answer.headers["X-Accel-Buffering"] == "no"
     assert "Content-Length" not in answer.headers

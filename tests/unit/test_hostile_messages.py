@@ -15,6 +15,7 @@ from stepped import Bench
 from trial import FULL
 
 AT_ONCE = 80  # messages per example
+VERDICT = b'{"transaction_id": "%s", "status": "ERROR"}' % str(UUID(int=7)).encode()
 
 
 @pytest.fixture
@@ -100,13 +101,12 @@ def test_a_verdict_after_the_newest_offline_proves_that_equipment_works(bench):
         bench.listener.receive(topic, payload, retained, lambda: None)
         return bench.listener.served
 
-    verdict = b'{"transaction_id": "%s", "status": "ERROR"}' % str(UUID(int=7)).encode()
     assert not hear(f"{STATUSES}one", b"offline", retained=True)
     assert not hear(VERDICTS, b"garbage")
-    assert hear(VERDICTS, verdict)
+    assert hear(VERDICTS, VERDICT)
     assert hear(f"{STATUSES}two", b"offline", retained=True)  # from before we subscribed
     assert not hear(f"{STATUSES}two", b"offline")
-    assert hear(VERDICTS, verdict)
+    assert hear(VERDICTS, VERDICT)
     assert hear(f"{STATUSES}two", b"online")
     assert not hear(f"{STATUSES}two", b"offline")
 
@@ -114,10 +114,9 @@ def test_a_verdict_after_the_newest_offline_proves_that_equipment_works(bench):
 def test_each_verdict_and_one_online_at_a_time_become_jobs(bench, monkeypatch):
     """Verdicts are limited by our Receive Maximum, `online` by whether the last one waits."""
     monkeypatch.setattr("ledger.QUEUE", 0)  # the limit of requests, which does not count
-    verdict = b'{"transaction_id": "%s", "status": "ERROR"}' % str(UUID(int=7)).encode()
     acknowledged = []
     for _ in range(3):
-        bench.listener.receive(VERDICTS, verdict, False, lambda: acknowledged.append(1))
+        bench.listener.receive(VERDICTS, VERDICT, False, lambda: acknowledged.append(1))
         bench.listener.receive(f"{STATUSES}one", b"online", False, lambda: None)
     assert bench.ledger.queue.qsize() == 3 + 1
     bench.step()

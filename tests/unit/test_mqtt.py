@@ -28,14 +28,10 @@ def limits(**values) -> Properties:
         (0, {"MaximumPacketSize": 511}, "takes 511 bytes; a question needs up to 512"),
         (0, {"SharedSubscriptionAvailable": 0}, "does not offer shared subscriptions, which we need"),
         (0x80, {}, "refuses the connection: Unspecified error"),
-        (0x84, {}, "refuses the connection: Unsupported protocol version"),
-        (0x85, {}, "refuses the connection: Client identifier not valid"),
-        (0x86, {}, "refuses the connection: Bad user name or password"),
         (0x87, {"ReasonString": "no\nlicence"}, r"refuses the connection: Not authorized, 'no\nlicence'"),
         (0x8A, {"ReasonString": "x" * 200}, f"refuses the connection: Banned, '{'x' * 100}'"),
         (0x95, {"SharedSubscriptionAvailable": 0}, "refuses the connection: Packet too large"),
         (0x9D, {"ServerReference": "other:1883"}, "refuses the connection: Server moved, 'other:1883'"),
-        (0x9F, {}, "refuses the connection: Connection rate exceeded"),
     ],
 )
 def test_a_broker_is_refused_by_its_connack(code, values, sentence):

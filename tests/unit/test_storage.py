@@ -10,6 +10,8 @@ from kit.sql import execute
 from kit.storage import InDoubt, NotWritten, Store, Unreadable
 from programs import MIGRATIONS
 
+only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
 
 @pytest.fixture
 def store(database_url):
@@ -69,49 +71,41 @@ DEFAULTS = {
 }
 
 
-def test_the_defaults_of_the_server_do_not_matter(postgres, monkeypatch):
-    url = postgres.fresh()
+@only_postgresql
+def test_the_defaults_of_the_server_do_not_matter(store, postgres, monkeypatch):
     for name, value in DEFAULTS.items():
         postgres.execute(f"ALTER DATABASE shared SET {name} = {value}")
     monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
-    store = Store(url, 3, MIGRATIONS, models.TABLES)
-    store.recover()
-    assert not store.problem
+    store.database.close_all()
+    isolation = lambda database: execute(database, "SHOW transaction_isolation")  # noqa: E731
     with store.transaction():
-        assert execute(store.database, "SHOW transaction_isolation") == [("read committed",)]
+        assert isolation(store.database) == [("read committed",)]
         assert models.create_station(store.database, "Ωmega 電池").id == 1
-    assert store.read(lambda database: execute(database, "SHOW transaction_isolation")) == [
-        ("read committed",)
-    ]
+    assert store.read(isolation) == [("read committed",)]
     assert store.read(models.get_station, 1).description == "Ωmega 電池"
-    store.close()
 
 
-def test_nothing_is_prepared_or_set_in_a_session_that_others_may_get(postgres):
+@only_postgresql
+def test_nothing_is_prepared_or_set_in_a_session_that_others_may_get(store):
     """PgBouncer hands each transaction another session of the server."""
-    store = Store(postgres.fresh(), 1, MIGRATIONS, models.TABLES)
-    store.recover()
-    settings = "SELECT name, setting FROM pg_settings WHERE source = 'session' ORDER BY name"
     for _ in range(20):
         with store.transaction():
             models.create_station(store.database, "Teste")
         store.read(models.list_stations, 5)
     assert execute(store.database, "SELECT * FROM pg_prepared_statements") == []
-    changed = execute(store.database, settings)
-    assert not {name for name, _ in changed} - {"application_name", "client_encoding"}, changed
-    store.close()
+    changed = execute(store.database, "SELECT name FROM pg_settings WHERE source = 'session'")
+    assert {name for (name,) in changed} <= {"application_name", "client_encoding"}
 
 
 def test_a_database_that_is_not_in_utf8_is_refused_in_one_sentence(postgres):
-    postgres.execute("DROP DATABASE IF EXISTS bytes")
     postgres.execute(
         "CREATE DATABASE bytes ENCODING SQL_ASCII LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
     )
     store = Store(postgres.url("bytes"), 1, MIGRATIONS, models.TABLES)
     store.recover()
-    assert re.fullmatch(r"its encoding is SQL_ASCII, .*UTF8.*docs/operations\.md.*", store.problem)
     store.close()
     postgres.execute("DROP DATABASE bytes")
+    assert re.fullmatch(r"its encoding is SQL_ASCII, .*UTF8.*docs/operations\.md.*", store.problem)
 
 
 INDEXES = """transaction_station_id_id transaction_status_id transaction_station_id_status_id
@@ -148,10 +142,9 @@ class LockMissed(Exception):
     sqlstate = "55P03"  # lock_not_available
 
 
-def test_an_error_from_commit_is_in_doubt_though_a_lock_was_missed_before(postgres):
+@only_postgresql
+def test_an_error_from_commit_is_in_doubt_though_a_lock_was_missed_before(store, postgres):
     """Python hangs the earlier error on the later one, which must not be taken for it."""
-    store = Store(postgres.fresh(), 3, MIGRATIONS, models.TABLES)
-    store.recover()
 
     def write() -> None:
         with store.transaction():
@@ -164,4 +157,3 @@ def test_an_error_from_commit_is_in_doubt_though_a_lock_was_missed_before(postgr
     except LockMissed:
         with pytest.raises(InDoubt):
             write()
-    store.close()
