@@ -1,9 +1,14 @@
 """A database file in a folder of its own, as another process sees it."""
 
 import contextlib
+import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from programs import ROOT
 
 NAME = "energy2go.db"
 
@@ -68,3 +73,10 @@ def rename(folder: Path) -> Callable[[], None]:
     away = folder.with_name("renamed")
     folder.rename(away)
     return lambda: away.rename(folder)
+
+
+def in_a_namespace(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run a shell script with `$0`, `$1` …; nobody else sees its mounts."""
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    command = ["unshare", "--mount", *user, "sh", "-c", script, sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

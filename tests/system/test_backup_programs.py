@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from files import in_a_namespace
 from programs import ROOT, wait_until
 
 SMALL_DISK = """
-mount -t tmpfs -o size=8m tmpfs "$DISK" && cp "$OLD" "$DISK/energy2go.db" && cd "$ROOT" || exit 3
-"$PYTHON" -m kit.backup $COMMAND
+mount -t tmpfs -o size=8m tmpfs "$1" && cp "$2" "$1/energy2go.db" || exit 3
+DATABASE_URL="sqlite:///$1/energy2go.db" "$0" -m kit.backup $3
 echo "$?"
-ls "$DISK"
-cmp "$OLD" "$DISK/energy2go.db" && echo "unchanged"
+ls "$1"
+cmp "$2" "$1/energy2go.db" && echo "unchanged"
 """
 
 
@@ -70,27 +71,15 @@ def test_a_backup_under_load_has_what_was_accepted_before_and_a_restore_brings_i
     assert {key: stored(file)[key] for key in settled} == {key: kept_in_backup[key] for key in settled}
 
 
-@pytest.mark.parametrize("command", ["", "restore large.db"])
+@pytest.mark.parametrize("command", ["", "restore {}"])
 def test_a_full_disk_leaves_the_old_database_and_nothing_half_written(command, service, tmp_path):
     service().stop()
     file = tmp_path / "energy2go.db"
     with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
         database.execute("PRAGMA journal_mode = DELETE")
         database.execute("CREATE TABLE filling AS SELECT randomblob(5000000) AS content")
-    (tmp_path / "large.db").write_bytes(file.read_bytes())
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    user = [] if os.geteuid() == 0 else ["--map-root-user"]
-    environment = {
-        "DISK": str(disk),
-        "OLD": str(file),
-        "ROOT": str(ROOT),
-        "PYTHON": sys.executable,
-        "COMMAND": command.replace("restore ", f"restore {tmp_path}/"),
-        "DATABASE_URL": f"sqlite:///{disk}/energy2go.db",
-        "PATH": os.environ["PATH"],
-    }
-    script = ["unshare", "--mount", *user, "sh", "-c", SMALL_DISK]
-    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60)
+    (large := tmp_path / "large.db").write_bytes(file.read_bytes())
+    (disk := tmp_path / "disk").mkdir()
+    done = in_a_namespace(SMALL_DISK, str(disk), str(file), command.format(large))
     assert done.stdout.split("\n") == ["1", "energy2go.db", "unchanged", ""], done
     assert re.search(r"(No space left on device|database or disk is full)\.\n$", done.stderr)

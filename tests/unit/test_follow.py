@@ -155,6 +155,9 @@ def test_what_is_not_a_cursor_and_other_mistakes_are_refused_by_their_names(api)
 def test_the_answer_says_that_it_is_a_stream(api):
     answer = send(api, "GET", "/events")
     assert answer.headers["Content-Type"] == "text/event-stream"
+    says = send(api, "GET", "/openapi.json").json["paths"]["/events"]["get"]["responses"]["200"]
+    event = says["content"]["text/event-stream"]["schema"]["properties"]
+    assert event["data"] == {"$ref": "#/components/schemas/Transaction"}
     assert answer.headers["Cache-Control"] == "no-store"
     assert answer.headers["X-Accel-Buffering"] == "no"
     assert "Content-Length" not in answer.headers
