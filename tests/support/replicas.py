@@ -83,9 +83,8 @@ class Replicas:
         for load in self.loads:
             load.stop()
         self.settled()
-        stored = dict(
-            self.query('SELECT id::text, idempotency_key FROM "transaction" WHERE idempotency_key NOTNULL')
-        )
+        keys = 'SELECT id::text, idempotency_key FROM "transaction" WHERE idempotency_key NOTNULL'
+        stored = dict(self.query(keys))
         accepted = [key for load in self.loads for key in load.accepted]
         refused = {key: load.said[key] for load in self.loads for key in load.refused}
         unknown = {key for load in self.loads for key in [*load.unknown, *load.broken]}
@@ -93,9 +92,8 @@ class Replicas:
         assert not set(accepted) - stored.keys(), "a transaction is lost"
         wrong = [refused[key] for key in refused.keys() & set(stored.values())]
         assert not wrong, f"a client was told a failure for what is stored: {wrong}"
-        assert {stored[key] for key in stored.keys() - set(accepted)} <= unknown, (
-            "a transaction is stored that no client sent"
-        )
+        more = {stored[key] for key in stored.keys() - set(accepted)}
+        assert more <= unknown, "a transaction is stored that no client sent"
         return sum((load.statuses for load in self.loads), Counter())
 
 

@@ -28,7 +28,7 @@ def replicas(tmp_path, programs, postgres):
 
 
 def test_every_question_on_the_wire_is_one_claim(replicas):
-    run = replicas(3, VALIDATION_RETRY="4").start(equipment=False)
+    run = replicas(3, VALIDATION_RETRY="3").start(equipment=False)
     with Peer(run.broker, "EQUIPMENT/VALIDATION") as peer:
         database = storage.connect(run.postgres.url(run.database), 1)
         store(database, COUNT)
@@ -37,9 +37,7 @@ def test_every_question_on_the_wire_is_one_claim(replicas):
         def asked() -> bool:
             """True if every transaction was asked again, and published as often as it was claimed."""
             claims = dict(run.query('SELECT id::text, attempts FROM "transaction"'))
-            carried = Counter(
-                json.loads(message.payload)["transaction_id"] for message in list(peer.messages)
-            )
+            carried = Counter(json.loads(one.payload)["transaction_id"] for one in list(peer.messages))
             return min(claims.values()) >= 2 and carried == claims
 
         wait_until(asked, "each is asked as often as it was claimed")
@@ -92,8 +90,6 @@ def test_postgresql_is_restarted_and_killed_under_load(replicas, postgres):
     for service in run.services:
         for _ in range(20):  # more requests than threads: each thread had a broken connection
             assert service.get("/readyz").status == 200
-        answer = service.post("/transactions", {"station_id": 1}, Prefer="wait=20")
-        assert answer.headers["Preference-Applied"] == "wait=20"
 
 
 @contextlib.contextmanager
@@ -120,18 +116,10 @@ def commit_in_doubt(run: Replicas, postgres: Postgres):
         postgres.start()
 
 
-def test_a_commit_in_doubt_is_settled_and_blocks_no_other_request(replicas, postgres):
-    run = replicas(1).start()
-    with commit_in_doubt(run, postgres):
-        refused(run.services[0])
-    run.more(100)
-    assert set(run.finish()) <= {201, 503}
-    assert not run.loads[0].broken
-
-
 def test_a_commit_that_stays_in_doubt_is_answered_as_unknown(replicas, postgres):
     run = replicas(1).start()
     with commit_in_doubt(run, postgres):
+        refused(run.services[0])
         (load,) = run.loads
         wait_until(lambda: load.unknown, "clients are told that the outcome is unknown")
     service = run.services[0]
@@ -177,20 +165,7 @@ def test_gunicorn_may_have_three_workers(replicas):
     assert set(run.finish()) == {201}
 
 
-def test_a_station_goes_or_has_transactions_whichever_replica_is_faster(replicas):
-    run = replicas(2).start()
-    first, second = run.services
-    outcomes = Counter()
-    with ThreadPoolExecutor(2) as pool:
-        for _ in range(20):
-            number = first.post("/stations", {"description": "Teste"}).json["id"]
-            deleted = pool.submit(first.request, "DELETE", f"/stations/{number}")
-            created = pool.submit(second.post, "/transactions", {"station_id": number})
-            outcomes[deleted.result().status, created.result().status] += 1
-    assert outcomes.keys() <= {(204, 422), (409, 201)}
-
-
-def test_every_replica_takes_its_share_of_everything(replicas):
+def test_every_replica_takes_its_share_and_they_agree_about_a_station(replicas):
     run = replicas(3, VALIDATION_RETRY="30").start()
     run.load(clients=4, pause=0)
     run.more(200)
@@ -204,3 +179,13 @@ def test_every_replica_takes_its_share_of_everything(replicas):
         shares = [metric(service, name) for service in run.services]
         assert sum(shares) == stored
         assert min(shares) > stored / 30, shares
+    # A station goes or has transactions, whichever replica is faster.
+    first, second, _ = run.services
+    outcomes = Counter()
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(20):
+            number = first.post("/stations", {"description": "Teste"}).json["id"]
+            deleted = pool.submit(first.request, "DELETE", f"/stations/{number}")
+            created = pool.submit(second.post, "/transactions", {"station_id": number})
+            outcomes[deleted.result().status, created.result().status] += 1
+    assert outcomes.keys() <= {(204, 422), (409, 201)}
