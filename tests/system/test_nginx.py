@@ -15,12 +15,9 @@ from installation import Installation
 from load import Load
 from programs import Nginx, wait_until
 
-SLOW = 100
 MOST = 65_536  # bytes; the service accepts no larger body
 HEAD = b"POST /transactions HTTP/1.1\r\nHost: energy2go\r\nContent-Type: application/json\r\n"
 BODY = json.dumps({"station_id": 1}).encode()
-# A header that never ends, and a slow body.
-ENDLESS, LONG = HEAD + b"X-Slow: ", HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY)
 
 
 @pytest.fixture
@@ -47,61 +44,23 @@ def proxy(shared, programs_of_file):
     return programs_of_file[-1].start()
 
 
-class Drip:
-    """Connections that have sent `begin`, and then send one byte of `data` per second."""
-
-    def __init__(self, ends: ExitStack, port: int, count: int, begin: bytes, data: bytes):
-        self.sockets = [
-            ends.enter_context(socket.create_connection(("127.0.0.1", port), 10)) for _ in range(count)
-        ]
-        self.left, self.seconds, self._stop = data, 0, threading.Event()
-        for connection in self.sockets:
-            connection.sendall(begin)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stop.wait(1):
-            self.send(1)
-            self.seconds += 1
-
-    def send(self, count: int) -> None:
-        data, self.left = self.left[:count], self.left[count:]
-        for connection in self.sockets:
-            connection.sendall(data)
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def answered(self) -> int:
-        """How many connections were answered or closed."""
-        count = 0
-        for connection in self.sockets:
-            connection.setblocking(False)
-            with suppress(BlockingIOError):
-                connection.recv(1, socket.MSG_PEEK)
-                count += 1
-            connection.settimeout(10)
-        return count
-
-
-def test_clients_that_send_a_byte_a_second_block_no_others(proxy):
+def test_clients_that_send_byte_after_byte_block_no_others(proxy):
+    endless, long = HEAD + b"X-Slow: ", HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY)
     with ExitStack() as ends:
-        endless = Drip(ends, proxy.port, SLOW, ENDLESS, b"x" * 1000)
-        slow = Drip(ends, proxy.port, SLOW, LONG, BODY)
-        answered = 0
-        while slow.seconds < 2 or answered < 20:
+        slow = [ends.enter_context(raw.connect(proxy.port)) for _ in range(200)]
+        for number, connection in enumerate(slow):
+            connection.sendall(long if number % 2 else endless)
+        for position in range(len(BODY)):
             assert proxy.post("/transactions", {"station_id": 1}).status == 201
-            answered += 1
-        for drip in (endless, slow):
-            drip.stop()
-            assert drip.answered() == 0, "the slow ones were not there all the time"
+            for connection in slow:
+                connection.sendall(BODY[position : position + 1])
         # A slow request that ends is answered like any other.
-        slow.send(len(BODY))
-        for connection in slow.sockets:
-            connection.settimeout(60)
+        for connection in slow[1::2]:
             assert connection.recv(100).startswith(b"HTTP/1.1 201 ")
+        for connection in slow[::2]:
+            connection.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                connection.recv(1)
 
 
 def test_clients_that_do_not_read_block_no_others(proxy):
@@ -217,43 +176,28 @@ GET = b"GET /stations" + HOST
 NOT_HTTP = {
     "a URL of 40 kB": (b"GET /" + b"a" * 40_000 + HOST + b"\r\n", 414),
     "a URL of 5 kB, too long for gunicorn": (b"GET /" + b"a" * 5000 + HOST + b"\r\n", 414),
-    "an escape that is none": (b"GET /%zz" + HOST + b"\r\n", 400),
     "a path above the root": (b"GET /../x" + HOST + b"\r\n", 400),
-    "a control character in the path": (b"GET /\x01" + HOST + b"\r\n", 400),
     "a path that is not ASCII": (b"GET /stations/\xd9\xa1" + HOST + b"\r\n", 400),
     "a header of 40 kB": (GET + b"X: " + b"a" * 40_000 + b"\r\n\r\n", 431),
-    "headers of 20 kB": (GET + b"X: %s\r\n" % (b"a" * 4000) * 5 + b"\r\n", 431),
     "200 headers, too many for gunicorn": (GET + b"X: y\r\n" * 200 + b"\r\n", 431),
-    "a control character in a header": (GET + b"X: \x01\r\n\r\n", 400),
-    "two types": (GET + b"Content-Type: a\r\nContent-Type: b\r\n\r\n", 400),
     "no host": (b"GET /stations HTTP/1.1\r\n\r\n", 400),
-    "small letters": (b"get /stations" + HOST + b"\r\n", 400),
-    "a long method": (b"A" * 40 + b" /stations" + HOST + b"\r\n", 400),
     "TRACE": (b"TRACE /stations" + HOST + b"\r\n", 405),
-    "CONNECT": (b"CONNECT x:80" + HOST + b"\r\n", 400),
-    "an asterisk": (b"OPTIONS *" + HOST + b"\r\n", 400),
     "HTTP/3": (b"GET / HTTP/3.0\r\nHost: x\r\n\r\n", 505),
-    "nonsense": (b"nonsense\r\n\r\n", 400),
     "its own page": (b"GET /problem" + HOST + b"\r\n", 404),
     "an unknown coding": (HEAD + b"Transfer-Encoding: x\r\n\r\n", 501),
-    "a length beside chunks": (HEAD + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
     "a malformed chunk": (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
     "a body that is too large": (HEAD + b"Content-Length: 100000\r\n\r\n", 413),
 }
-
-
-def assert_problem(data: bytes, status: int) -> None:
-    head, _, body = data.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 %d " % status), data
-    assert b"\r\nContent-Type: application/problem+json" in head, data
-    assert json.loads(body)["status"] == status
 
 
 def test_what_is_not_http_gets_a_problem_from_the_proxy_or_through_it(proxy):
     for data, status in NOT_HTTP.values():
         with raw.connect(proxy.port) as connection:
             connection.sendall(data)
-            assert_problem(raw.answer(connection), status)
+            head, _, body = raw.answer(connection).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % status), head
+        assert b"\r\nContent-Type: application/problem+json" in head, head
+        assert json.loads(body)["status"] == status
     assert len(proxy.get("/stations?q=description").json["items"]) == 0
 
 
@@ -265,14 +209,7 @@ def test_the_largest_body_gets_through_and_the_service_refuses_a_larger_one(prox
     assert "65536" in answer.json["detail"]
 
 
-def test_answers_are_compressed_but_events_are_not(proxy):
-    for _ in range(30):
-        proxy.post("/stations", {"description": "a description that is repeated"})
-    answer = proxy.get("/stations", Accept_Encoding="gzip")
-    assert answer.headers["Content-Encoding"] == "gzip"
-    assert answer.headers["Vary"] == "Accept-Encoding"
-    assert json.loads(gzip.decompress(answer.body)) == proxy.get("/stations").json
-    assert len(answer.body) < len(proxy.get("/stations").body) / 3
+def test_events_are_not_compressed(proxy):
     with raw.connect(proxy.port) as connection:
         connection.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n")
         head = connection.recv(4096).partition(b"\r\n\r\n")[0]
