@@ -19,7 +19,7 @@ NAME = "generated_client"
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, programs_of_file):
     """The three programs of this file."""
-    options = {"API_TOKEN": TOKEN, "VALIDATION_RETRY": "0.5", "VALIDATION_TIMEOUT": "5"}
+    options = {"API_TOKEN": TOKEN, "VALIDATION_RETRY": "0.5", "VALIDATION_TIMEOUT": "3"}
     installed = Installation(tmp_path_factory.mktemp("client"), programs_of_file, **options)
     for program in (installed.broker, installed.equipment, installed.service):
         program.start()

@@ -19,7 +19,7 @@ request-timeout = 30
 [generation]
 deterministic = true  # the same requests in every run
 database = "none"
-max-examples = 20
+max-examples = 10
 
 [auth.openapi]
 token = {{ bearer = "{TOKEN}" }}
