@@ -10,20 +10,10 @@ from hypothesis import strategies as st
 from mqtt_listener import NAME, STATUSES, VERDICTS
 from schemas import Status
 
-KINDS = (
-    "settled",
-    "late",
-    "duplicate",
-    "contradiction",
-    "unknown",
-)  # of verdicts, by the names of the ledger's counters
-
-
+KINDS = "settled", "late", "duplicate", "contradiction", "unknown"  # verdicts, as the ledger counts them
 MB = 1_000_000
 PACKET = 65_536  # bytes: max_packet_size in mosquitto.conf
 LINES, LINE = 10, 500  # log lines allowed per second and kind of message; characters allowed per line
-
-# The messages
 
 
 class Message(NamedTuple):
@@ -42,16 +32,10 @@ class Message(NamedTuple):
         return f"<{self.topic:.50} {self.template[:100]} {self.who} {self.means}>"
 
     def payload(self, keys: list[UUID]) -> bytes:
-        key = UUID(int=0) if self.who is None else keys[self.who]
-        words = {
-            b"{key}": str(key),
-            b"{KEY}": str(key).upper(),
-            b"{hex}": key.hex,
-            b"{none}": str(UUID(int=7)),
-        }
-        payload = self.template
+        key, payload = UUID(int=0) if self.who is None else keys[self.who], self.template
+        words = {"{key}": str(key), "{KEY}": str(key).upper(), "{hex}": key.hex, "{none}": str(UUID(int=7))}
         for word, text in words.items():
-            payload = payload.replace(word, text.encode())
+            payload = payload.replace(word.encode(), text.encode())
         return payload
 
 
@@ -83,22 +67,17 @@ UNREADABLE = [
     b'{"status": "COMPLETED"}',
     b'{"transaction_id": "{key}", "Status": "COMPLETED"}',
     b'{"transaction_id": "{key}", "status": "COMPLETED", "status": "EXPIRED"}',
-    b'{"transaction_id": "{key}", "status": "COMPLETED",}',
-    b'{"transaction_id": "{key}", "status": "COMPLETED"}{}',
-    b'{"transaction_id": "{key}", "status": "COMPLETED"}\0',
     b'{"transaction_id": "{key}", "status": "COMPLETED", "more": NaN}',
     b'{"transaction_id": "{key}", "status": "COMPLETED", "more": %s}' % (b"[" * 100_000),
-    b'\xef\xbb\xbf{"transaction_id": "{key}", "status": "COMPLETED"}',
-    b'[{"transaction_id": "{key}", "status": "COMPLETED"}]',
     b'["{key}", "COMPLETED"]',
     b'"{\\"transaction_id\\": \\"{key}\\", \\"status\\": \\"COMPLETED\\"}"',
-    b"transaction {key}",
-    '{"transaction_id": "{key}", "status": "COMPLETED"}'.encode("utf-16"),
-    b"",
-    b"\0",
-    b"null",
-    b"[]",
-    b"{}",
+]
+# A verdict with something around it, or in another encoding; no verdict at all; and much too long.
+VERDICT = '{"transaction_id": "{key}", "status": "COMPLETED"}'
+UNREADABLE += [(VERDICT[:-1] + ",}").encode(), *(f"{VERDICT}{more}".encode() for more in ("{}", "\0"))]
+UNREADABLE += [f"\ufeff{VERDICT}".encode(), f"[{VERDICT}]".encode(), VERDICT.encode("utf-16")]
+UNREADABLE += [b"transaction {key}", b"", b"\0", b"null", b"[]", b"{}"]
+UNREADABLE += [
     b"[" * 100_000,
     b'{"transaction_id":' * 100_000,
     b"x" * MB,
@@ -106,27 +85,16 @@ UNREADABLE = [
     b" " * MB,
     b"9" * MB,
 ]
-NO_EQUIPMENT_STATUS = [
-    "",
-    "Online",
-    "ONLINE",
-    "online ",
-    "online\n",
-    "online\0",
-    '"online"',
-    "offline,online",
-    "ónline",
-]
+NO_EQUIPMENT_STATUS = "", "Online", "ONLINE", "online ", "online\n", "online\0", '"online"', "ónline"
 
 whom = st.sampled_from([None, 0, 1, 2, 3])
 VERDICTS_OF = {Status.COMPLETED: b"ERROR", Status.ERROR: b"COMPLETED"}  # each verdict, and the other one
 characters = st.characters(exclude_categories=["Cs"])  # no surrogates
 
+short = st.text(characters, max_size=9)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(characters, max_size=9),
-    lambda some: (
-        st.lists(some, max_size=3) | st.dictionaries(st.text(characters, max_size=5), some, max_size=3)
-    ),
+    st.none() | st.booleans() | st.integers() | st.floats() | short,
+    lambda some: st.lists(some, max_size=3) | st.dictionaries(short, some, max_size=3),
     max_leaves=3,
 ).map(lambda value: json.dumps(value).encode())
 
@@ -142,29 +110,14 @@ readable = st.tuples(st.sampled_from(SPELLED), whom).map(
 cut_off = st.tuples(st.sampled_from(READABLE[:5]), st.integers(1, 50)).map(
     lambda drawn: spelled(drawn[0], Status.ERROR).strip()[: -drawn[1]]
 )
-garbage = (
-    st.sampled_from(UNREADABLE)
-    | st.sampled_from(UNREADABLE)
-    | cut_off
-    | st.binary(max_size=60)
-    | json_values
+garbage = st.sampled_from(UNREADABLE) | st.sampled_from(UNREADABLE) | cut_off | st.binary(max_size=60)
+unreadable = st.tuples(garbage | json_values, whom).map(
+    lambda drawn: Message(VERDICTS, *drawn, "unreadable")
 )
-unreadable = st.tuples(garbage, whom).map(lambda drawn: Message(VERDICTS, *drawn, "unreadable"))
-names = st.text(characters, max_size=20).filter(lambda name: not set(name) & set("+#/\0")) | st.sampled_from(
-    [
-        "",
-        " ",
-        "validator-1",
-        "$SYS",
-        "%00",
-        "\n\x1b[2J",
-        "\u2028",
-        "é" * 30_000,
-        "a" * 65_000,
-        "a" * NAME,
-        "🔋" * (NAME + 1),
-    ]
-)
+NAMES = "", " ", "validator-1", "$SYS", "%00", "\n\x1b[2J", "\u2028", "é" * 30_000, "a" * 65_000
+NAMES += "a" * NAME, "🔋" * (NAME + 1)
+names = st.sampled_from(NAMES)
+names |= st.text(characters, max_size=20).filter(lambda name: not set(name) & set("+#/\0"))
 SAID = [b"online", b"offline"] * 20 + [text.encode() for text in NO_EQUIPMENT_STATUS] + UNREADABLE
 
 
@@ -174,9 +127,8 @@ def equipment_says(drawn: tuple) -> Message:
     return Message(STATUSES + name, payload, None, means, retained)
 
 
-statuses = st.tuples(names, st.sampled_from(SAID) | st.binary(max_size=20), st.booleans()).map(
-    equipment_says
-)
+said = st.sampled_from(SAID) | st.binary(max_size=20)
+statuses = st.tuples(names, said, st.booleans()).map(equipment_says)
 messages = readable | unreadable | statuses
 
 
