@@ -50,21 +50,13 @@ def test_a_mistake_in_the_handler_names_the_route(api):
         refused(api, "/stations/<id>", names["handle"], word)
 
 
-def test_an_unknown_option_names_the_route(api):
+def test_options_and_arguments_that_do_not_fit_name_the_route(api):
     refused(api, "/stations/<id>", right, "statuss", statuss=201)
-
-
-def test_an_error_that_is_no_refusal_names_the_route(api):
     for errors in ((ValueError,), (NotFound, 404), NotFound):
         refused(api, "/stations/<id>", right, errors=errors)
-
-
-def test_arguments_that_do_not_match_the_path_name_the_route(api):
     for path in ("/stations", "/stations/<number>", "/stations/<id>/<other>"):
         refused(api, path, right, "path")
 
-
-def test_a_body_that_is_a_struct_is_no_part_of_the_path(api):
     def create(body: NewStation) -> Station:
         """Create a station."""
 
