@@ -11,6 +11,14 @@ from pathlib import Path
 from programs import ROOT
 
 NAME = "energy2go.db"
+# A process that dies after these statements.
+KILLED = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+for statement in sys.argv[2:]:
+    database.execute(statement)
+os.kill(os.getpid(), 9)
+"""
 
 
 def query(file: Path, sql: str) -> list[tuple]:
@@ -80,3 +88,15 @@ def in_a_namespace(script: str, *arguments: str) -> subprocess.CompletedProcess:
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
     command = ["unshare", "--mount", *user, "sh", "-c", script, sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def dies(file: Path, *statements: str) -> None:
+    """Let a process die after these statements, which leaves a log or a journal."""
+    subprocess.run([sys.executable, "-c", KILLED, str(file), *statements], check=False)
+
+
+def damage(file: Path) -> None:
+    """Overwrite every page of the file but the first."""
+    with file.open("r+b") as opened:
+        opened.seek(4096)
+        opened.write(b"\xff" * (file.stat().st_size - 4096))

@@ -6,8 +6,6 @@
 import contextlib
 import shutil
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,8 @@ from faulty import Faults, recovers, refused, says
 from files import (
     NAME,
     backup,
+    damage,
+    dies,
     digits,
     in_a_namespace,
     locked,
@@ -109,19 +109,11 @@ def test_an_open_reader_lets_the_log_grow_and_it_shrinks_afterwards(started, fol
 # Damaged, or with another file's log
 
 
-def garbage(folder: Path) -> None:
-    """Write garbage over all pages but the first."""
-    size = (folder / NAME).stat().st_size
-    with (folder / NAME).open("r+b") as pages:
-        pages.seek(4096)
-        pages.write(b"\xa5" * (size - 4096))
-
-
 def test_a_damaged_file_takes_no_transaction_until_a_sound_one_is_started(started, folder):
     accepted = fill(started)
     query(folder / NAME, "PRAGMA wal_checkpoint(TRUNCATE)")
     sound = backup(folder)
-    garbage(folder)
+    damage(folder / NAME)
     requests = [("GET", "/transactions", None), ("POST", "/transactions", {"station_id": 1})]
     wait_until(lambda: 503 in [started.request(*request).status for request in requests], "it notices")
     for _ in range(2):
@@ -176,21 +168,11 @@ def test_while_it_is_checked_the_service_is_alive_and_refuses_everything(service
     assert digits(accepted) == stored(folder)
 
 
-# A process dies in a transaction that has written pages: a journal is left.
-SPILL = """
-import os, sqlite3, sys
-database = sqlite3.connect(sys.argv[1], isolation_level=None)
-for statement in ("PRAGMA journal_mode = DELETE", "PRAGMA cache_size = 2", "BEGIN", sys.argv[2]):
-    database.execute(statement)
-os.kill(os.getpid(), 9)
-"""
-
-
 def test_a_journal_that_was_left_is_used_if_it_belongs_and_refused_if_not(started, folder):
     accepted, journal = fill(started), folder / f"{NAME}-journal"
     started.stop()
-    change = 'UPDATE "transaction" SET rowid = -rowid'
-    subprocess.run([sys.executable, "-c", SPILL, str(folder / NAME), change], check=False)
+    small = "PRAGMA journal_mode = DELETE", "PRAGMA cache_size = 2"  # so it writes pages before it ends
+    dies(folder / NAME, *small, "BEGIN", 'UPDATE "transaction" SET rowid = -rowid')
     foreign = journal.read_bytes()
     assert len(foreign) > 4096
     started.start()

@@ -14,21 +14,13 @@ from pathlib import Path
 import pytest
 
 import models
-from files import query
+from files import damage, dies, query
 from kit import backup as tool
 from kit import storage
 from kit.settings import Settings
 from programs import MIGRATIONS, ROOT, wait_until
 from trial import FULL
 
-# A process that dies after these statements.
-KILLED = """
-import os, sqlite3, sys
-database = sqlite3.connect(sys.argv[1], isolation_level=None)
-for statement in sys.argv[2:]:
-    database.execute(statement)
-os.kill(os.getpid(), 9)
-"""
 STORE = "INSERT INTO station (description) VALUES ('{}')".format
 MANY = f"""INSERT INTO station (description) WITH RECURSIVE many(n) AS
     (SELECT 1 UNION ALL SELECT n + 1 FROM many WHERE n < 1000) SELECT '{"new" * 80}' FROM many"""
@@ -64,18 +56,6 @@ def made(file: Path, station: str) -> Path:
     models.create_station(database, station)
     storage.drop(database)
     return file
-
-
-def dies(file: Path, *statements: str) -> None:
-    """Let a process die after these statements, which leaves a log or a journal."""
-    subprocess.run([sys.executable, "-c", KILLED, str(file), *statements], check=False)
-
-
-def damage(file: Path) -> None:
-    """Overwrite every page of the file but the first."""
-    with file.open("r+b") as opened:
-        opened.seek(4096)
-        opened.write(b"\xff" * (file.stat().st_size - 4096))
 
 
 def stations(file: Path) -> list[str]:
