@@ -16,25 +16,12 @@ from threading import Thread
 
 from programs import COVERAGE, ROOT, free_port, listening, wait_until
 
-FILES = (
-    ".env",
-    "Makefile",
-    "Procfile",
-    "mosquitto.conf",
-    "pyproject.toml",
-    "requirements.txt",
-    "requirements-dev.txt",
-)
+FILES = [".env", "Makefile", "Procfile", "mosquitto.conf", "pyproject.toml"]
+FILES += ["requirements.txt", "requirements-dev.txt"]
 NOBODY = 65534
 # Without rights over files, but able to read this project and its Python wherever they are.
-AS_NOBODY = [
-    "setpriv",
-    f"--reuid={NOBODY}",
-    f"--regid={NOBODY}",
-    "--clear-groups",
-    "--inh-caps=+dac_read_search",
-    "--ambient-caps=+dac_read_search",
-]
+AS_NOBODY = f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups".split()
+AS_NOBODY += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
 
 
 def copy_tree(folder: Path) -> Path:

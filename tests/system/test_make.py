@@ -11,6 +11,7 @@ from programs import ROOT
 
 PIP_FAILS = "#!/bin/sh\ncase $* in *pip*) echo 'no network' >&2; exit 1;; esac\n"
 PIP_WORKS = '#!/bin/sh\necho "$@" >> .venv/calls\n'
+TARGETS = "help setup run check fix test test-faults coverage docker-test bench simulate soak backup restore"
 
 
 @pytest.fixture
@@ -40,6 +41,8 @@ def test_running_installs_what_running_needs_and_tests_install_the_rest(make, tm
 
 @pytest.mark.parametrize("target", [".venv/run", ".venv/dev"])
 def test_without_a_network_a_venv_that_works_is_kept(make, tmp_path, target):
+    assert make(target, PIP_FAILS).returncode != 0, "a new one fails"
+    assert not (tmp_path / target).exists()
     make(target, PIP_WORKS)
     (tmp_path / ".venv/marker").touch()
     for name in ("requirements.txt", "requirements-dev.txt"):
@@ -51,73 +54,41 @@ def test_without_a_network_a_venv_that_works_is_kept(make, tmp_path, target):
     assert "installing" in make(target, PIP_WORKS).stdout, "the next run tries again"
 
 
-def test_without_a_network_a_new_venv_fails(make, tmp_path):
-    assert make(".venv/run", PIP_FAILS).returncode != 0
-    assert not (tmp_path / ".venv/run").exists()
-
-
 def test_make_alone_lists_every_target_with_what_it_does(make):
     listed = dict(line.split(maxsplit=1) for line in make("", PIP_WORKS).stdout.splitlines())
-    targets = (
-        "help setup run check fix test test-faults coverage docker-test bench soak backup restore fuzz clean"
-    )
-    assert set(targets.split()) <= listed.keys()
-
-
-# The apt packages, in an environment where everything is missing
-
-
-@pytest.fixture
-def packages(tmp_path):
-    """A function that runs `make packages` as this user with these commands and nothing else in PATH."""
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    called = tmp_path / "called"
-    called.touch()
-    (tmp_path / "commands").mkdir()
-
-    def packages(user: int, **commands: str) -> tuple[int, str, str]:
-        commands |= {"id": f"echo {user}", "env": 'while [ "${1#*=}" != "$1" ]; do shift; done; "$@"'}
-        for name, script in commands.items():
-            (tmp_path / "commands" / name).write_text(
-                f'#!/bin/sh\necho "{name} $*" >> "{called}"\n{script}\n'
-            )
-            (tmp_path / "commands" / name).chmod(0o755)
-        ended = subprocess.run(
-            [shutil.which("make"), "-s", "PYTHON=false", "packages"],
-            cwd=tmp_path,
-            env={"PATH": str(tmp_path / "commands")},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        return ended.returncode, ended.stderr, called.read_text()
-
-    return packages
+    assert set(TARGETS.split()) <= listed.keys()
 
 
 MISSING = r"mosquitto mosquitto-clients gcc curl openssl .*python3-venv python3-dev"
-AS_ROOT = (
-    rf"These packages are missing. As root, run: apt-get install -y --no-install-recommends {MISSING}\n"
+INSTALL = r"apt-get install -y --no-install-recommends"
+
+
+@pytest.mark.parametrize(
+    ("user", "sudo", "works"),
+    [(0, "exit 1", True), (1000, '"$@"', True), (1000, "exit 1", False), (1000, None, False)],
 )
-
-
-def test_without_root_and_sudo_it_prints_what_to_run_as_root(packages):
-    status, said, called = packages(1000, **{"apt-get": "exit 0"})
-    assert status != 0
-    assert re.match(AS_ROOT, said)
-    assert "apt-get" not in called
-
-
-def test_the_same_if_sudo_refuses(packages):
-    status, said, called = packages(1000, sudo="exit 1", **{"apt-get": "exit 0"})
-    assert status != 0
-    assert re.match(AS_ROOT, said)
-    assert "sudo apt-get update" in called
-
-
-@pytest.mark.parametrize("user", [0, 1000])
-def test_root_or_sudo_installs_what_is_missing(packages, user):
-    status, said, called = packages(user, sudo='"$@"', **{"apt-get": "exit 0"})
-    assert (status, said) == (0, "")
-    assert re.search(rf"^apt-get install -y --no-install-recommends -qq {MISSING}$", called, re.MULTILINE)
-    assert ("sudo apt-get update -qq" in called) is (user != 0)
+def test_missing_packages_are_installed_as_root_or_named(tmp_path, user, sudo, works):
+    """With these commands and nothing else in PATH, so that every package is missing."""
+    called = tmp_path / "called"
+    called.touch()
+    skip = 'while [ "${1#*=}" != "$1" ]; do shift; done; "$@"'
+    scripts = {"id": f"echo {user}", "env": skip, "apt-get": "exit 0"} | ({"sudo": sudo} if sudo else {})
+    for name, script in scripts.items():
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} $*" >> "{called}"\n{script}\n')
+        (tmp_path / name).chmod(0o755)
+    ended = subprocess.run(
+        [shutil.which("make"), "-s", "-f", ROOT / "Makefile", "PYTHON=false", "packages"],
+        cwd=tmp_path,
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode == 0) is works
+    assert ("sudo apt-get update" in called.read_text()) is bool(user and sudo)
+    if works:
+        assert ended.stderr == ""
+        assert re.search(rf"^{INSTALL} -qq {MISSING}$", called.read_text(), re.MULTILINE)
+    else:
+        as_root = rf"These packages are missing. As root, run: {INSTALL} {MISSING}\n"
+        assert re.match(as_root, ended.stderr)
