@@ -41,9 +41,8 @@ def test_every_service_has_a_healthcheck_limits_and_a_log_that_cannot_fill_the_d
     assert service["restart"] == "unless-stopped"
     assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
     assert "no-new-privileges:true" in service["security_opt"]
-    assert (
-        "image" in service or service["pull_policy"] == "build"
-    )  # or `up` would keep the image of the last release
+    # Otherwise `up` would keep the image of the last release.
+    assert "image" in service or service["pull_policy"] == "build"
 
 
 def test_compose_passes_on_every_variable_but_those_of_the_container():

@@ -8,20 +8,13 @@ from kit.errors import Refusal
 from kit.openapi import AGAIN
 from programs import ROOT
 
+ROUTES = "/stations /transactions /events /healthz /readyz /swagger/ /openapi.json"
 README, HTTP = (ROOT / "README.md").read_text(), (ROOT / "docs/http.md").read_text()
 
 
 def test_every_route_and_every_variable_is_in_the_readme():
-    for route in (
-        "/stations",
-        "/transactions",
-        "/events",
-        "/healthz",
-        "/readyz",
-        "/swagger/",
-        "/openapi.json",
-    ):
-        assert f"{route}" in README
+    for route in ROUTES.split():
+        assert route in README
     for variable in re.findall(r"^([A-Z_]+)=", (ROOT / ".env").read_text(), re.MULTILINE):
         assert f"`{variable}`" in README
 
@@ -51,9 +44,8 @@ def test_each_cause_has_a_type_of_its_own():
 def test_every_package_is_in_the_table_of_parts_or_of_tools():
     tables = README + (ROOT / "docs/CONTRIBUTING.md").read_text()
     for requirements in ("requirements.txt", "requirements-dev.txt"):
-        for package in re.findall(
-            r"^([A-Za-z]\S*?)(?:\[|==)", (ROOT / requirements).read_text(), re.MULTILINE
-        ):
+        text = (ROOT / requirements).read_text()
+        for package in re.findall(r"^([A-Za-z]\S*?)(?:\[|==)", text, re.MULTILINE):
             assert package.lower() in tables.lower()
 
 
