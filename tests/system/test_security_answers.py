@@ -1,31 +1,24 @@
-"""Answers and logs show no secrets and no internals, and slow clients block no others."""
+"""Logs hold no secrets, nobody can fill them, and slow clients block no others."""
 
 import json
-import re
 import threading
 import time
 
 import pytest
 
-from checks import SECRETS, TOKEN, alive, ask, online, settles
+from checks import SECRETS, TOKEN, alive, online, settles
 from programs import ROOT, Broker, Equipment, Program, Service, free_port, wait_until
 from raw import BODY, POST, connect
 
 KEY = "Rotkehlchen-74"
 KNOWN = {"Authorization": f"Bearer {TOKEN}"}
 FAILING = """
-from app import Service, app
-from kit.storage import execute
+from app import app
 
 @app.get("/fails", token=False)
 def fails() -> None:
     "Raise."
-    raise RuntimeError(f"{__file__} with a secret of /etc")
-
-@app.get("/sql", token=False)
-async def sql(service: Service) -> None:
-    "Ask for what the database does not have."
-    await service.read(execute, "SELECT secret FROM nowhere")
+    raise RuntimeError("it fails")
 """
 
 
@@ -44,7 +37,7 @@ def equipment(folder, programs_of_file):
 
 @pytest.fixture(scope="module")
 def failing(folder, programs_of_file, equipment):
-    """A service with secrets that logs every line, and has two more routes, which fail."""
+    """A service with secrets that logs every line, and has one more route, which fails."""
     (folder / "failing.py").write_text(FAILING)
     options = {"LOG_LEVEL": "DEBUG", "LOG_FORMAT": "json", "PYTHONPATH": f"{folder}:{ROOT}"}
     broker, port = programs_of_file[0], free_port()
@@ -54,50 +47,6 @@ def failing(folder, programs_of_file, equipment):
     programs_of_file.append(service.start())
     wait_until(lambda: alive(service) and online(service), "all are online")
     return service
-
-
-JSON = [("Content-Type", "application/json")]
-ANSWERS = [
-    ("GET", "/", [], b"", 200),
-    ("GET", "/swagger/", [], b"", 200),
-    ("GET", "/openapi.json", [], b"", 200),
-    ("HEAD", "/stations", [], b"", 200),
-    ("POST", "/stations", JSON, b'{"description": "<script>alert(1)</script>"}', 201),
-    ("GET", "/stations/1", [], b"", 200),
-    ("POST", "/stations", JSON, b"{", 400),
-    ("GET", "/<script>alert(1)</script>", [], b"", 404),
-    ("GET", "/%ff", [], b"", 404),
-    ("GET", "/swagger/..%2fapp.py", [], b"", 404),
-    ("BREW", "/stations", [], b"", 405),
-    ("POST", "/stations", JSON, b'{"description": "' + b"x" * 70000 + b'"}', 413),
-    ("POST", "/stations", [("Content-Type", "text/plain")], b'{"description": "x"}', 415),
-    ("POST", "/stations", JSON, b'{"description": 1}', 422),
-    ("GET", "/fails", [], b"", 500),
-    ("GET", "/sql", [], b"", 500),
-]
-
-
-def test_every_answer_tells_browsers_to_run_nothing_foreign_and_shows_no_internals(failing):
-    for method, path, headers, body, expected in ANSWERS:
-        status, answered, text = ask(failing, method, path, [*headers, *KNOWN.items()], body)
-        assert status == expected, (method, path)
-        assert answered["X-Content-Type-Options"] == "nosniff", (method, path)
-        assert answered["Referrer-Policy"] == "no-referrer", (method, path)
-        rules = dict(rule.strip().split(" ", 1) for rule in answered["Content-Security-Policy"].split(";"))
-        nothing = "default-src", "base-uri", "form-action", "frame-ancestors"
-        assert {rules[name] for name in nothing} == {"'none'"}
-        assert {rules[name] for name in ("script-src", "style-src", "connect-src")} == {"'self'"}
-        assert "unsafe" not in answered["Content-Security-Policy"]
-        # What clients wrote comes back as JSON, never as HTML.
-        assert "html" not in answered["Content-Type"] or path in ("/", "/swagger/")
-        if expected >= 400:
-            problem = json.loads(text)
-            assert answered["Content-Type"] == "application/problem+json"
-            assert problem.keys() == {"type", "title", "status", "detail"}
-            assert problem["status"] == expected
-            internal = rf'Traceback|File "|{ROOT}|site-packages|SELECT|nowhere|secret'
-            assert not re.search(internal, text.decode())
-    wait_until(lambda: "a secret of /etc" in failing.said(), "the log says why")
 
 
 def test_slow_clients_block_no_others(failing):
@@ -149,7 +98,7 @@ def fails_in_many_ways(service: Service) -> None:
     for query in ("stations?limit={}", "stations?{}=1", "transactions?status={}", "events?after={}"):
         assert service.get("/" + query.format(KEY), **KNOWN).status == 422
     assert service.post("/stations", {KEY: 1}, **KNOWN).status == 422
-    assert service.get("/fails").status == service.get("/sql").status == 500
+    assert service.get("/fails").status == 500
     for header in (f"Authorization Bearer {TOKEN}", f"Authorization: Bearer {TOKEN}\0", f"Expect: {TOKEN}"):
         with connect(service.port) as connection:
             connection.sendall(f"GET /stations HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode())

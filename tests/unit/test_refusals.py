@@ -1,8 +1,14 @@
 """Requests that are refused, and what the answer says."""
 
+import re
+
+import pytest
+
 import app
 from calls import JSON, KIB, assert_problem, new_station, send
-from refused import BEYOND, BODIES, URLS
+from kit.storage import execute
+from programs import ROOT
+from refused import BEYOND, BODIES, LONG, URLS
 
 TITLES = {400: "Malformed body", 413: "Content Too Large", 422: "Invalid value"}
 
@@ -69,19 +75,62 @@ def test_a_body_that_is_declared_as_json_is_read_as_utf_8_up_to_64_kib(api):
         assert (answer.status_int, answer.json["description"]) == (201, "ação")
 
 
-def test_what_fails_shows_no_internals(api, caplog):
+ANSWERS = [  # in this order: status, method, path, body
+    (200, "GET", "/", None),
+    (200, "GET", "/swagger/", None),
+    (200, "GET", "/openapi.json", None),
+    (200, "HEAD", "/stations", None),
+    (201, "POST", "/stations", {"description": "<script>alert(1)</script>"}),
+    (400, "POST", "/stations", b"{"),
+    (404, "GET", "/<script>alert(1)</script>", None),
+    (404, "GET", "/%ff", None),
+    (404, "GET", "/swagger/..%2fapp.py", None),
+    (405, "TRACE", "/stations", None),
+    (413, "POST", "/stations", LONG),
+    (422, "POST", "/stations", {"description": 1}),
+    (500, "GET", "/fails", None),
+    (500, "GET", "/sql", None),
+]
+INTERNAL = f'Traceback|File "|{ROOT}|site-packages|SELECT|nowhere|a secret'
+
+
+@pytest.fixture
+def failing(api):
+    """The app with two more routes, which fail."""
+
     @app.app.get("/fails")
     def fails() -> None:
         """Fail."""
         {}["a secret"]
 
-    try:
-        answer = send(api, "GET", "/fails")
-    finally:
+    @app.app.get("/sql")
+    async def sql(service: app.Service) -> None:
+        """Ask for what the database does not have."""
+        await service.read(execute, "SELECT secret FROM nowhere")
+
+    yield api
+    for path in ("/fails", "/sql"):
         app.app.declarations.pop(app.app.routes.pop())
-        del app.app.router.static["GET"]["/fails"]
-    assert_problem(answer, 500, "Internal Server Error", "log")
-    assert answer.json.keys() == {"type", "title", "status", "detail"}
-    assert b"secret" not in answer.body
+        del app.app.router.static["GET"][path]
+
+
+def test_every_answer_tells_browsers_to_run_nothing_foreign_and_shows_no_internals(failing, caplog):
+    for status, method, path, body in ANSWERS:
+        answer = send(failing, method, path, body)
+        assert answer.status_int == status, (method, path)
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        policy = answer.headers["Content-Security-Policy"]
+        rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+        nothing = "default-src", "base-uri", "form-action", "frame-ancestors"
+        assert {rules[name] for name in nothing} == {"'none'"}
+        assert {rules[name] for name in ("script-src", "style-src", "connect-src")} == {"'self'"}
+        assert "unsafe" not in policy
+        # What clients wrote comes back as JSON, never as HTML.
+        assert "html" not in answer.headers["Content-Type"] or path in ("/", "/swagger/")
+        if status >= 400:
+            assert_problem(answer, status, answer.json["title"])
+            assert answer.json.keys() == {"type", "title", "status", "detail"}
+            assert not re.search(INTERNAL, answer.text)
     assert "KeyError: 'a secret'" in caplog.text
-    assert send(api, "GET", "/fails").status_int == 404
+    assert "SELECT secret" in caplog.text
