@@ -156,15 +156,12 @@ def test_a_client_that_expects_100_is_told_to_continue_but_not_if_its_body_is_cu
     assert_problem(talk(port, head + b"Content-Length: 50\r\n\r\n" + whole), 400, "body")
 
 
-def test_head_gets_the_same_head_and_nothing_behind_it(port):
-    for path in ("/", "/stations/1", "/metrics", "/swagger/", "/static/page.js", "/nowhere", "/stations/x"):
-        request = f"HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
-        head, _, body = talk(port, request).partition(b"\r\n\r\n")
-        wanted = talk(port, request.replace(b"HEAD", b"GET")).partition(b"\r\n\r\n")[0]
-        assert (head[:12], body) == (wanted[:12], b"")
-        assert b"\r\nX-Request-ID: " in head  # in the letter case of the document
-    assert b"\r\nETag: " in talk(port, b"HEAD /stations/1 HTTP/1.1\r\nHost: x\r\n\r\n")
-    both = b"HEAD /events HTTP/1.1\r\nHost: x\r\n\r\nHEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-    heads = talk(port, both)
-    assert heads.count(b"HTTP/1.1 200 ") == 2
-    assert b"\r\nContent-Type: text/event-stream\r\n" in heads
+def test_head_gets_a_head_with_names_as_in_the_document_and_nothing_behind_it(port):
+    both = b"HEAD /events HTTP/1.1\r\nHost: x\r\n\r\nHEAD /stations/1 HTTP/1.1\r\nHost: x\r\n\r\n"
+    events, station, rest = talk(port, both).split(b"\r\n\r\n")
+    assert events.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nContent-Type: text/event-stream" in events
+    assert station.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nETag: " in station
+    assert b"\r\nX-Request-ID: " in station
+    assert rest == b""

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from calls import UNKNOWN, new_station, new_transaction, send, service, serving, settle
 from kit.settings import VERSION
-from mqtt_listener import STATUSES, VERDICTS
+from mqtt_listener import VERDICTS
 from postgres import BOTH
 from programs import ROOT, wait_until
 
@@ -26,13 +26,6 @@ def scrape(api) -> dict[str, float]:
     }
 
 
-def receive(payload: bytes, topic: str = VERDICTS) -> None:
-    """Hand the listener a message, and wait until it is acknowledged."""
-    done = threading.Event()
-    service().listener.receive(topic, payload, False, done.set)
-    assert done.wait(60)
-
-
 def test_known_traffic_gives_these_numbers(api):
     new_station(api)
     before = scrape(api)
@@ -44,7 +37,9 @@ def test_known_traffic_gives_these_numbers(api):
     settle(keys[0], "COMPLETED")
     settle(keys[0], "ERROR")
     settle(UNKNOWN, "ERROR")
-    receive(b"garbage")
+    done = threading.Event()
+    service().listener.receive(VERDICTS, b"garbage", False, done.set)
+    assert done.wait(60)
     expected = {
         "energy2go_transactions_total[PENDING]": 5,
         "energy2go_transactions_total[COMPLETED]": 2,
@@ -72,16 +67,6 @@ def test_known_traffic_gives_these_numbers(api):
         wait_until(lambda: (expected | now).items() <= new().items(), "the ledger has done its work")
     found = new()
     assert {name: found[name] for name in expected | now} == expected | now
-
-
-def test_each_equipment_has_a_gauge(api):
-    def told() -> bool:
-        for name, status in (("validator-1", b"online"), ("validator-2", b"offline")):
-            receive(status, f"{STATUSES}{name}")
-        name = "energy2go_equipment_online[validator-{}]"
-        return {name.format(1): 1, name.format(2): 0}.items() <= scrape(api).items()
-
-    wait_until(told, "both are known")  # a connection that is lost meanwhile forgets them
 
 
 def answered(before: dict, after: dict) -> dict[str, float]:
