@@ -37,15 +37,10 @@ def test_a_path_of_any_kind_names_one_file(tmp_path):
     assert (tmp_path / "Straße 1/ übung größe.db").exists()
 
 
-def make_file_for_folder(path: Path) -> None:
-    path.parent.rmdir()
-    path.parent.write_text("a file")
-
-
 UNUSABLE = {
     "its folder does not exist": lambda path: path.parent.rmdir(),
     "it is a directory": lambda path: path.mkdir(),
-    "a folder is a file": make_file_for_folder,
+    "a folder is a file": lambda path: (path.parent.rmdir(), path.parent.touch()),
     "it is a dangling link": lambda path: path.symlink_to(path.parent / "nowhere" / "x.db"),
 }
 

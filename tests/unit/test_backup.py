@@ -146,39 +146,22 @@ def test_a_copy_with_a_log_beside_it_is_refused_until_it_is_merged_or_moved(file
 
 
 ROW = """INSERT INTO "transaction" (id, station_id, status, created, updated, idempotency_key, attempts)
-    VALUES ('{}', {}, 'ERROR', 1, 1, 'key', 1)"""
-TWINS = ROW.format(1, 1), ROW.format(2, 1)
+    VALUES ('{}', {}, 'ERROR', 1, 1, 'key', 1);"""
 # The pages of an index belong to nothing. Only a check of the whole file notices that.
-CONFUSE = "PRAGMA writable_schema = ON", "DELETE FROM sqlite_schema WHERE name = 'transaction_updated_id'"
-
-
-def changed(*statements: str):
-    """A function that executes these in a file."""
-
-    def change(file: Path) -> None:
-        with closing(sqlite3.connect(file, isolation_level=None)) as database:
-            for statement in statements:
-                database.execute(statement)
-
-    return change
-
-
-def other(file: Path) -> None:
-    file.unlink()
-    query(file, "CREATE TABLE station (id)")
-
-
-SPOILT = {
-    "it is of a later release, which has the migration 9999_next": changed(
+CONFUSE = """PRAGMA writable_schema = ON;
+    DELETE FROM sqlite_schema WHERE name = 'transaction_updated_id'"""
+DROP = "DROP TABLE retention; DROP TABLE schema_migration; DROP TABLE 'transaction'; DROP TABLE station"
+SPOILT = {  # by SQL, or by a function
+    "it is of a later release, which has the migration 9999_next": (
         "INSERT INTO schema_migration (name, applied) VALUES ('9999_next', 0)"
     ),
     "(.*malformed|the file is damaged.*)": damage,
-    "the file is damaged: .*": changed(*CONFUSE),
-    "it is not a database of this service": other,
+    "the file is damaged: .*": CONFUSE,
+    "it is not a database of this service": DROP,
     "file is not a database": lambda file: file.write_bytes(b"energy2go " * 1000),
-    "the file is damaged: 1 rows of transaction point to no station": changed(ROW.format(1, 9)),
-    'rows 1 and 2 of "transaction" have the same "idempotency_key": change one': changed(
-        "DROP INDEX transaction_idempotency_key", *TWINS
+    "the file is damaged: 1 rows of transaction point to no station": ROW.format(1, 9),
+    'rows 1 and 2 of "transaction" have the same "idempotency_key": change one': (
+        "DROP INDEX transaction_idempotency_key;" + ROW.format(1, 1) + ROW.format(2, 1)
     ),
     r"Is a directory: .*backup\.db": lambda file: (file.unlink(), file.mkdir()),
     r"No such file or directory: .*backup\.db": lambda file: file.unlink(),
@@ -187,8 +170,12 @@ SPOILT = {
 
 @pytest.mark.parametrize("why", SPOILT)
 def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(file, tmp_path, why, run):
-    bad = tool.backup(file).rename(tmp_path / "backup.db")
-    SPOILT[why](bad)
+    bad, harm = tool.backup(file).rename(tmp_path / "backup.db"), SPOILT[why]
+    if isinstance(harm, str):
+        with closing(sqlite3.connect(bad)) as database:
+            database.executescript(harm)
+    else:
+        harm(bad)
     before = contents(file.parent)
     refused = run(file, "restore", bad)
     assert re.fullmatch(rf"refused: FILE={bad}: nothing was restored: {why}\.", refused), refused

@@ -73,11 +73,12 @@ def test_asking_again_doubles_the_backoff_up_to_30_seconds(queries):
 
 @pytest.mark.parametrize("restart", [False, True])
 def test_asking_again_and_again_asks_once_a_second(queries, restart):
-    queries.create()
+    (key,) = queries.create()
     for step in range(10):
         queries.ask_again(NOW + step, restart)
         assert queries.claim(NOW + step, waiting=restart) == []
     assert len(queries.claim(NOW + SECOND, waiting=restart)) == 1
+    assert queries.get_transaction(key).attempts == 2 - restart
 
 
 @pytest.mark.parametrize("emptied", ["postgresql"], indirect=True)

@@ -7,7 +7,7 @@ import pytest
 import models
 from batch import DELETION
 from kit.clock import SECOND
-from kit.storage import execute, is_postgresql
+from kit.storage import execute
 from ledger import DAY
 from models import FIRST
 from postgres import BOTH
@@ -83,23 +83,13 @@ def value(bench: Bench, name: str) -> float:
 
 
 @both
-def test_each_round_deletes_a_few_hundred_by_an_index_past_what_is_pending(bench, caplog):
+def test_each_round_deletes_a_few_hundred_past_what_is_pending(bench):
     old = bench.clock.wall() - DAYS * DAY - 10 * SECOND
     insert(bench, 2 * DELETION, old, "PENDING")
     insert(bench, DELETION + 1, old + SECOND)
     assert models.deleted_until(bench.database) == FIRST
-    caplog.set_level("DEBUG", "peewee")
     assert left(bench, 5) == [n + 2 * DELETION for n in (DELETION + 1, DELETION + 1, 1, 0, 0)]
     assert models.deleted_until(bench.database)[0] == old + SECOND
-    looks = [record.msg for record in caplog.records if "(updated, id) >" in str(record.msg)]
-    explain = "EXPLAIN QUERY PLAN"
-    if is_postgresql(bench.database):
-        explain = "EXPLAIN"
-        execute(bench.database, "ANALYZE")
-    plan = str(bench.database.execute_sql(f"{explain} {looks[0][0]}", looks[0][1]).fetchall())
-    assert "transaction_updated_id" in plan
-    assert "Sort" not in plan
-    assert "TEMP B-TREE" not in plan
 
 
 def test_deletions_are_logged_when_they_end_and_once_a_minute_while_they_last(bench, caplog):
@@ -112,10 +102,3 @@ def test_deletions_are_logged_when_they_end_and_once_a_minute_while_they_last(be
     for _ in range(60):
         bench.step(1)
     assert sum(reported()) == value(bench, "energy2go_deleted_total") == 130
-
-
-def test_without_days_everything_is_kept(emptied):
-    bench = Bench(database_url=emptied[1])
-    insert(bench, 1, 1)
-    assert left(bench) == [1]
-    bench.close()
