@@ -56,7 +56,7 @@ class Service:
 
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop):
         self.settings, self.loop = settings, loop
-        self.store = Store(settings.database_url, settings.threads + 2, MIGRATIONS, models.TABLES)
+        self.store = Store(settings.database_url, settings.threads + 2, MIGRATIONS)
         clock, queue = self.store.clock, JobQueue()
         self.listener = Listener(settings, queue.put, clock)
         self.changes = Changes(self.read, self.ready, settings.waits, loop)

@@ -1,4 +1,4 @@
-"""The tables and every query on them. No other module writes SQL or changes a status.
+"""Every query on the tables that `migrations/` makes. No other module writes SQL or changes a status.
 
 Every query is SQL text: building it from Peewee expressions took ten times longer than executing it. Times
 are whole microseconds since 1970 (UTC) and come from the caller. Only the ledger changes rows.
@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 from unicodedata import normalize
 from uuid import UUID
 
-import peewee
-from peewee import Database, Model
+from peewee import Database
 
 from kit.clock import EPOCH, SECOND, below, microseconds, moment, uuid7
 from kit.errors import Locked, NotFound, Refusal
@@ -41,44 +40,6 @@ NOTHING = "nothing was stored"
 Cursor = tuple[int, UUID]  # a change: its time in microseconds, and the transaction's id
 FIRST: Cursor = (0, UUID(int=0))
 LATEST, LAST = datetime.max.replace(tzinfo=UTC), UUID(int=2**128 - 1)
-
-
-class StationTable(Model):
-    id = peewee.AutoField()
-    description = peewee.CharField(255)
-    folded = peewee.TextField(null=True)  # the description for search; null: stored by release 1.1
-
-    class Meta:
-        table_name = "station"
-
-
-class TransactionTable(Model):
-    id = peewee.UUIDField(primary_key=True)
-    station = peewee.ForeignKeyField(StationTable)
-    status = peewee.CharField()
-    created = peewee.BigIntegerField()
-    updated = peewee.BigIntegerField()
-    idempotency_key = peewee.CharField(null=True)
-    attempts = peewee.SmallIntegerField()  # how often it was asked since its deadline last started
-    asked_at = peewee.BigIntegerField(null=True)
-    retry_at = peewee.BigIntegerField(null=True)  # null: not PENDING
-    expires_at = peewee.BigIntegerField(null=True)  # null: it waits to be asked, its clock is stopped
-    reason = peewee.CharField(null=True)
-    equipment = peewee.CharField(null=True)
-
-    class Meta:
-        table_name = "transaction"
-
-
-class RetentionTable(Model):
-    deleted = peewee.BigIntegerField()  # one row: `updated` in the last change that retention deleted
-    deleted_id = peewee.UUIDField()  # and the transaction's id
-
-    class Meta:
-        table_name = "retention"
-
-
-TABLES: list[type[Model]] = [StationTable, TransactionTable, RetentionTable]
 # Each condition has its own index. The planner finds it by these very words.
 WAITING = "retry_at IS NOT NULL AND expires_at IS NULL"
 OPEN = "retry_at IS NOT NULL AND expires_at > 0"

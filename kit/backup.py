@@ -19,7 +19,7 @@ from playhouse.migrations import Runner
 from kit.files import LEFT, Unusable, check_together, is_open, left_behind, opened, refuse_damage
 from kit.settings import ROOT, load
 from kit.sql import execute
-from kit.storage import ERRORS, mend_indexes
+from kit.storage import ERRORS, mend_schema
 
 ORPHANS = 'SELECT count(*), "table", parent FROM pragma_foreign_key_check GROUP BY 2, 3'
 
@@ -102,7 +102,7 @@ def check_copy(copy: Path) -> None:
             raise Unusable("it is not a database of this service")
         if later := [migration.name for migration in runner.status() if migration.path is None]:
             raise Unusable(f"it is of a later release, which has the migration {later[0]}")
-        mend_indexes(database, runner)
+        mend_schema(database, runner)
 
 
 def unused_name(database: Path, kind: str) -> Path:

@@ -11,10 +11,9 @@ from itertools import islice
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import peewee
-from peewee import Database, Model
+from peewee import Database
 from playhouse.migrations import Runner
 from playhouse.pool import MaxConnectionsExceeded
-from playhouse.schema_diff import diff_models
 
 from kit import files
 from kit.clock import SECOND, Clock
@@ -59,14 +58,11 @@ class Store:
     for the last read.
     """
 
-    def __init__(
-        self, url: str, pool: int, migrations: str, models: list[type[Model]], clock: Clock | None = None
-    ):
+    def __init__(self, url: str, pool: int, migrations: str, clock: Clock | None = None):
         self._url, self._pool, self.clock = url, pool, clock or Clock()
         self.database = connect(url, pool)
         self.problem, self.read_problem = OPENING, ""
-        self._migrations, self._models = migrations, models
-        self._opened = False
+        self._migrations, self._opened = migrations, False
         self._tried = threading.Event()  # the first attempt to open it has ended
         self._unusable = ""  # why we won't use it again until a restart
         self._in_doubt = False  # a COMMIT failed
@@ -163,7 +159,7 @@ class Store:
                 finally:
                     refusing.cancel()
                     refusing.join()
-        prepare(self.database, self._migrations, self._models)
+        prepare(self.database, self._migrations)
         self._opened = True
         if not is_postgresql(self.database):
             files.warn_of_mount(path(self.database))
@@ -194,8 +190,9 @@ class Store:
         wrong = code == "SQLITE_ERROR" and not str(first).startswith("cannot")  # begin, commit or roll back
         if not (wrong or isinstance(error, MISTAKES)) or code == INSUFFICIENT_PRIVILEGE:
             return False
-        with suppress(*ERRORS), self.database.connection_context():
-            return not diff(self.database, self._models)
+        migrations = Runner(self.database, self._migrations).migrations()
+        with suppress(*ERRORS), self.database.connection_context(), made(migrations) as ours:
+            return not differences(self.database, ours)
         return False
 
     def _reason(self, error: BaseException) -> str:
@@ -251,8 +248,8 @@ def cause(error: BaseException) -> tuple[BaseException, str]:
     return error, getattr(error, "sqlstate", "") or getattr(error, "sqlite_errorname", "")
 
 
-def prepare(database: Any, migrations: str, models: list[type[Model]]) -> None:
-    """Create the file if it is missing, bring the schema up to date, and check it against the models.
+def prepare(database: Any, migrations: str) -> None:
+    """Create the file if it is missing, bring the schema up to date, and check it.
 
     Several processes may do this at once; one of them migrates. Raises Unusable, OSError, or one of ERRORS.
     """
@@ -265,27 +262,15 @@ def prepare(database: Any, migrations: str, models: list[type[Model]]) -> None:
         if later := [migration.name for migration in runner.status() if migration.path is None]:
             raise Unusable(f"the schema is of a later release, which has the migration {later[0]}")
         runner.up()
-        # Each difference is a change that is missing, such as "add column station.description".
-        if difference := diff(database, models):
+        mend_schema(database, runner)
+
+
+def mend_schema(database: Any, runner: Runner) -> None:
+    """Check tables and columns, and create missing indexes. Raises Unusable if the schema stays wrong."""
+    with made(runner.migrations()[: len(runner.applied())]) as ours:
+        if difference := differences(database, ours):
             raise Unusable("the schema is not that of this release: " + "; ".join(difference))
-        mend_indexes(database, runner)
-
-
-def diff(database: Database, models: list[type[Model]]) -> list[str]:
-    """How the tables and columns differ from the models."""
-    return str(diff_models(database, models)._replace(add_indexes=[], drop_indexes=[])).splitlines()
-
-
-def mend_indexes(database: Database, runner: Runner) -> None:
-    """Create missing indexes from the applied migrations; raises Unusable if a key isn't unique.
-
-    The migrations run in a database in memory, which then has all our indexes. We ignore other indexes.
-    """
-    ours = Runner(peewee.SqliteDatabase(":memory:"))
-    with ours.database.connection_context():
-        for migration in runner.migrations()[: len(runner.applied())]:
-            migration.load().up(ours.migrator, ours.database)
-        wanted = indexes(ours.database)
+        wanted = indexes(ours)
     for index in wanted.keys() - indexes(database).keys():
         name, table, unique, *_, key = index
         for first, last in execute(database, TWINS.format(table=table, key=key)) if unique else []:
@@ -294,6 +279,27 @@ def mend_indexes(database: Database, runner: Runner) -> None:
         execute(database, wanted[index])
         text = 'the index "%s" was missing and is created again'
         log.warning(text, name, extra={"event": "index_created"})
+
+
+@contextmanager
+def made(migrations: list[Any]) -> Iterator[Database]:
+    """A database in memory in which these migrations ran, so it has all tables and indexes of ours."""
+    ours = Runner(peewee.SqliteDatabase(":memory:"))
+    with ours.database.connection_context():
+        for migration in migrations:
+            migration.load().up(ours.migrator, ours.database)
+        yield ours.database
+
+
+def differences(database: Any, ours: Any) -> list[str]:
+    """Changes that our tables lack, such as "add column station.description". We ignore other tables."""
+    tables = [table for table in ours.get_tables() if table != "sqlite_sequence"]
+    wanted, found = (
+        {f"{table}.{column.name}" for table in tables for column in one.get_columns(table)}
+        for one in (ours, database)
+    )
+    missing = [f"add column {name}" for name in sorted(wanted - found)]
+    return missing + [f"drop column {name}" for name in sorted(found - wanted)]
 
 
 def indexes(database: Any) -> dict[tuple[Any, ...], str]:

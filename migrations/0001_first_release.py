@@ -22,10 +22,10 @@ def up(migrator, db):
         created = peewee.BigIntegerField()
         updated = peewee.BigIntegerField()
         idempotency_key = peewee.CharField(255, null=True)
-        attempts = peewee.SmallIntegerField()
+        attempts = peewee.SmallIntegerField()  # how often it was asked since its deadline last started
         asked_at = peewee.BigIntegerField(null=True)
-        retry_at = peewee.BigIntegerField(null=True)
-        expires_at = peewee.BigIntegerField(null=True)
+        retry_at = peewee.BigIntegerField(null=True)  # null: not PENDING
+        expires_at = peewee.BigIntegerField(null=True)  # null: it waits to be asked, its clock is stopped
 
         class Meta:
             database = db

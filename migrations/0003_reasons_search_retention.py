@@ -10,8 +10,8 @@ from models import fold
 
 def up(migrator, db):
     class Retention(Model):
-        deleted = BigIntegerField()
-        deleted_id = UUIDField()
+        deleted = BigIntegerField()  # one row: `updated` in the last change that retention deleted
+        deleted_id = UUIDField()  # and the transaction's id
 
         class Meta:
             database = db
@@ -19,7 +19,7 @@ def up(migrator, db):
     migrator.migrate(
         migrator.add_column("transaction", "reason", CharField(255, null=True)),
         migrator.add_column("transaction", "equipment", CharField(255, null=True)),
-        migrator.add_column("station", "folded", TextField(null=True)),
+        migrator.add_column("station", "folded", TextField(null=True)),  # for search; null: by release 1.1
         migrator.add_index("transaction", ("station_id", "updated", "id")),
     )
     db.create_tables([Retention])

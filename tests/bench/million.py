@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from uuid import UUID
 
-import models
 from clients import drive, request
 from kit.storage import Store
 from ledger import DAY
@@ -35,7 +34,7 @@ FROM drawn
 def fill(folder: Path, rows: int) -> None:
     """Make a database with this many settled transactions."""
     folder.mkdir()
-    store = Store(f"sqlite:///{folder}/energy2go.db", 1, MIGRATIONS, models.TABLES)
+    store = Store(f"sqlite:///{folder}/energy2go.db", 1, MIGRATIONS)
     store.recover()
     store.close()
     stations = [(f"{number}", f"{number}") for number in range(STATIONS)]

@@ -97,7 +97,7 @@ def connect(process):
 def template(file: str) -> None:
     """Make a database with all tables, two stations and the journal."""
     database = sql.connect(f"sqlite:///{file}", 1)
-    storage.prepare(database, MIGRATIONS, models.TABLES)
+    storage.prepare(database, MIGRATIONS)
     for description in ("one", "two"):
         models.create_station(database, description)
     sql.execute(database, JOURNAL)

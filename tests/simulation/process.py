@@ -5,7 +5,6 @@ import selectors
 from collections import Counter
 from zlib import crc32
 
-import models
 from broker import Client
 from database import connect
 from events import Changes
@@ -95,7 +94,7 @@ class Process:
         self.armed = Counter[str]()
         self.tasks: dict[asyncio.Task, int | None] = {}  # requests, and when each must have been answered
         storage.connect, settings = connect(self), world.settings
-        self.store = Store(settings.database_url, 6, MIGRATIONS, models.TABLES, self.clock)
+        self.store = Store(settings.database_url, 6, MIGRATIONS, self.clock)
         queue = JobQueue()
         self.listener = Listener(settings, queue.put, self.clock, lambda *_, **__: Client(self))
         self.changes = Changes(self.read, lambda: b"{}", 50, self.loop)

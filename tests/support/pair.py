@@ -23,7 +23,7 @@ class Pair:
         url = f"sqlite:///{folder}/energy2go.db"
         options = {"validation_retry": 1} | accounts | options
         self.settings = Settings(database_url=url, mqtt_port=port, **options)
-        self.store, queue = Store(url, 20, MIGRATIONS, models.TABLES, clock), JobQueue()
+        self.store, queue = Store(url, 20, MIGRATIONS, clock), JobQueue()
         self.listener = Listener(self.settings, queue.put, self.store.clock)
         if not patient:
             self.listener._client.reconnect_delay_set(0.01, 0.02)

@@ -34,7 +34,7 @@ def ledger(settings: Settings, loop, clock=None, subscribed: bool = False) -> Le
     """A ledger on its own database and queue, not started. No equipment gets its questions."""
     nothing = {"publish": lambda _: None, "held": lambda _: [], "watch": lambda: None}
     listener = SimpleNamespace(alive=True, subscribed=subscribed, session=1, unreadable=0, **nothing)
-    store = Store(settings.database_url, 8, MIGRATIONS, models.TABLES, clock)
+    store = Store(settings.database_url, 8, MIGRATIONS, clock)
     return Ledger(settings, store, JobQueue(), listener, loop)
 
 

@@ -139,7 +139,7 @@ import models
 from kit.storage import InDoubt, NotWritten, Store
 from programs import MIGRATIONS
 
-store, fault = Store(sys.argv[1], 3, MIGRATIONS, models.TABLES), Path(sys.argv[2])
+store, fault = Store(sys.argv[1], 3, MIGRATIONS), Path(sys.argv[2])
 store.recover()
 fault.touch()
 for step in (fault.unlink, store.recover, store.close):

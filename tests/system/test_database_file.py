@@ -222,7 +222,7 @@ def test_a_file_that_is_mounted_by_itself_gets_a_warning(tmp_path):
 OPEN = """
 import models, sys
 from kit.storage import Store
-store = Store(f"sqlite:///{sys.argv[1]}/x.db", 3, "migrations", models.TABLES)
+store = Store(f"sqlite:///{sys.argv[1]}/x.db", 3, "migrations")
 store.recover()
 print(store.problem or "ok")
 store.close()

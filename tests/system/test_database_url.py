@@ -7,7 +7,6 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
-import models
 from faulty import recovers, refused, says
 from kit import sql, storage
 from kit.sql import execute, is_postgresql
@@ -16,7 +15,7 @@ from programs import MIGRATIONS, free_port
 
 def problem(url: str) -> str:
     """Why a store cannot use this; "" if it can."""
-    store = storage.Store(url, 3, MIGRATIONS, models.TABLES)
+    store = storage.Store(url, 3, MIGRATIONS)
     try:
         store.recover()
         return store.problem

@@ -62,7 +62,7 @@ def test_a_file_of_the_first_release_is_upgraded_and_keeps_its_rows(tmp_path):
             database.execute('INSERT INTO "transaction" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)', values)
     for name in ("old", "new"):
         database = storage.connect(f"sqlite:///{tmp_path}/{name}.db", 1)
-        storage.prepare(database, MIGRATIONS, models.TABLES)
+        storage.prepare(database, MIGRATIONS)
         if name == "old":
             found = models.list_transactions(database, 10)[::-1]
             assert [one.status for one in found] == [status for status, *_ in rows]

@@ -27,7 +27,7 @@ def test_updated_rises_in_the_order_of_commits_and_a_key_makes_one_transaction(p
     url = postgres.fresh()
     together = threading.Barrier(WRITERS)
     database = storage.connect(url, 1)
-    storage.prepare(database, MIGRATIONS, models.TABLES)
+    storage.prepare(database, MIGRATIONS)
     models.create_station(database, "Teste")
     database.close_all()
 

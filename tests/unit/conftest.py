@@ -84,7 +84,7 @@ def databases(new_url):
     def prepared(kind: str):
         url = new_url(kind)
         made.append(storage.connect(url, 5))
-        storage.prepare(made[-1], MIGRATIONS, models.TABLES)
+        storage.prepare(made[-1], MIGRATIONS)
         return made[-1], url
 
     yield prepared

@@ -52,7 +52,7 @@ def file(tmp_path) -> Path:
 def made(file: Path, station: str) -> Path:
     """The file, now a database with this station, in WAL mode and closed."""
     database = storage.connect(f"sqlite:///{file}", 1)
-    storage.prepare(database, MIGRATIONS, models.TABLES)
+    storage.prepare(database, MIGRATIONS)
     models.create_station(database, station)
     storage.drop(database)
     return file
@@ -232,7 +232,7 @@ def test_a_restore_that_dies_at_any_step_leaves_the_old_database_or_the_new_one(
 
 
 def test_a_file_that_is_replaced_while_the_service_opens_it_is_noticed(file, tmp_path):
-    store = storage.Store(f"sqlite:///{file}", 1, MIGRATIONS, models.TABLES)
+    store = storage.Store(f"sqlite:///{file}", 1, MIGRATIONS)
     opening = threading.Thread(target=store.recover)
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")

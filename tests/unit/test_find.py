@@ -217,14 +217,14 @@ STORED = [row(number) for number in range(ROWS)]
 def database(database_url):
     """Many rows. Station 1 has only the oldest ones, and only the newest are PENDING or EXPIRED."""
     database = storage.connect(database_url, 5)
-    storage.prepare(database, MIGRATIONS, models.TABLES)
-    table = models.TransactionTable
-    fields = table.id, table.station, table.status, table.created, table.updated, table.attempts
+    storage.prepare(database, MIGRATIONS)
+    table = peewee.Table("transaction")
+    fields = [table.c[name] for name in ("id", "station_id", "status", "created", "updated", "attempts")]
     with database.atomic():
         for number in range(STATIONS):
             models.create_station(database, f"station {number}")
-        for some in peewee.chunked(STORED, 500):
-            table.insert_many(some, fields).execute(database)
+        for some in peewee.chunked([(key.hex, *values) for key, *values in STORED], 500):
+            table.insert(some, columns=fields).execute(database)
     execute(database, "ANALYZE")
     yield database
     database.close_all()

@@ -9,7 +9,6 @@ import textwrap
 
 import pytest
 
-import models
 from kit import storage
 from kit.storage import execute
 from programs import MIGRATIONS, ROOT
@@ -22,7 +21,7 @@ from kit.storage import Store
 logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
 print("ready", flush=True)
 sys.stdin.readline()
-store = Store(sys.argv[1], 1, sys.argv[2], [])
+store = Store(sys.argv[1], 1, sys.argv[2])
 while store.problem:
     store.recover()
     time.sleep(0.1)
@@ -84,7 +83,7 @@ def test_of_processes_that_start_together_one_migrates(database, start):
 
 
 def test_a_process_that_dies_while_it_migrates_leaves_it_to_the_next(database, start):
-    storage.prepare(database, MIGRATIONS, models.TABLES)
+    storage.prepare(database, MIGRATIONS)
     before = columns(database)
     dying, following = start(HANG), start(ADD_COLUMN)
     dying.stdin.write("\n")
@@ -101,11 +100,11 @@ def test_a_process_that_dies_while_it_migrates_leaves_it_to_the_next(database, s
 
 
 def test_a_schema_that_is_not_what_its_migrations_say_is_refused(database):
-    storage.prepare(database, MIGRATIONS, models.TABLES)
+    storage.prepare(database, MIGRATIONS)
     for change in ("ADD COLUMN x int", "DROP COLUMN description", "RENAME TO other"):
         execute(database, f"ALTER TABLE station {change}")
         with pytest.raises(storage.Unusable, match=r"not that of this release.*station"):
-            storage.prepare(database, MIGRATIONS, models.TABLES)
+            storage.prepare(database, MIGRATIONS)
 
 
 def test_the_example_in_contributing_adds_a_column(database, start):

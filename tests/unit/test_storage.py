@@ -15,7 +15,7 @@ only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indire
 
 @pytest.fixture
 def store(database_url):
-    store = Store(database_url, 3, MIGRATIONS, models.TABLES)
+    store = Store(database_url, 3, MIGRATIONS)
     store.recover()
     assert not store.problem
     yield store
@@ -101,7 +101,7 @@ def test_a_database_that_is_not_in_utf8_is_refused_in_one_sentence(postgres):
     postgres.execute(
         "CREATE DATABASE bytes ENCODING SQL_ASCII LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
     )
-    store = Store(postgres.url("bytes"), 1, MIGRATIONS, models.TABLES)
+    store = Store(postgres.url("bytes"), 1, MIGRATIONS)
     store.recover()
     store.close()
     postgres.execute("DROP DATABASE bytes")
@@ -124,7 +124,7 @@ def test_an_index_of_ours_that_is_missing_or_other_is_created_again(store, datab
             execute(store.database, instead.format(name))
     store.database.close_all()
     for _ in range(2):  # the second start finds nothing to do
-        again = Store(database_url, 1, MIGRATIONS, models.TABLES)
+        again = Store(database_url, 1, MIGRATIONS)
         again.recover()
         assert not again.problem
         again.close()
