@@ -61,7 +61,8 @@ class Service:
         self.listener = Listener(settings, queue.put, clock)
         self.changes = Changes(self.read, self.ready, settings.waits, loop)
         self.ledger = Ledger(settings, self.store, queue, self.listener, loop, self.changes.wake)
-        self.sizes = dict[str, int]()  # in bytes, while /metrics is read
+        self.pending: tuple[int, int | None] | None = None  # from the database, while /metrics is read
+        self.sizes = dict[str, int]()  # in bytes, as well
         self.metrics = metrics.registry(app.requests, self.ledger, self.listener, self)
         self._started = ExitStack()
         self._looks = dict[Any, tuple[float, asyncio.Future[Any]]]()
@@ -149,6 +150,11 @@ class Service:
         ready = {part: int(not problem) for part, problem in self.problems().items()}
         yield gauge("energy2go_ready", "1 while this part of /readyz works", ready, "part")
         yield counter("energy2go_log_lines_dropped", "Log lines that were lost", logs.Background.dropped)
+        if self.pending:
+            count, oldest = self.pending
+            age = max(0, self.store.clock.wall() - oldest) / SECOND if oldest else 0
+            yield gauge("energy2go_pending_transactions", "Transactions that are PENDING", count)
+            yield gauge("energy2go_oldest_pending_seconds", "Age of the oldest PENDING one, or 0", age)
         for name, size in self.sizes.items():
             yield gauge(
                 f"energy2go_{name}_bytes", "Size of the database, of SQLite's log, or of free space", size
@@ -341,9 +347,9 @@ async def readyz(service: Service) -> Readiness:
 @app.get("/metrics", media_type=metrics.CONTENT_TYPE)
 async def read_metrics(service: Service) -> bytes:
     """Read the service's metrics. Gauges that need the database are omitted while it is down."""
-    service.ledger.pending, service.sizes = None, {}
+    service.pending, service.sizes = None, {}
     with suppress(NotRead):
-        service.ledger.pending = await service.look(models.pending)
+        service.pending = await service.look(models.pending)
         service.sizes = await service.look(sizes)
     return metrics.render(service.metrics)
 

@@ -1,6 +1,6 @@
 """The work in one database transaction: a function for each kind of job.
 
-A batch function gets all items for it at once, and returns a result for each.
+A batch function gets all items for it at once. It returns a result for each, if they have any.
 """
 
 from collections import Counter
@@ -8,16 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from peewee import Database
-
 import models
-from kit.clock import SECOND, Clock
+from kit.clock import SECOND
 from kit.errors import Refusal
-from models import Asked, Cursor, Draft, Settled, Timeouts
+from models import Asked, Draft, Settled
 from schemas import Status, Transaction, Verdict
 
 if TYPE_CHECKING:  # it imports this module
-    from mqtt_listener import Listener
+    from ledger import Ledger
 
 ROUND = SECOND // 4  # how often the ledger looks for questions that are late or due
 DELETION = 300  # transactions that one round deletes at most
@@ -31,22 +29,14 @@ class Batch:
     Everything old was deleted up to the cursor `deleted`.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        listener: "Listener",
-        clock: Clock,
-        timeouts: Timeouts,
-        session: int,
-        deleted: Cursor,
-    ):
-        self.database, self.listener, self.timeouts = database, listener, timeouts
-        self.session, self.deleted = session, deleted
+    def __init__(self, ledger: "Ledger"):
+        self.database, self.listener, self.timeouts = ledger.store.database, ledger.listener, ledger.timeouts
+        self.session, self.deleted = ledger.session, ledger.deleted
         # Taken under the lock that orders commits, so `updated` rises with every commit of every process.
-        wall = clock.wall()
-        self.now = max(wall, models.latest(database) + 1)
+        wall = ledger.clock.wall()
+        self.now = max(wall, models.latest(self.database) + 1)
         self.behind = self.now - wall  # how far the newest row is ahead of the wall clock
-        self.clock = clock.steady()
+        self.clock = ledger.clock.steady()
         self.questions: list[Asked] = []  # to publish
         self.counts: Counter[str] = Counter()
         self.delays: list[int] = []  # microseconds from question to verdict
@@ -87,11 +77,10 @@ def change(batch: Batch, calls: Sequence[Callable[..., Any]]) -> list[Any]:
     return results
 
 
-def ask_again(batch: Batch, sessions: Sequence[int]) -> list[None]:
+def ask_again(batch: Batch, sessions: Sequence[int]) -> None:
     """Ask everything PENDING again, since some may be lost. A new session starts the deadlines anew."""
     models.ask_again(batch.database, batch.clock, any(sessions))
     batch.session = max(batch.session, *sessions)
-    return [None] * len(sessions)
 
 
 def create(batch: Batch, drafts: Sequence[Draft]) -> list[Transaction | Refusal]:
@@ -117,11 +106,11 @@ def retry(batch: Batch, transaction_ids: Sequence[UUID]) -> list[Transaction | R
     return answers
 
 
-def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
+def look_after(batch: Batch, _: Sequence[None]) -> None:
     """Expire late questions, ask due ones again, and open waiting ones, but only while connected."""
     # Deadlines from an earlier connection don't count: `ask_again` starts them anew first.
     if not batch.listener.subscribed or batch.session < batch.listener.session:
-        return [None] * len(items)
+        return
     database, clock, timeouts = batch.database, batch.clock, batch.timeouts
     models.hold(database, clock, timeouts, batch.listener.held(ROUND))
     expired = models.expire(database, batch.now, clock)
@@ -131,10 +120,9 @@ def look_after(batch: Batch, items: Sequence[None]) -> list[None]:
     opened = models.claim(database, clock, timeouts, min(batch.room(), models.CLAIM), waiting=True)
     batch.ask(opened, "first")
     batch.more = len(opened) == models.CLAIM
-    return [None] * len(items)
 
 
-def delete_old(batch: Batch, items: Sequence[None]) -> list[None]:
+def delete_old(batch: Batch, _: Sequence[None]) -> None:
     """Delete some transactions that have been finished for longer than RETENTION_DAYS.
 
     If the newest one is from the future, some clock is or was wrong, so don't delete any.
@@ -143,7 +131,6 @@ def delete_old(batch: Batch, items: Sequence[None]) -> list[None]:
         before = batch.now - batch.behind - batch.timeouts.retention
         batch.deleted, count = models.delete_finished(batch.database, before, batch.deleted, DELETION)
         batch.counts["deleted"] += count
-    return [None] * len(items)
 
 
 # Verdicts come first, so that they are settled before anything expires.

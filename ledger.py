@@ -11,16 +11,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from queue import Empty, Full, SimpleQueue
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 
-from peewee import Database
 from prometheus_client import Histogram
 from prometheus_client.core import Metric
 
 import batch
-from batch import BEHIND, ROUND, Batch
 from kit import metrics
 from kit.clock import SECOND
 from kit.errors import Locked, NotStored, OutcomeUnknown, Refusal
@@ -36,11 +34,10 @@ if TYPE_CHECKING:  # it imports this module
     from mqtt_listener import Listener
 
 log = logging.getLogger(__name__)
-P = ParamSpec("P")
 T = TypeVar("T")
 
 JOB_TIMEOUT = 10.0  # seconds that a request waits until its job is taken, and that a commit may be in doubt
-QUEUE = 10_000  # jobs that may wait
+QUEUE = 10_000  # jobs that may wait before requests are refused; the listener limits its own
 FIRST_PAUSE = SECOND // 10  # it doubles up to a second
 BATCH = 500  # jobs that one commit takes
 BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
@@ -74,14 +71,7 @@ class Job:
         return self._taken.locked()
 
 
-class JobQueue(SimpleQueue[Job | None]):
-    """Where jobs wait; None only wakes the ledger."""
-
-    def put(self, job: Job | None) -> None:  # type: ignore[override]
-        """Raises queue.Full for a request while QUEUE jobs wait. The listener limits its own jobs."""
-        if job and job.future and self.qsize() >= QUEUE:
-            raise Full
-        super().put(job)
+JobQueue = SimpleQueue[Job | None]  # None only wakes the ledger
 
 
 class Ledger:
@@ -102,7 +92,7 @@ class Ledger:
         self.store, self.queue, self.listener, self.clock = store, queue, listener, store.clock
         self._loop, self._changed = loop, changed
         retry, timeout = settings.validation_retry, settings.validation_timeout
-        self._timeouts = Timeouts(
+        self.timeouts = Timeouts(
             round(retry * SECOND), round(timeout * SECOND), settings.retention_days * DAY
         )
         self.counts: Counter[str] = Counter()  # since the start: statuses, verdicts by kind, questions
@@ -111,8 +101,7 @@ class Ledger:
         )
         self.sizes = Histogram("energy2go_batch_jobs", "Jobs in a batch", registry=None, buckets=BATCH_SIZES)
         self.stopping = 0
-        self.pending: tuple[int, int | None] | None = None  # the last models.pending; None: not known
-        self._session, self._deleted = 0, FIRST  # see Batch
+        self.session, self.deleted = 0, FIRST  # see Batch
         self._newest = 0  # no transaction is newer
         self._behind = False  # the wall clock is behind that
         self._deletions = Summary(log.info, "transactions_deleted", "%(count)d transactions were deleted")
@@ -169,11 +158,9 @@ class Ledger:
         transaction: Transaction = await self._run(Job(batch.retry, transaction_id))
         return transaction
 
-    async def change(
-        self, function: Callable[Concatenate[Database, P], T], *values: P.args, **named: P.kwargs
-    ) -> T:
+    async def change(self, function: Callable[..., T], *values: Any) -> T:
         """Call a function in `models` that writes. Returns its result, or raises its exception."""
-        result: T = await self._run(Job(batch.change, lambda database: function(database, *values, **named)))
+        result: T = await self._run(Job(batch.change, lambda database: function(database, *values)))
         return result
 
     async def _run(self, job: Job) -> Any:
@@ -182,11 +169,10 @@ class Ledger:
             raise NotStored(STOPPING)
         if problem := self.problem.replace(OPENING, ""):
             raise NotStored(NOT_WRITTEN.format(problem))
+        if self.queue.qsize() >= QUEUE:
+            raise NotStored(FULL)
         job.future = self._loop.create_future()
-        try:
-            self.queue.put(job)
-        except Full:
-            raise NotStored(FULL) from None
+        self.queue.put(job)
         timer = self._loop.call_later(JOB_TIMEOUT, self._withdraw, job.future, job)
         try:
             return await job.future
@@ -252,13 +238,13 @@ class Ledger:
         if not self.listener.alive:
             raise RuntimeError("the MQTT thread died")
         self.listener.watch()
-        self._next_round = clock + min(ROUND, self._timeouts.retry // 2)
+        self._next_round = clock + min(batch.ROUND, self.timeouts.retry // 2)
         if self.store.problem:
             return []
         session = self.listener.session
-        lost = self.listener.subscribed and self._session < session
+        lost = self.listener.subscribed and self.session < session
         again = [Job(batch.ask_again, session)] if lost else []
-        retention = [Job(batch.delete_old, None)] if self._timeouts.retention else []
+        retention = [Job(batch.delete_old, None)] if self.timeouts.retention else []
         return [*again, Job(batch.look_after, None), *retention]
 
     def _write(self, jobs: list[Job]) -> None:
@@ -285,11 +271,11 @@ class Ledger:
         results, began = list[tuple[Job, Any]](), self.clock.steady()
         try:
             with self.store.transaction():
-                about = self.store.database, self.listener, self.clock, self._timeouts
-                work = Batch(*about, self._session, self._deleted)
+                work = batch.Batch(self)
                 for function in batch.ORDER:
                     if group := [job for job in jobs if job.function is function]:
-                        results += zip(group, function(work, [job.item for job in group]), strict=True)
+                        found = function(work, [job.item for job in group]) or [None] * len(group)
+                        results += zip(group, found, strict=True)
         except (NotWritten, InDoubt) as error:
             quick = self.clock.steady() - began < LONGEST_WRITE * SECOND
             if again and quick and isinstance(error, NotWritten) and is_postgresql(self.store.database):
@@ -297,25 +283,19 @@ class Ledger:
                 self._commit(jobs, again=False)
             else:
                 self.store.fail(str(error))
-                self._session = 0
+                self.session = 0
                 self._fail(jobs, error)
-        else:
-            self._committed(work, results)
-
-    def _committed(self, work: Batch, results: list[tuple[Job, Any]]) -> None:
-        """Count, publish, and answer.
-
-        Publishing and answering wake other threads, so they come last, when this one is about to sleep.
-        """
-        self._session, self._deleted = work.session, work.deleted
+            return
+        self.session, self.deleted = work.session, work.deleted
         self._next_round = 0 if work.more else self._next_round
         self._note(work, results)
+        # These wake other threads, so they come last, when this one is about to sleep.
         self.listener.publish(work.questions)
         self._answer(results)
         if work.events:
             self._changed()
 
-    def _note(self, work: Batch, results: list[tuple[Job, Any]]) -> None:
+    def _note(self, work: batch.Batch, results: list[tuple[Job, Any]]) -> None:
         """Count and log a batch."""
         self.counts.update(work.counts)
         for delay in work.delays:
@@ -333,11 +313,11 @@ class Ledger:
                 event, text = f"transaction_{state.lower()}", f"%(transaction)s is {state}"
                 note(log.debug, event, text, transaction=key, request=requests.get(key))
         self._newest = work.now
-        if work.behind > BEHIND and not self._behind:
+        if work.behind > batch.BEHIND and not self._behind:
             text = "the newest transaction is %(seconds)d s ahead of the clock: "
             text += "times stand still, and nothing is deleted"
             note(log.warning, "clock_behind", text, seconds=work.behind // SECOND)
-        self._behind = work.behind > BEHIND
+        self._behind = work.behind > batch.BEHIND
 
     def _answer(self, results: list[tuple[Job, Any]]) -> None:
         """Hand over results, to the requests that wait with one call for all."""
@@ -405,8 +385,3 @@ class Ledger:
         yield gauge("energy2go_clock_behind_seconds", "How far the newest transaction is ahead", behind)
         yield gauge("energy2go_queue_jobs", "Jobs that wait for the ledger", self.queue.qsize())
         yield gauge("energy2go_held_jobs", "Verdicts and creations that wait to be stored", len(self._held))
-        if self.pending:
-            count, oldest = self.pending
-            age = max(0, self.clock.wall() - oldest) / SECOND if oldest else 0
-            yield gauge("energy2go_pending_transactions", "Transactions that are PENDING", count)
-            yield gauge("energy2go_oldest_pending_seconds", "Age of the oldest PENDING one, or 0", age)

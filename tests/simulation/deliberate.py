@@ -14,7 +14,7 @@ from mqtt_listener import Connection, Listener
 OWN = "self.listener.__dict__.setdefault('own', set())"
 PENDING = f"sum(one == 'PENDING' for one in models.statuses(self.database, {OWN}).values())"
 DROP = "execute(database, 'DROP INDEX IF EXISTS transaction_idempotency_key')"
-RUN = "results += zip(group, function(work, [job.item for job in group]), strict=True)"
+RUN = "results += zip(group, found, strict=True)"
 Fault = list[tuple[Callable[..., object], str, str]]
 FAULTS: dict[str, Fault] = {
     "questions are published before the commit": [
@@ -57,7 +57,7 @@ FAULTS: dict[str, Fault] = {
     "a verdict replaces another": [(models.settle, " AND status IN ('PENDING', 'EXPIRED')", "")],
     "a late verdict does not count": [(models.settle, "IN ('PENDING', 'EXPIRED')", "= 'PENDING'")],
     "`updated` is the time of the wall clock": [
-        (Batch.__init__, "max(wall, models.latest(database) + 1)", "wall")
+        (Batch.__init__, "max(wall, models.latest(self.database) + 1)", "wall")
     ],
     "`updated` does not know what retention deleted": [
         (models.latest, "max(execute(database, statement)[0])", "execute(database, statement)[0][0]")
