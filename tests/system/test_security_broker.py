@@ -3,16 +3,20 @@
 import contextlib
 import re
 import socket
-import subprocess
 import uuid
 from pathlib import Path
 
 import pytest
+from paho.mqtt.client import Client, MQTTv5, MQTTv31, MQTTv311
 
 from checks import SECRETS, online, settles
-from mosquitto import QUESTIONS, STATUS, VERDICTS, AmendedBroker, Subscriber, client, publish
+from mosquitto import AmendedBroker
+from peer import Peer, dial
 from programs import ACCOUNTS, ROOT, Broker, Equipment, Service, wait_until
 
+QUESTIONS, VERDICTS = "EQUIPMENT/VALIDATION", "EQUIPMENT/VALIDATION/RESPONSE"
+STATUS = "EQUIPMENT/STATUS/validator"
+BOTH = ("account", "other"), [("MQTT", "VALIDATOR"), ("VALIDATOR", "MQTT")]
 READS = {"MQTT": {VERDICTS, STATUS}, "VALIDATOR": {QUESTIONS}}
 WRITES = {"MQTT": {QUESTIONS}, "VALIDATOR": {VERDICTS, STATUS}}
 TOPICS = f"""
@@ -24,28 +28,29 @@ FILTERS = f"""
     $share/validators/{QUESTIONS} $share/validators/{VERDICTS} $share/energy2go/{QUESTIONS}
     $share/mine/{QUESTIONS} $share/mine/{VERDICTS} $share/mine/# $share/mine/$SYS/#
 """.split()
+WRONG = [
+    {"VALIDATOR_PASSWORD": "wrong"},
+    {"VALIDATOR_PASSWORD": ""},
+    {"VALIDATOR_PASSWORD": ACCOUNTS["MQTT_PASSWORD"]},
+    {"VALIDATOR_PASSWORD": ACCOUNTS["VALIDATOR_PASSWORD"].upper()},
+    {"VALIDATOR_USERNAME": "nobody"},
+    {"VALIDATOR_USERNAME": ""},
+    {"account": ""},
+]
 
 
-@pytest.mark.parametrize("version", ["mqttv31", "mqttv311", "mqttv5"])
-def test_the_broker_refuses_a_wrong_password(run, broker, tmp_path, version):
-    reader = run(Subscriber, broker, "MQTT", "-t", VERDICTS)
-    wrong = [
-        {"VALIDATOR_PASSWORD": "wrong"},
-        {"VALIDATOR_PASSWORD": ""},
-        {"VALIDATOR_PASSWORD": ACCOUNTS["MQTT_PASSWORD"]},
-        {"VALIDATOR_PASSWORD": ACCOUNTS["VALIDATOR_PASSWORD"].upper()},
-        {"VALIDATOR_USERNAME": "nobody"},
-        {"VALIDATOR_USERNAME": ""},
-    ]
-    strangers = [client("pub", broker, "VALIDATOR", version, **instead) for instead in wrong]
-    strangers.append(client("pub", broker, version=version))
-    for stranger in strangers:
-        command = [*stranger, "-q", "1", "-t", VERDICTS, "-m", "stranger"]
-        refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert refused.returncode != 0, command
-        assert re.search("not authori[sz]ed", refused.stderr, re.IGNORECASE), command
-    assert publish(broker, "VALIDATOR", VERDICTS, "last") == ""
-    assert reader.received_before_the_last() == set()
+@pytest.mark.parametrize("protocol", [MQTTv31, MQTTv311, MQTTv5])
+def test_the_broker_refuses_a_wrong_password(broker, protocol):
+    said = {}
+    strangers = [dial(broker, protocol=protocol, **instead) for instead in WRONG]
+    for client in strangers:
+        client.on_connect = lambda client, userdata, flags, code, limits: said.update({client: str(code)})
+        client.loop_start()
+    wait_until(lambda: len(said) == len(WRONG), "the broker has answered all")
+    for end in (Client.disconnect, Client.loop_stop):
+        for client in strangers:
+            end(client)
+    assert {*said.values()} <= {"Not authorized", "Bad user name or password"}
 
 
 @pytest.fixture
@@ -55,59 +60,61 @@ def lax(run):
     return lambda account: run(AmendedBroker, acl=everything.format(account))
 
 
-@pytest.mark.parametrize(("account", "other"), [("MQTT", "VALIDATOR"), ("VALIDATOR", "MQTT")])
-def test_an_account_reads_nothing_but_its_topics(run, lax, account, other):
-    broker = lax(other)
+@pytest.mark.parametrize(*BOTH)
+def test_an_account_reads_nothing_but_its_topics(lax, account, other):
+    broker = lax(other)  # it never refuses a subscription, so let the other account publish anywhere
     early, late = TOPICS[: len(TOPICS) // 2], TOPICS[len(TOPICS) // 2 :]
-    for topic in early:
-        publish(broker, other, topic, "x", "-m", "retained", "-r")
-    reader = run(Subscriber, broker, account, *[option for topic in FILTERS for option in ("-t", topic)])
-    witness = run(Subscriber, broker, other, "-t", "#")
-    for topic in late + early:
-        publish(broker, other, topic)
-    for topic in READS[account]:
-        assert publish(broker, other, topic, "last") == ""
-    assert reader.received_before_the_last() == READS[account]
-    assert witness.received_before_the_last() > READS[account] | {"other/topic", "EQUIPMENT/x"}
+    with Peer(broker, "#", account=other) as witness:
+        for topic in early:
+            witness.publish(topic, "retained", retain=True)
+        with Peer(broker, *FILTERS, account=account) as reader:
+            for topic in late + early:
+                witness.publish(topic)
+            for topic in READS[account]:
+                assert witness.publish(topic, "last") == "Success"
+            assert reader.before_the_last() == READS[account]
+            assert witness.before_the_last() > READS[account] | {"other/topic", "EQUIPMENT/x"}
 
 
-@pytest.mark.parametrize(("account", "other"), [("MQTT", "VALIDATOR"), ("VALIDATOR", "MQTT")])
-def test_an_account_writes_nothing_but_its_topics(run, lax, account, other):
+@pytest.mark.parametrize(*BOTH)
+def test_an_account_writes_nothing_but_its_topics(lax, account, other):
     broker = lax(other)
-    reader = run(Subscriber, broker, other, "-t", "#", "-t", "$other/#")
-    for topic in TOPICS:
-        for options in (("-m", "x"), ("-m", "retained", "-r")):
-            complaint = publish(broker, account, topic, "x", *options)
-            assert ("Not authorized" in complaint) == (topic not in WRITES[account]), (topic, complaint)
-    for topic in WRITES[account]:
-        assert publish(broker, account, topic, "last") == ""
-    assert reader.received_before_the_last() == WRITES[account]
+    with Peer(broker, "#", "$other/#", account=other) as reader, Peer(broker, account=account) as writer:
+        for topic in TOPICS:
+            for retain in (False, True):
+                reason = writer.publish(topic, retain=retain)
+                assert (reason == "Not authorized") == (topic not in WRITES[account]), (topic, reason)
+        for topic in WRITES[account]:
+            assert writer.publish(topic, "last") != "Not authorized"
+        assert reader.before_the_last() == WRITES[account]
 
 
-def test_a_last_will_goes_no_further_than_its_account(run):
-    broker = run(AmendedBroker, acl="\nuser MQTT_USERNAME\ntopic readwrite #\n")
-    reader = run(Subscriber, broker, "MQTT", "-t", "#")
-    will = ["-t", "x", "--will-payload", "will", "--will-qos", "1", "--will-topic"]
-    topics = QUESTIONS, "other/topic", STATUS
-    for dying in [run(Subscriber, broker, "VALIDATOR", *will, topic) for topic in topics]:
-        dying.kill()
-    wait_until(lambda: (STATUS, "will") in reader.received(), "the will that is allowed")
-    assert publish(broker, "VALIDATOR", VERDICTS, "last") == ""
-    assert reader.received_before_the_last() == {STATUS}
+def test_a_last_will_goes_no_further_than_its_account(lax):
+    broker = lax("MQTT")
+    with Peer(broker, "#", account="MQTT") as reader, Peer(broker) as writer:
+        dying = [Peer(broker, will=topic).client for topic in (QUESTIONS, "other/topic", STATUS)]
+        for client in dying:
+            client.socket().shutdown(socket.SHUT_RDWR)
+        for client in dying:
+            client.loop_stop()
+        wait_until(lambda: any(message.topic == STATUS for message in reader.messages), "the will that may")
+        writer.publish(VERDICTS, "last")
+        assert reader.before_the_last() == {STATUS}
 
 
-def test_what_is_too_large_is_refused_and_the_service_survives(run, broker, tmp_path):
+def test_what_is_too_large_is_refused_and_the_service_survives(run, broker):
     limit = re.search(r"^max_packet_size (\d+)$", (ROOT / "mosquitto.conf").read_text(), re.MULTILINE)[1]
     run(Equipment, broker)
     service = run(Service, broker)
     wait_until(lambda: online(service), "all are online")
-    reader = run(Subscriber, broker, "MQTT", "-t", VERDICTS, "-t", STATUS)
-    (tmp_path / "large").write_bytes(b"x" * int(limit))
-    for topic in (VERDICTS, STATUS):
-        publish(broker, "VALIDATOR", topic, "", "-f", str(tmp_path / "large"))
-    assert publish(broker, "VALIDATOR", VERDICTS, "last") == ""
-    assert reader.received_before_the_last() == {STATUS}  # its "online"
-    assert "x" * 100 not in reader.output.read_text()
+    with Peer(broker, VERDICTS, STATUS, account="MQTT") as reader, Peer(broker) as writer:
+        for topic in (VERDICTS, STATUS):
+            with Peer(broker) as large:
+                large.client.publish(topic, b"x" * int(limit), qos=1)
+                wait_until(lambda one=large: "Packet too large" in one.lost, "the broker says so")
+        writer.publish(VERDICTS, "last")
+        assert reader.before_the_last() == {STATUS}
+        assert {message.payload for message in reader.messages} == {b"online", b"last"}
     assert settles(service)
     assert "was lost" not in service.said()
 
@@ -122,13 +129,15 @@ NONSENSE = {
 
 
 def test_a_stranger_who_talks_nonsense_to_the_broker_is_cut_off(broker):
-    for nonsense in NONSENSE.values():
-        stranger = socket.create_connection(("127.0.0.1", broker.port), timeout=60)
-        with stranger, contextlib.suppress(ConnectionError):
-            stranger.sendall(nonsense)
-            while stranger.recv(4096):
-                pass
-    assert publish(broker, "VALIDATOR", VERDICTS) == ""
+    with Peer(broker) as other:
+        for nonsense in NONSENSE.values():
+            stranger = socket.create_connection(("127.0.0.1", broker.port), timeout=60)
+            with stranger, contextlib.suppress(ConnectionError):
+                stranger.sendall(nonsense)
+                while stranger.recv(4096):
+                    pass
+        other.publish(VERDICTS)
+        assert other.lost == []
 
 
 # Where the passwords are
@@ -145,24 +154,13 @@ def test_only_their_owner_reads_the_files_that_the_broker_is_given(tmp_path, run
     for path in folder.iterdir():
         assert oct(path.stat().st_mode & 0o777) == "0o600"
         assert "secret" not in path.read_text()  # each password has it
-    hashes = re.findall(
-        r"^(?:energy2go|validator):\$[67]\$", (folder / "passwords").read_text(), re.MULTILINE
-    )
-    assert len(hashes) == 2
-    assert publish(broker, "VALIDATOR", VERDICTS) == ""
+    assert len(re.findall(r"(?m)^(?:energy2go|validator):\$[67]\$", (folder / "passwords").read_text())) == 2
+    with Peer(broker) as peer:
+        assert peer.lost == []
 
 
 def test_a_folder_made_for_the_broker_is_its_owners(broker, tmp_path):
     assert oct((tmp_path / "broker").stat().st_mode & 0o777) == "0o700"
-
-
-def command_lines() -> bytes:
-    """The command lines of all processes on this machine."""
-    lines = b""
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            lines += (process / "cmdline").read_bytes() + b"\n"
-    return lines
 
 
 def test_no_command_line_shows_a_secret(run):
@@ -171,7 +169,10 @@ def test_no_command_line_shows_a_secret(run):
     run(Equipment, broker)
     service = run(Service, broker, **secrets)
     wait_until(lambda: online(service), "all are online")
-    lines = command_lines()
+    lines = b""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            lines += (process / "cmdline").read_bytes() + b"\n"
     assert b"mosquitto" in lines
     assert b"gunicorn" in lines
     for secret in secrets.values():

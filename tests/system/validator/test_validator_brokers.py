@@ -9,7 +9,6 @@ from programs import wait_until
 from scripted import (
     ANSWER,
     CONNECT,
-    DISCONNECT,
     PINGREQ,
     PUBACK,
     PUBLISH,
@@ -198,10 +197,3 @@ def test_it_stops_in_every_state(meets, state):
         kind = CONNECT if state == "connecting" else SUBSCRIBE
         wait_until(lambda: connection.received(kind), f"it is {state}")
     assert stops_at_once(validator)
-
-
-def test_it_leaves_with_its_will(meets):
-    validator, _, connection = meets()
-    assert stops_at_once(validator)
-    wait_until(lambda: connection.received(DISCONNECT), "it says goodbye")
-    assert connection.received(DISCONNECT)[0].reason == 4

@@ -70,15 +70,6 @@ def test_it_stops_though_the_broker_is_frozen(run, broker, witness):
     witness.sees("offline")
 
 
-def test_it_stops_under_load(run, broker, witness):
-    validator = run(broker, online=True)
-    for transaction in ids(5000):
-        witness.ask(transaction)
-    witness.answer(100)
-    assert stops_at_once(validator)
-    witness.sees("offline")
-
-
 def test_its_death_is_announced_by_the_broker(run, broker, witness):
     validator = run(broker, online=True)
     witness.sees("online")
