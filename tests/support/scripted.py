@@ -49,7 +49,7 @@ def parse(head: int, body: bytes, size: int) -> Packet:
     elif found.kind == PUBLISH:
         found.qos, found.retain, found.dup = head >> 1 & 3, bool(head & 1), bool(head & 8)
         found.topic, found.id = binary().decode(), number() if found.qos else 0
-        properties(PacketTypes.PUBLISH)
+        found.properties = properties(PacketTypes.PUBLISH)
         found.payload = rest.read()
     elif found.kind == SUBSCRIBE:
         found.id, found.topics = number(), []

@@ -45,7 +45,9 @@ def test_other_equipment_shares_the_work_and_changes_no_verdict(shared, programs
     programs.append(Equipment(tmp_path, shared.broker, name="other", VALIDATOR_CONFIRM_RATE="0").start())
     wait_until(lambda: len(service.get("/readyz").json["equipment"]) == 2, "both are online")
     Load(service, clients=8, total=200, station=shared.station()).start().join()
-    assert len(settled(service, station + 1)) == 200
+    answered_by = [transaction["equipment"] for transaction in settled(service, station + 1)]
+    assert len(answered_by) == 200
+    assert {*answered_by} == {"validator", "other"}
     assert settled(service, station) == before
 
 

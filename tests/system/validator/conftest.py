@@ -1,11 +1,11 @@
-"""The equipment, and a client that asks it."""
+"""The equipment, and brokers that ask it."""
 
 import signal
 
 import pytest
 
 from programs import Broker, Equipment, wait_until
-from witness import Witness, end, make
+from witness import end, make, online
 
 
 @pytest.fixture(scope="session")
@@ -21,11 +21,11 @@ def run(build, tmp_path, programs):
     """A function that starts the equipment for a broker; each one must end well, with nothing leaked."""
     started = []
 
-    def start(broker: Broker, name="validator", online=False, ends=0, **options) -> Equipment:
+    def start(broker: Broker, name="validator", is_online=False, ends=0, **options) -> Equipment:
         validator = Equipment(tmp_path, broker, build=build, name=name, **options).start()
         programs.append(validator)
         started.append((validator, ends))
-        if online:
+        if is_online:
             wait_until(lambda: f"{name} is online" in validator.said(), f"{name} is online")
         return validator
 
@@ -37,6 +37,13 @@ def run(build, tmp_path, programs):
 
 
 @pytest.fixture
-def witness(broker):
-    with Witness(broker) as witness:
-        yield witness
+def meets(run, scripted):
+    """A function that starts the equipment with such a broker; returns it, broker and connection."""
+
+    def meets(is_online=True, name="validator", options=None, **reactions):
+        broker = scripted(**reactions)
+        options = {"VALIDATOR_ID": "validator", "VALIDATOR_VERBOSE": "1"} | (options or {})
+        validator = run(broker, name=name, **options)
+        return validator, broker, online(broker) if is_online else broker.connection()
+
+    return meets

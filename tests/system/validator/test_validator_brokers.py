@@ -23,20 +23,6 @@ from scripted import (
 )
 from witness import GOOD_ID, answered, ask, both_builds, ids, lines, online, stops_at_once
 
-
-@pytest.fixture
-def meets(run, scripted):
-    """A function that starts the equipment with such a broker; returns it, broker and connection."""
-
-    def meets(online_first=True, name="validator", **reactions):
-        broker = scripted(**reactions)
-        options = {"VALIDATOR_ID": "validator", "VALIDATOR_VERBOSE": "1"}
-        validator = run(broker, name=name, **options)
-        return validator, broker, online(broker) if online_first else broker.connection()
-
-    return meets
-
-
 # What it says
 
 

@@ -1,6 +1,5 @@
 """The real equipment: how it comes, goes and returns."""
 
-import json
 import shutil
 import signal
 import socket
@@ -12,8 +11,9 @@ import pytest
 from programs import Broker, wait_until
 from scripted import Connection
 from witness import (
-    Witness,
     a_newcomer_sees,
+    answers,
+    ask,
     connections,
     ids,
     lines,
@@ -24,13 +24,12 @@ from witness import (
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_takes_its_leave(run, broker, witness, number):
-    validator = run(broker, online=True)
-    witness.sees("online")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_its_end_is_announced(run, broker, number):
+    """It leaves with its Will; if it dies, the broker publishes that."""
+    validator = run(broker)
     a_newcomer_sees("online", broker)
-    assert stops_at_once(validator, number)
-    witness.sees("offline")
+    assert stops_at_once(validator, number) or number == signal.SIGKILL
     a_newcomer_sees("offline", broker)
 
 
@@ -61,44 +60,23 @@ def test_a_connection_that_cannot_be_made_is_given_up_and_holds_up_no_stop(run, 
         assert stops_at_once(validator)
 
 
-def test_it_stops_though_the_broker_is_frozen(run, broker, witness):
-    validator = run(broker, online=True)
-    witness.sees("online")
+def test_it_stops_though_the_broker_is_frozen(run, broker):
+    validator = run(broker, is_online=True)
     broker.process.send_signal(signal.SIGSTOP)
     assert stops_at_once(validator)
     broker.process.send_signal(signal.SIGCONT)
-    witness.sees("offline")
-
-
-def test_its_death_is_announced_by_the_broker(run, broker, witness):
-    validator = run(broker, online=True)
-    witness.sees("online")
-    validator.kill()
-    witness.sees("offline")
     a_newcomer_sees("offline", broker)
 
 
-def test_it_may_start_before_the_broker(run, tmp_path, programs):
+def test_it_may_start_before_the_broker_and_outlives_it(run, tmp_path, programs):
     broker = Broker(tmp_path)
     validator = run(broker)
     wait_until(lambda: "Connection refused" in validator.said(), "it has tried")
     programs.append(broker.start())
-    with Witness(broker) as witness:
-        witness.sees("online")
-        assert len(witness.verdicts(ids(10))) == 10
-
-
-def test_answers_that_wait_outlive_the_broker(run, broker, witness):
-    validator = run(broker, online=True, VALIDATOR_DELAY_MS="3000", VALIDATOR_VERBOSE="1")
-    for transaction in ids(30):
-        witness.ask(transaction)
-    wait_until(lambda: len(validator.output.read_text().splitlines()) == 30, "30 questions are received")
-    witness.granted = False
+    a_newcomer_sees("online", broker)
     broker.kill()
     broker.start()
-    wait_until(lambda: witness.granted, "the witness listens again")
-    witness.answer(30)
-    assert [json.loads(answer.payload)["transaction_id"] for answer in witness.answers] == ids(30)
+    a_newcomer_sees("online", broker)
 
 
 def test_two_with_one_id_take_turns(run, broker):
@@ -162,16 +140,17 @@ def test_idle_it_does_nothing(run, broker, certificates, there_is):
     if there_is != "a broker":
         broker.stop()
     tls = {"MQTT_CA_FILE": f"{certificates}/ours.pem"} if "TLS" in there_is else {}
-    validator = run(broker, online=there_is == "a broker", **tls)
+    validator = run(broker, is_online=there_is == "a broker", **tls)
     first_wait, first_tick = waits(validator), ticks(validator)
     wait_until(lambda: waits(validator) >= first_wait + 4, "it has slept four times")
     assert ticks(validator) - first_tick <= 3
 
 
 @plain_build
-def test_it_needs_less_than_6_mb(run, broker, witness):
-    validator = run(broker, online=True)
-    for turn in range(2):
-        assert len(witness.verdicts(ids(1000, seed=turn))) == 1000
+def test_it_needs_less_than_6_mb(meets):
+    validator, _, connection = meets()
+    for turn in (1, 2):
+        ask(connection, ids(1000, seed=turn))
+        wait_until(lambda count=1000 * turn: len(answers(connection)) == count, "all are answered")
     status = Path(f"/proc/{validator.pid}/status").read_text()
     assert int(status.split("VmHWM:")[1].split()[0]) < 6 * 1024
