@@ -249,23 +249,17 @@ def to_text(cursor: Cursor) -> str:
     return f"{cursor[0]}-{cursor[1].hex}"
 
 
-def from_text(text: str) -> Cursor:
-    """The cursor that an id stands for, or a time, before any transaction; raises ValueError."""
-    found = re.fullmatch(r"([0-9]{1,19})-([0-9a-f]{32})", text)
-    if found and int(found[1]) < 2**63:
-        return int(found[1]), UUID(found[2])
-    try:
-        return max(0, microseconds(msgspec.convert(text, Time))), NONE
-    except msgspec.ValidationError:
-        raise ValueError(f"is not the id of an event. It may also be a time: it {TIME}") from None
-
-
 def goes_on(given: dict[str, Any]) -> Cursor | None:
-    """The cursor that a client goes on from: the last one that it has sent; raises InvalidValue."""
+    """The cursor of the last of these ids, or of a time, before any transaction; raises InvalidValue."""
     cursor = None
     for name, text in given.items():
+        found = re.fullmatch(r"([0-9]{1,19})-([0-9a-f]{32})", text or "")
         try:
-            cursor = from_text(text) if text else cursor
-        except ValueError as error:
-            raise InvalidValue(f"{name}: '{{}}' {error}.", f"{text:.80}") from None
+            if found and int(found[1]) < 2**63:
+                cursor = int(found[1]), UUID(found[2])
+            elif text:
+                cursor = max(0, microseconds(msgspec.convert(text, Time))), NONE
+        except msgspec.ValidationError:
+            wrong = f"{name}: '{{}}' is not the id of an event. It may also be a time: it {TIME}."
+            raise InvalidValue(wrong, f"{text:.80}") from None
     return cursor

@@ -14,23 +14,11 @@ from uuid import UUID
 
 from peewee import Database
 
+import schemas
 from kit.clock import EPOCH, SECOND, below, microseconds, moment, uuid7
 from kit.errors import Locked, NotFound, Refusal
 from kit.sql import execute, is_postgresql, newest, placeholders, uuid
-from schemas import (
-    LARGEST_ID,
-    Count,
-    HasTransactions,
-    KeyUsed,
-    NoMoreIds,
-    NoStation,
-    NotExpired,
-    Question,
-    Station,
-    Status,
-    Transaction,
-    Verdict,
-)
+from schemas import Question, Station, Status, Transaction, Verdict
 
 LONGEST_BACKOFF = 30 * SECOND
 WINDOW = 1000  # questions that are open at one time: asked, not answered, and their deadline set
@@ -74,16 +62,16 @@ def list_stations(database: Database, limit: int, after: int = 0, q: str = "") -
 
 def create_station(database: Database, description: str) -> Station:
     """The new station, with its id; raises NoMoreIds if all ids have been given out."""
-    end = f"Station ids end at {LARGEST_ID} and all have been used, so nothing was stored."
+    end = f"Station ids end at {schemas.LARGEST_ID} and all have been used, so nothing was stored."
     # An error from PostgreSQL's sequence would end the database transaction. SQLite has larger ids.
     sequence = "SELECT 1 FROM station_id_seq WHERE last_value + is_called::int > ?"
-    if is_postgresql(database) and execute(database, sequence, LARGEST_ID):
-        raise NoMoreIds(end)
+    if is_postgresql(database) and execute(database, sequence, schemas.LARGEST_ID):
+        raise schemas.NoMoreIds(end)
     statement = "INSERT INTO station (description, folded) VALUES (?, ?) RETURNING id"
     ((station_id,),) = execute(database, statement, description, fold(description))
-    if station_id > LARGEST_ID:
+    if station_id > schemas.LARGEST_ID:
         execute(database, "DELETE FROM station WHERE id = ?", station_id)
-        raise NoMoreIds(end)
+        raise schemas.NoMoreIds(end)
     return Station(station_id, description)
 
 
@@ -104,7 +92,7 @@ def delete_station(database: Database, station_id: int, if_match: str | None = N
     """Delete a station; raises NotFound, PreconditionFailed or HasTransactions."""
     station = get_station(database, station_id)
     if execute(database, 'SELECT 1 FROM "transaction" WHERE station_id = ? LIMIT 1', station_id):
-        raise HasTransactions(f"Station {station_id} has transactions, so it cannot be deleted.")
+        raise schemas.HasTransactions(f"Station {station_id} has transactions, so it cannot be deleted.")
     station.require(if_match)  # last (RFC 9110, section 13.2.1)
     execute(database, "DELETE FROM station WHERE id = ?", station_id)
 
@@ -161,7 +149,7 @@ def latest_transactions(database: Database, station_ids: Sequence[int]) -> list[
 
 def count_transactions(
     database: Database, begin: int, end: int, step: int, station_id: int | None = None
-) -> list[Count]:
+) -> list[schemas.Count]:
     """How many transactions that were created in each step have each status now; to the millisecond."""
     times = [*range(begin, end, step), end]
     column = f"CAST(? AS {'uuid' if is_postgresql(database) else 'text'})"
@@ -175,24 +163,15 @@ def count_transactions(
     ids = [below(time).hex for time in times]
     values = [*chain(*pairwise(ids)), *[station_id] * len(counts) * bool(station_id)]
     rows = execute(database, statement, *values)
-    return [Count(moment(time), *row) for time, row in zip(times, rows, strict=False)]
-
-
-def statuses(database: Database, transaction_ids: Collection[UUID]) -> dict[UUID, Status]:
-    """The status of each of these transactions that exists."""
-    if not transaction_ids:
-        return {}
-    statement = f'SELECT id, status FROM "transaction" WHERE id IN {placeholders(transaction_ids)}'
-    rows = execute(database, statement, *(transaction_id.hex for transaction_id in transaction_ids))
-    return {uuid(row_id): Status(status) for row_id, status in rows}
+    return [schemas.Count(moment(time), *row) for time, row in zip(times, rows, strict=False)]
 
 
 def pending(database: Database) -> tuple[int, int | None]:
     """How many transactions are PENDING, and when the oldest was created."""
-    condition = """FROM "transaction" WHERE status = 'PENDING'"""
-    ((count,),) = execute(database, f"SELECT count(*) {condition}")
-    oldest = execute(database, f"SELECT created {condition} ORDER BY id LIMIT 1")
-    return count, oldest[0][0] if oldest else None
+    those = """FROM "transaction" WHERE status = 'PENDING'"""
+    statement = f"SELECT count(*), (SELECT created {those} ORDER BY id LIMIT 1) {those}"
+    ((count, oldest),) = execute(database, statement)
+    return count, oldest
 
 
 def latest(database: Database) -> int:
@@ -306,10 +285,10 @@ def create_transactions(
         if draft.station_id in locked:
             return Locked(f"Station {draft.station_id} is locked by another database session; {NOTHING}.")
         if draft.station_id not in stations:
-            return NoStation(f"body.station_id: There is no station {draft.station_id}.")
+            return schemas.NoStation(f"body.station_id: There is no station {draft.station_id}.")
         if stored := keys.get(draft.idempotency_key):
             used = f"Idempotency-Key: was used before, for station {stored.station.id}."
-            return stored if stored.station.id == draft.station_id else KeyUsed(used)
+            return stored if stored.station.id == draft.station_id else schemas.KeyUsed(used)
         if draft.created < now:  # written again
             return get_transaction(database, draft.id)
         *schedule, _ = asked if draft.id in first else waiting
@@ -351,7 +330,8 @@ def _by(database: Database, column: str, values: Collection[Any]) -> dict[Any, T
         return {}
     statement = f"""SELECT t.{column}, {COLUMNS} FROM "transaction" AS t {WITH_STATION}
         WHERE t.{column} IN {placeholders(values)}"""
-    return {value: transaction(row) for value, *row in execute(database, statement, *values)}
+    rows = execute(database, statement, *values)
+    return {uuid(value) if column == "id" else value: transaction(row) for value, *row in rows}
 
 
 def retry(
@@ -361,13 +341,13 @@ def retry(
 
     Returns an answer for each id, as `create_transactions` does. A second retry in the batch is refused.
     """
-    ids = {transaction_id: transaction_id.hex for transaction_id in transaction_ids}
+    ids = {transaction_id.hex for transaction_id in transaction_ids}
     free = unlocked(database, f"id IN {placeholders(ids)} AND status = 'EXPIRED'")
     statement = f"""UPDATE "transaction" SET status = 'PENDING', updated = ?, attempts = 0, asked_at = NULL,
         retry_at = ?, expires_at = NULL WHERE {free} RETURNING id"""
-    reopened = {uuid(row_id) for (row_id,) in execute(database, statement, now, clock, *ids.values())}
+    reopened = {uuid(row_id) for (row_id,) in execute(database, statement, now, clock, *ids)}
     questions = claim(database, clock, timeouts, room, waiting=True) if reopened else []
-    found = {row.id: row for row in _by(database, "id", ids.values()).values()}
+    found = _by(database, "id", ids)
 
     def answer(transaction_id: UUID) -> Transaction | Refusal:
         if transaction_id not in found:
@@ -378,7 +358,8 @@ def retry(
             return found[transaction_id]
         if status is Status.EXPIRED:
             return Locked(f"Transaction {transaction_id} is locked by another database session; {NOTHING}.")
-        return NotExpired(f"Transaction {transaction_id} is {status}; only an EXPIRED one can be retried.")
+        why = f"Transaction {transaction_id} is {status}; only an EXPIRED one can be retried."
+        return schemas.NotExpired(why)
 
     return [answer(transaction_id) for transaction_id in transaction_ids], questions
 
@@ -416,17 +397,17 @@ def settle(database: Database, verdicts: Sequence[Verdict], now: int, clock: int
         kind = "late" if deadline and deadline <= clock else "settled"
         changed[uuid(row_id)] = Settled(kind, None if asked_at is None else max(0, clock - asked_at))
     repeated = len(first) < len(verdicts)
-    others = statuses(database, [row_id for row_id in first if repeated or row_id not in changed])
+    others = _by(database, "id", [row_id.hex for row_id in first if repeated or row_id not in changed])
 
     def outcome(verdict: Verdict) -> Settled:
         if verdict.transaction_id in changed:
             return changed.pop(verdict.transaction_id)
-        stored = others.get(verdict.transaction_id)
+        if verdict.transaction_id not in others:
+            return Settled("unknown")
+        stored = others[verdict.transaction_id].status
         if stored in (Status.PENDING, Status.EXPIRED):
             return LOCKED
-        return Settled(
-            "unknown" if not stored else "duplicate" if stored == verdict.status else "contradiction"
-        )
+        return Settled("duplicate" if stored == verdict.status else "contradiction")
 
     return [outcome(verdict) for verdict in verdicts]
 

@@ -12,7 +12,8 @@ from ledger import Ledger
 from mqtt_listener import Connection, Listener
 
 OWN = "self.listener.__dict__.setdefault('own', set())"
-PENDING = f"sum(one == 'PENDING' for one in models.statuses(self.database, {OWN}).values())"
+STORED = f"models._by(self.database, 'id', {{one.hex for one in {OWN}}}).values()"
+PENDING = f"sum(one.status == 'PENDING' for one in {STORED})"
 DROP = "execute(database, 'DROP INDEX IF EXISTS transaction_idempotency_key')"
 RUN = "results += zip(group, found, strict=True)"
 Fault = list[tuple[Callable[..., object], str, str]]

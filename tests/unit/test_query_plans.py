@@ -28,7 +28,7 @@ def every_query(queries: Queries) -> None:
         queries.list_transactions(5, key, [], station, idempotency_key="é")
         queries.count_transactions(NOW, NOW + 1_000_000, 10_000, station)
         queries.changes((NOW, key), 5, station)
-    queries.statuses([key])
+    queries._by("id", [key.hex])
     queries.create(key="key")
     queries.room()
     queries.pending()
