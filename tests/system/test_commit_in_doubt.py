@@ -122,16 +122,6 @@ def test_another_process_that_reads_the_log_is_named(run, faults):
     assert run.service.post("/transactions", {"station_id": 1}).status == 201
 
 
-def test_it_recovers_when_the_fault_was_there_from_the_start(run, faults):
-    run.service.stop()
-    with faults.during("sync-wal"):
-        run.service.start()
-        says(run.service, "disk I/O error")
-        refused(run.service, "disk I/O error")
-    recovers(run.service)
-    assert run.service.post("/stations", {"description": "Teste"}).status == 201
-
-
 STORE = """
 import sys
 from pathlib import Path

@@ -18,7 +18,6 @@ from files import (
     dies,
     digits,
     in_a_namespace,
-    locked,
     put_a_journal_there,
     query,
     remove,
@@ -80,14 +79,6 @@ def test_a_folder_that_comes_back_is_used_again(started, folder):
     back()
     recovers(started)
     assert digits(accepted + fill(started, 50)) == stored(folder)
-
-
-def test_a_lock_that_another_process_holds_is_named_without_traffic_too(started, folder):
-    with locked(folder):
-        says(started, "database is locked", "takes too long")
-        refused(started)
-    recovers(started)
-    assert started.post("/transactions", {"station_id": 1}).status == 201
 
 
 def test_an_open_reader_lets_the_log_grow_and_it_shrinks_afterwards(started, folder):

@@ -37,7 +37,6 @@ def test_a_path_of_any_kind_names_one_file(tmp_path):
 
 
 UNUSABLE = {
-    "its folder does not exist": lambda path: path.parent.rmdir(),
     "it is a directory": lambda path: path.mkdir(),
     "a folder is a file": lambda path: (path.parent.rmdir(), path.parent.touch()),
     "it is a dangling link": lambda path: path.symlink_to(path.parent / "nowhere" / "x.db"),

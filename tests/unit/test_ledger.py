@@ -11,7 +11,7 @@ from batch import create
 from calls import looping
 from kit import storage
 from kit.clock import SECOND, Clock
-from kit.errors import NotFound, OutcomeUnknown, Refusal, Unavailable
+from kit.errors import OutcomeUnknown, Refusal, Unavailable
 from kit.settings import Settings
 from ledger import Draft, Job
 from postgres import BOTH
@@ -34,15 +34,6 @@ def test_a_poisoned_job_in_a_full_batch_hurts_no_other(bench):
     assert [job.result.id for job in jobs] == [job.item.id for job in jobs]
     assert len(bench.list()) == ledgers.BATCH - 1
     assert bad_verdict == verdict == [True]
-
-
-def test_a_refused_change_hurts_no_other(bench):
-    refused = bench.submit(bench.ledger.change(models.delete_station, 77))
-    made = bench.submit(bench.ledger.change(models.create_station, "another"))
-    bench.step()
-    assert bench.result(made).id == 2
-    with pytest.raises(NotFound):
-        bench.result(refused)
 
 
 @pytest.mark.parametrize("taken", [False, True])
