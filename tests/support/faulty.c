@@ -1,6 +1,6 @@
 /* Faults for a program that is started with LD_PRELOAD: each lasts while a file of its name is in $FAULTS.
  *
- * sync-wal, sync-db: fsync and fdatasync of SQLite's log, or of its file, fail with EIO.
+ * sync-wal, sync-db: fdatasync of SQLite's log, or of its file, fail with EIO.
  * full:              what is written to a database fails with ENOSPC.
  * hold:              what is read from a database waits.
  * clock:             the wall clock is off by as many seconds as this file says.
@@ -59,33 +59,22 @@ static int ends_with(int fd, const char *end)
     return !strcmp(path + size - strlen(end), end);
 }
 
-static int fails(int fd)
-{
-    return (ends_with(fd, "-wal") && happens("sync-wal")) || (ends_with(fd, ".db") && happens("sync-db"));
-}
-
-static int full(int fd)
-{
-    return (ends_with(fd, "-wal") || ends_with(fd, ".db")) && happens("full");
-}
-
-#define FAIL(condition, error) if (condition) { errno = error; return -1; }
-
+/* SQLite syncs with this only. */
 int fdatasync(int fd)
 {
-    FAIL(fails(fd), EIO)
+    if ((ends_with(fd, "-wal") && happens("sync-wal")) || (ends_with(fd, ".db") && happens("sync-db"))) {
+        errno = EIO;
+        return -1;
+    }
     return REAL(fdatasync)(fd);
-}
-
-int fsync(int fd)
-{
-    FAIL(fails(fd), EIO)
-    return REAL(fsync)(fd);
 }
 
 ssize_t pwrite64(int fd, const void *data, size_t size, off64_t offset)
 {
-    FAIL(full(fd), ENOSPC)
+    if ((ends_with(fd, "-wal") || ends_with(fd, ".db")) && happens("full")) {
+        errno = ENOSPC;
+        return -1;
+    }
     return REAL(pwrite64)(fd, data, size, offset);
 }
 

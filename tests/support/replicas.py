@@ -1,23 +1,12 @@
 """Several services on one PostgreSQL and one broker, with a load on each."""
 
-import time
 from collections import Counter
 from pathlib import Path
-from uuid import UUID
 
-from peewee import Database
-
-import models
-from kit.clock import SECOND
-from kit.sql import begin
 from load import Load
-from models import Draft, Timeouts
 from postgres import Postgres
 from programs import Broker, Equipment, Program, Service, listening, wait_until
-from trial import RETRY, SETTLED_WITHIN
-
-TIMEOUTS = Timeouts(retry=5 * SECOND, timeout=60 * SECOND)
-NOW = int(time.time() * SECOND)
+from trial import RETRY, SETTLED_WITHIN, compare
 
 
 class Replicas:
@@ -83,23 +72,5 @@ class Replicas:
         for load in self.loads:
             load.stop()
         self.settled()
-        keys = 'SELECT id::text, idempotency_key FROM "transaction" WHERE idempotency_key NOTNULL'
-        stored = dict(self.query(keys))
-        accepted = [key for load in self.loads for key in load.accepted]
-        refused = {key: load.said[key] for load in self.loads for key in load.refused}
-        unknown = {key for load in self.loads for key in [*load.unknown, *load.broken]}
-        assert len(accepted) == len(set(accepted))
-        assert not set(accepted) - stored.keys(), "a transaction is lost"
-        wrong = [refused[key] for key in refused.keys() & set(stored.values())]
-        assert not wrong, f"a client was told a failure for what is stored: {wrong}"
-        more = {stored[key] for key in stored.keys() - set(accepted)}
-        assert more <= unknown, "a transaction is stored that no client sent"
+        compare(self.loads, dict(self.query('SELECT id::text, idempotency_key FROM "transaction"')))
         return sum((load.statuses for load in self.loads), Counter())
-
-
-def store(database: Database, count: int) -> list[UUID]:
-    """So many transactions that wait to be asked; their ids."""
-    drafts = [Draft(1) for _ in range(count)]
-    with begin(database):
-        models.create_transactions(database, drafts, NOW, NOW, TIMEOUTS, 0)
-    return [draft.id for draft in drafts]

@@ -2,10 +2,10 @@
 
 import os
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from uuid import UUID
 
 import pytest
 
@@ -44,16 +44,20 @@ class Trial(Installation):
 
     def forget_deleted(self) -> None:
         """Expect only what is still stored, since retention was right to delete the rest."""
-        stored = {row[0] for row in self.query('SELECT id FROM "transaction"')}
-        self.load.accepted[:] = [key for key in self.load.accepted if key.replace("-", "") in stored]
+        stored = self.stored()
+        self.load.accepted[:] = [key for key in self.load.accepted if key in stored]
         self.verdicts = {}
+
+    def stored(self) -> dict[str, str]:
+        """The idempotency key of each transaction, by its id."""
+        rows = self.query('SELECT id, idempotency_key FROM "transaction"')
+        return {str(UUID(key)): idempotency_key for key, idempotency_key in rows}
 
     def note(self) -> None:
         """Count an injection, and check that no verdict has changed since the last one."""
         self.injections += 1
-        found = dict(
-            self.query("SELECT id, status FROM \"transaction\" WHERE status IN ('COMPLETED', 'ERROR')")
-        )
+        verdicts = "SELECT id, status FROM \"transaction\" WHERE status IN ('COMPLETED', 'ERROR')"
+        found = dict(self.query(verdicts))
         assert self.verdicts.items() <= found.items(), "a verdict changed"
         self.verdicts = found
 
@@ -65,8 +69,8 @@ class Trial(Installation):
 
     def refused(self) -> None:
         """Wait until some more requests are answered with 503."""
-        goal = self.told()[503] + 8
-        wait_until(lambda: self.told()[503] > goal, "requests are refused")
+        goal = self.load.statuses[503] + 8
+        wait_until(lambda: self.load.statuses[503] > goal, "requests are refused")
 
     def finish(self, name: str, table: list) -> None:
         """End the load; everything must be settled soon and agree with clients' answers."""
@@ -75,20 +79,23 @@ class Trial(Installation):
         wait_until(lambda: self.status("PENDING") == 0, "nothing is PENDING", SETTLED_WITHIN)
         took = time.monotonic() - began
         self.note()
-        stored = {row[0] for row in self.query('SELECT id FROM "transaction"')}
-        keys = {row[0] for row in self.query('SELECT idempotency_key FROM "transaction"')}
-        lost = [key for key in self.load.accepted if key.replace("-", "") not in stored]
-        table.append((name, self.injections - 1, len(self.load.accepted), len(lost), 0, took))
-        assert not lost
-        wrong = [self.load.said[key] for key in keys & set(self.load.refused)]
-        assert not wrong, f"a client was told a failure for what is stored: {wrong}"
-        assert len(self.load.accepted) == len(set(self.load.accepted))
+        compare([self.load], self.stored())
+        table.append((name, self.injections - 1, len(self.load.accepted), 0, 0, took))
         assert not self.status("EXPIRED")
         assert self.query("PRAGMA integrity_check") == [("ok",)]
 
-    def told(self) -> Counter:
-        """How often each HTTP status came."""
-        return self.load.statuses
+
+def compare(loads: list[Load], stored: dict[str, str]) -> None:
+    """Check what is stored, the idempotency keys by id, against what clients were told."""
+    accepted = [key for load in loads for key in load.accepted]
+    refused = {key: load.said[key] for load in loads for key in load.refused}
+    unknown = {key for load in loads for key in [*load.unknown, *load.broken]}
+    assert len(accepted) == len(set(accepted))
+    assert not set(accepted) - stored.keys(), "a transaction is lost"
+    wrong = [refused[key] for key in refused.keys() & set(stored.values())]
+    assert not wrong, f"a client was told a failure for what is stored: {wrong}"
+    more = {stored[key] for key in stored.keys() - set(accepted)} - {None}
+    assert more <= unknown, "a transaction is stored that no client sent"
 
 
 class Fault(NamedTuple):
@@ -118,5 +125,5 @@ def endure(run: Trial, name: str, fault: Fault, table: list) -> None:
         run.ready()
         run.more()
     run.finish(name, table)
-    answers = {*run.told(), *([None] if run.load.broken else [])}
+    answers = {*run.load.statuses, *([None] if run.load.broken else [])}
     assert answers <= fault.answers, answers

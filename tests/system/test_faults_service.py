@@ -118,7 +118,7 @@ def test_a_backlog_is_drained_while_http_stays_responsive(trial, table):
     wait_until(lambda: run.status("PENDING") < 1000, "the rest is settled", 600)
     assert resident(run.worker) - early < 10, "the service's memory grows"
     run.finish(f"{count} PENDING at start, equipment slow", table)
-    assert set(run.told()) == {201}
+    assert set(run.load.statuses) == {201}
 
 
 # The log

@@ -12,13 +12,13 @@ import psycopg
 import pytest
 
 from installation import metric
-from kit import storage
+from load import Load
 from peer import Peer
 from postgres import Postgres
 from programs import Service, free_port, wait_until
-from replicas import Replicas, store
+from replicas import Replicas
 
-COUNT = 300
+COUNT = 150
 
 
 @pytest.fixture
@@ -28,11 +28,9 @@ def replicas(tmp_path, programs, postgres):
 
 
 def test_every_question_on_the_wire_is_one_claim(replicas):
-    run = replicas(3, VALIDATION_RETRY="3").start(equipment=False)
+    run = replicas(3, VALIDATION_RETRY="2").start(equipment=False)
     with Peer(run.broker, "EQUIPMENT/VALIDATION") as peer:
-        database = storage.connect(run.postgres.url(run.database), 1)
-        store(database, COUNT)
-        storage.drop(database)
+        Load(run.services[0], total=COUNT).start().join()
 
         def asked() -> bool:
             """True if every transaction was asked again, and published as often as it was claimed."""
