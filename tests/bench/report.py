@@ -5,7 +5,7 @@ from statistics import median
 from typing import NamedTuple
 
 CALM = 0.3  # processors that other programs may use
-PROCESSES = ("service", "master", "broker", "equipment", "all", "generator")
+PROCESSES = ("service", "broker", "equipment", "all", "generator")
 READING = "16 clients that read"
 FIRST, SECOND = "2e8500c", "2e50e55"  # releases 1.0 and 1.1
 # These phases run against the other release too. The goals against 1.0: the rate and the CPU.
@@ -101,32 +101,22 @@ def goal_table(found: list[Goal]) -> str:
     return table(("goal", "measured", "wanted", ""), map(row, found))
 
 
-def phase_table(phases: dict[str, dict]) -> str:
-    """The rates, times and CPU of every phase."""
-    head, rows = ["", "requests/s", "settled/s", "ms p50/p99/max", "post → verdict ms p50/p99/max"], []
-    for name, found in phases.items():
-        times = [
-            " / ".join(number(found[key][each]) for each in ("p50", "p99", "max")) if key in found else ""
-            for key in ("ms", "verdict ms")
-        ]
-        cpu = [found["cpu µs"][process] for process in PROCESSES]
-        rows.append([name, found["requests/s"], found.get("settled/s", ""), *times, *cpu])
-    return table([*head, *(f"µs {process}" for process in PROCESSES)], rows)
-
-
 def text(found: dict, goals: list[Goal]) -> str:
     """The whole report."""
-    start, others, crowds = (
-        median(start[0][0] for start in found["starts"]),
-        found["others"],
-        found["crowds"],
-    )
-    times = {"4 clients alone": crowds["alone"]}
+    rows, crowds, others = [], found["crowds"], found["others"]
+    for name, phase in found["phases"].items():
+        settled = phase.get("settled/s", ""), phase["verdict ms"]["p50"] if "verdict ms" in phase else ""
+        cpu = [phase["cpu µs"][process] for process in PROCESSES]
+        rows.append([name, phase["requests/s"], *settled, *cpu])
+    head = ["", "requests/s", "settled/s", "post → verdict ms", *(f"µs {process}" for process in PROCESSES)]
+    times = {name: phase["ms"] for name, phase in found["phases"].items()} | {
+        "4 clients alone": crowds["alone"]
+    }
     times |= {f"while {crowds[name]['count']:,} wait": crowds[name]["ms"] for name in ("waits", "many")}
-    times |= found["million"]
-    rows = ([name, *spread.values()] for name, spread in times.items())
-    tables = [goal_table(goals), phase_table(found["phases"]), table(("ms", *crowds["alone"]), rows)]
-    tables.append(f"First answer {start:.0f} ms after the start. Others kept {others:.1f} processors busy.")
+    spreads = ([name, *spread.values()] for name, spread in (times | found["million"]).items())
+    start = median(start[0][0] for start in found["starts"])
+    end = f"First answer {start:.0f} ms after the start. Others kept {others:.1f} processors busy."
     if others > CALM:
-        tables.append("That is much: rates and times are worse than in calm. Ratios hold better.")
+        end += " That is much: rates and times are worse than in calm. Ratios hold better."
+    tables = goal_table(goals), table(head, rows), table(("ms", *crowds["alone"]), spreads), end
     return "\n\n".join(tables)

@@ -13,12 +13,12 @@ from load import Load
 from programs import ROOT
 from report import Goal, goal_table, table
 from stack import STATION, Stack, end_on_signals, memory, step
-from traffic import WINDOW
 
 VAR = ROOT / "var"
 PARTS = 20
 DAYS = 90  # RETENTION_DAYS
 YEAR = 365 * 24 * 60 * 60  # seconds
+CLIENTS = 32
 DOWN = 3.0  # seconds that a killed program stays away
 # In these parts of the year we kill a program; the service only early, so that its memory may grow.
 FAULTS = dict.fromkeys((3, 6), "service") | dict.fromkeys((4, 10, 16), "broker")
@@ -33,7 +33,7 @@ def post(stack: Stack, posts: int, rate: float, fault: str) -> tuple[list[str], 
 
     Returns the ids that were accepted, and how many requests got no answer.
     """
-    load = Load(stack.service, clients=WINDOW, total=posts, pause=WINDOW / rate).start()
+    load = Load(stack.service, clients=CLIENTS, total=posts, pause=CLIENTS / rate).start()
     if fault:
         program, after = getattr(stack, fault), posts / rate / 3
         time.sleep(after)

@@ -1,4 +1,4 @@
-"""One phase of traffic, with a number of clients or of posts per second, and its results."""
+"""One phase of traffic, with a number of clients, and its results."""
 
 import itertools
 import json
@@ -13,17 +13,15 @@ from stack import STATION, Stack, busy
 BODY = json.dumps({"station_id": STATION}).encode()
 POST = request("POST", "/transactions", BODY)
 POST_AND_WAIT = request("POST", "/transactions", BODY, Prefer="wait=10")
-WINDOW = 32  # connections in a phase with a fixed rate
 DRAIN = 60  # seconds for everything to be settled after a phase
 
 
 class Phase(NamedTuple):
-    """Traffic for `seconds`; a `rate` is in posts per second. Without a `post`, clients read."""
+    """Traffic for `seconds`. Without a `post`, clients read."""
 
     name: str
     seconds: float
-    clients: int = WINDOW
-    rate: int | None = None
+    clients: int
     post: bytes = POST
 
 
@@ -35,11 +33,9 @@ def measure(phase: Phase, stack: Stack) -> dict:
     requests = itertools.cycle([phase.post] if phase.post else reads(stack))
     since, clock = time.time_ns() // 1000, time.time_ns() - time.monotonic_ns()
     before, worked, began = stack.cpu(), busy(), time.monotonic()
-    sample = drive(
-        stack.port, requests, phase.clients, phase.seconds, phase.rate, 201 if phase.post else 200
-    )
+    sample = drive(stack.port, requests, phase.clients, phase.seconds, 201 if phase.post else 200)
     count, result = len(sample.done), {"ms": spread(sample.milliseconds())}
-    result["requests/s"] = count / (sample.done[-1] - sample.due[0]) * SECOND
+    result["requests/s"] = count / (sample.done[-1] - sample.sent[0]) * SECOND
     stack.drain(DRAIN)
     used = {name: now - before[name] for name, now in stack.cpu().items()}
     result["others"] = max(0, busy() - worked - sum(used.values()) / SECOND) / (time.monotonic() - began)
@@ -57,39 +53,31 @@ def reads(stack: Stack) -> list[bytes]:
 def verdicts(sample: Sample, stack: Stack, since: int, clock: int) -> dict:
     """Results from the stored rows: settled per second until the last verdict, and the time to each verdict.
 
-    The time begins when the request was due. It ends with the row's `updated`, which the ledger sets when it
-    begins to write the batch. Both clocks are this machine's. Reading rows puts no load on the service.
+    The time begins with the request and ends with the row's `updated`, which the ledger sets when it begins
+    to write the batch. Both clocks are this machine's. Reading rows puts no load on the service.
     """
     rows = stack.rows(since)
-    due = {
-        key.decode().replace("-", ""): (at + clock) / 1000
-        for key, at in zip(sample.ids, sample.due, strict=True)
-    }
-    if missing := due.keys() - rows.keys():
-        raise WrongAnswer(f"{len(missing)} of {len(due)} transactions got a 201 and no verdict")
-    if any(rows[key][0] < at - 1000 for key, at in due.items()):
+    keys = (key.decode().replace("-", "") for key in sample.ids)
+    sent = {key: (at + clock) / 1000 for key, at in zip(keys, sample.sent, strict=True)}
+    if missing := sent.keys() - rows.keys():
+        raise WrongAnswer(f"{len(missing)} of {len(sent)} transactions got a 201 and no verdict")
+    if any(rows[key][0] < at - 1000 for key, at in sent.items()):
         raise WrongAnswer("rows are older than their requests: the clock was set, measure again")
-    took = [(rows[key][1] - at) / 1000 for key, at in due.items()]
-    settled = max(rows[key][1] for key in due) - min(due.values())
-    return {"settled/s": len(due) / settled * 1e6, "verdict ms": spread(took)}
+    settled = max(rows[key][1] for key in sent) - min(sent.values())
+    took = spread([(rows[key][1] - at) / 1000 for key, at in sent.items()])
+    return {"settled/s": len(sent) / settled * 1e6, "verdict ms": took}
 
 
 def spread(values: list[float]) -> dict[str, float]:
     """The median, percentiles (so many do not exceed it) and the maximum."""
     values = sorted(values)
-    return {
-        "p50": median(values),
-        "p90": values[-(len(values) // 10) - 1],
-        "p99": values[-(len(values) // 100) - 1],
-        "max": values[-1],
-    }
+    high = {f"p{percent}": values[-(len(values) * (100 - percent) // 100) - 1] for percent in (90, 99)}
+    return {"p50": median(values), **high, "max": values[-1]}
 
 
 def middle(rounds: list):
     """The median, over rounds, of every number in results of the same shape; for a `max`, the maximum."""
-    if isinstance(rounds[0], dict):
-        return {
-            name: max(r[name] for r in rounds) if name == "max" else middle([r[name] for r in rounds])
-            for name in rounds[0]
-        }
-    return median(rounds)
+    if not isinstance(rounds[0], dict):
+        return median(rounds)
+    each = {name: [one[name] for one in rounds] for name in rounds[0]}
+    return {name: max(values) if name == "max" else middle(values) for name, values in each.items()}
