@@ -10,10 +10,11 @@ from pathlib import Path
 from playwright.sync_api import expect, sync_playwright
 
 from programs import ROOT, Broker, Equipment, Service, wait_until
-from tab import QUIET, live, part, rows
+from tab import QUIET, VERDICT, live, part, rows
 
 STATIONS = "Hauptbahnhof", "Flughafen Nord", "Messe", "Depot West", "Hafen", "Universität"
 DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+SWAGGER = {"width": 1000, "height": 800}
 
 
 def main() -> None:
@@ -48,6 +49,18 @@ def main() -> None:
         page.set_viewport_size(PHONE)
         expect(part(page, "Equipment").first).to_contain_text("offline")
         page.screenshot(path=ROOT / "docs/pictures/page-narrow.png")
+        equipment.start()
+        page.set_viewport_size(SWAGGER)
+        page.emulate_media(color_scheme="light")
+        page.goto(f"{service.url}/swagger/")
+        operation = page.locator("#operations-transactions-create_transaction")
+        operation.locator(".opblock-summary-control").click()
+        operation.get_by_role("button", name="Execute").click()
+        answer = operation.locator(".live-responses-table .response").first
+        expect(answer).to_contain_text(VERDICT, timeout=30_000)
+        page.locator("textarea").evaluate("(body) => { body.style.minHeight = body.style.height = '5em' }")
+        page.locator(".opblock-section-request-body").evaluate("(section) => section.scrollIntoView()")
+        page.screenshot(path=ROOT / "docs/pictures/swagger.png")
 
 
 if __name__ == "__main__":
