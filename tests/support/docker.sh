@@ -62,10 +62,7 @@ id() { printf '%s' "$body" | sed 's/^{"id":"\{0,1\}\([^",]*\).*/\1/'; }
 
 free_port() { .venv/bin/python -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
-# clients COMMAND PORT: see docker_load.py. Its output is in $log.
-clients() { PYTHONPATH=.:tests/support .venv/bin/python tests/support/docker_load.py "$@" >"$log" 2>&1; }
-
-# under_load COMMAND PORT: starts a load.
+# under_load COMMAND PORT: starts a load, see docker_load.py. Its output is in $log.
 under_load() {
     : >"$log"
     PYTHONPATH=.:tests/support .venv/bin/python tests/support/docker_load.py "$@" >"$log" 2>&1 &
@@ -84,17 +81,6 @@ unharmed() {
     wait "$ended"
 }
 
-# healthy COUNT: so many containers run, each has a healthcheck, and each is healthy.
-healthy() {
-    states=$(docker inspect -f '{{.State.Health.Status}}' $(compose ps -q)) || return 1
-    [ "$(echo "$states" | sort | uniq -c | xargs)" = "$1 healthy" ]
-}
-
-# bounded: no container's log can fill the disk.
-bounded() {
-    ! docker inspect -f '{{.HostConfig.LogConfig.Config}}' $(compose ps -q) | grep -v 'max-file:3 max-size:10m'
-}
-
 published() {
     docker inspect -f '{{range $port, $at := .NetworkSettings.Ports}}{{range $at}}{{$port}} {{.HostIp}} {{end}}{{end}}' \
         $(compose ps -q) | xargs
@@ -108,4 +94,3 @@ locked_up() {
 
 # says SERVICE REGEX: its log has such a line.
 says() { compose logs "$1" 2>&1 | grep -Eq "$2"; }
-silent_about() { ! says "$@"; }
