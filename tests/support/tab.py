@@ -2,8 +2,7 @@
 
 import re
 import signal
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 from playwright.sync_api import expect
 
@@ -79,16 +78,6 @@ class Tab:
     def asked(self, method: str, path: str = "") -> list:
         """The requests so far with this method and this text in the URL."""
         return [request for request in self.requests if request.method == method and path in request.url]
-
-
-def processes_at(home: Path) -> list[Path]:
-    """The processes that have this home directory."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has just ended
-            if f"HOME={home}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append(process)
-    return found
 
 
 @contextmanager

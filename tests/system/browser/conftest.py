@@ -10,8 +10,8 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from installation import Installation
-from programs import HttpServer, wait_until
-from tab import QUIET, TOKEN, Tab, processes_at
+from programs import HttpServer
+from tab import QUIET, TOKEN, Tab, live
 
 
 @pytest.hookimpl(wrapper=True)
@@ -26,7 +26,7 @@ def pytest_runtest_makereport(item):
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory):
-    """The browser; it leaves no process behind."""
+    """The browser."""
     home = tmp_path_factory.mktemp("chromium")
     expect.set_options(60_000)
     with sync_playwright() as playwright:
@@ -36,10 +36,8 @@ def chromium(tmp_path_factory):
             args=QUIET,
             env={"PATH": os.environ["PATH"], "HOME": str(home)},
         )
-        assert processes_at(home)
         yield started
         started.close()
-    wait_until(lambda: not processes_at(home), "the browser has ended")
 
 
 @pytest.fixture
@@ -78,5 +76,20 @@ def running(shared):
         for description in stations:
             assert shared.service.post("/stations", {"description": description}, **TOKEN).status == 201
         return shared
+
+    return start
+
+
+@pytest.fixture
+def opened(running, tab):
+    """A function like `running` that also opens the page: returns the programs and the page."""
+
+    def start(*stations: str, clock=False):
+        shared = running(*stations)
+        if clock:
+            tab.page.clock.install()  # it goes on by itself, and the test can put it forward
+        tab.page.goto(shared.service.url)
+        live(tab.page)
+        return shared, tab.page
 
     return start

@@ -19,9 +19,8 @@ def listed(page) -> list[str]:
     return rows(page).evaluate_all("(rows) => rows.map((row) => row.dataset.id)")
 
 
-def test_a_transaction_turns_from_pending_to_its_verdict_without_a_reload(running, tab):
-    shared, page = running("Teste", "Hauptbahnhof"), tab.page
-    page.goto(shared.service.url)
+def test_a_transaction_turns_from_pending_to_its_verdict_without_a_reload(opened, tab):
+    shared, page = opened("Teste", "Hauptbahnhof")
     expect(page.locator("#no-transactions")).to_have_text(
         "There is no transaction yet. Press Start beside a station."
     )
@@ -67,14 +66,11 @@ OBSERVE = """() => {
 }"""
 
 
-def test_what_others_do_appears_by_itself_and_takes_nothing_from_the_user(running, tab):
-    shared, page = running("Teste"), tab.page
+def test_what_others_do_appears_by_itself_and_takes_nothing_from_the_user(opened, tab):
+    shared, page = opened("Teste", clock=True)
     shared.transact(1)
-    page.clock.install()
-    page.goto(shared.service.url)
     expect(rows(page)).to_have_count(1)
     expect(outcome(page, 1)).to_contain_text(VERDICT)
-    live(page)
     page.get_by_label("New station").fill("Half a wo")
     tab.at_rest()
     page.evaluate(OBSERVE)
@@ -105,10 +101,10 @@ def test_what_others_do_appears_by_itself_and_takes_nothing_from_the_user(runnin
     expect(page.get_by_label("New station")).to_have_value("Half a word")
 
 
-def test_transactions_are_paged(running, tab):
-    shared, page = running("Teste"), tab.page
+def test_transactions_are_paged(opened):
+    shared, page = opened("Teste")
     ids = [shared.transact(1).json["id"] for _ in range(45)][::-1]
-    page.goto(shared.service.url)
+    page.reload()
     expect(rows(page)).to_have_count(20)
     older, newer = page.get_by_role("button", name="Older"), page.get_by_role("button", name="Newer")
     older.dblclick()  # the second click comes too early, and turns no page
@@ -139,11 +135,10 @@ def test_transactions_are_paged(running, tab):
     expect(rows(page).last.get_by_role("link")).to_be_focused()  # its row left: the focus stays near
 
 
-def test_filters_are_in_the_url_so_that_back_and_reload_work(running, tab):
-    shared, page = running("Teste", "Hauptbahnhof"), tab.page
+def test_filters_are_in_the_url_so_that_back_and_reload_work(opened, tab):
+    shared, page = opened("Teste", "Hauptbahnhof")
     found = [shared.transact(1 + number % 2).json for number in range(24)]
     refused = sum(one["station"]["id"] == 2 and one["status"] == "ERROR" for one in found)
-    page.goto(shared.service.url)
     expect(rows(page)).to_have_count(20)
     station = page.get_by_role("spinbutton", name="Station")
     expect(station).to_be_hidden()  # the filter is folded while it is empty
@@ -187,14 +182,12 @@ def test_filters_are_in_the_url_so_that_back_and_reload_work(running, tab):
     expect(outcome(page, 1)).to_contain_text(VERDICT)
 
 
-def test_rows_do_not_move_while_the_user_does(running, tab):
-    shared, page = running("Teste"), tab.page
+def test_rows_do_not_move_while_the_user_does(opened):
+    shared, page = opened("Teste", clock=True)
     ids = [shared.transact(1).json["id"] for _ in range(3)]
+    expect(rows(page)).to_have_count(3)
     now = datetime.now()
     page.clock.set_fixed_time(now)  # the clock stands still, and timers run
-    page.goto(shared.service.url)
-    expect(rows(page)).to_have_count(3)
-    live(page)
     rows(page).nth(1).hover()
     for _ in range(3):
         shared.transact(1)
@@ -212,10 +205,8 @@ def test_rows_do_not_move_while_the_user_does(running, tab):
     expect(new).to_be_hidden()
 
 
-def test_under_load_the_page_keeps_up(running, tab):
-    shared, page = running("Teste"), tab.page
-    page.goto(shared.service.url)
-    live(page)
+def test_under_load_the_page_keeps_up(opened, tab):
+    shared, page = opened("Teste")
     before = tab.at_rest()
     Load(shared.service, total=1000).start().join()
     tab.wait_until(lambda: not shared.status("PENDING"), "all are settled")
@@ -225,10 +216,10 @@ def test_under_load_the_page_keeps_up(running, tab):
     assert len([one for one in tab.requests[before:] if "/counts" not in one.url]) < 10
 
 
-def test_a_row_opens_the_details_and_back_and_reload_keep_them(running, tab):
-    shared, page = running("Teste"), tab.page
+def test_a_row_opens_the_details_and_back_and_reload_keep_them(opened):
+    shared, page = opened("Teste")
     stored = [shared.transact(1).json for _ in range(3)][1]
-    page.goto(shared.service.url)
+    expect(rows(page)).to_have_count(3)
     rows(page).nth(1).click()  # anywhere in the row
     details = page.get_by_role("dialog", name="Transaction")
     expect(details.locator("#id")).to_have_text(stored["id"])
@@ -252,11 +243,10 @@ def test_a_row_opens_the_details_and_back_and_reload_keep_them(running, tab):
     expect(details).to_be_visible()
 
 
-def test_a_transaction_is_found_by_its_id_or_by_its_key(running, tab):
-    shared, page = running("Teste"), tab.page
+def test_a_transaction_is_found_by_its_id_or_by_its_key(opened, tab):
+    shared, page = opened("Teste")
     by_key = shared.transact(1, **{"Idempotency-Key": "order 4711/ä"}).json["id"]
     by_id = shared.transact(1).json["id"]
-    page.goto(shared.service.url)
     find, details = page.get_by_label("Find", exact=True), page.get_by_role("dialog", name="Transaction")
     for text, found in ((" order 4711/ä ", by_key), (f"{by_id} ", by_id), (by_id.upper(), by_id)):
         find.fill(text)
@@ -281,11 +271,8 @@ def test_a_transaction_is_found_by_its_id_or_by_its_key(running, tab):
     expect(page).to_have_url(f"{shared.service.url}/")
 
 
-def test_nothing_is_asked_or_followed_while_the_page_is_paused(running, tab):
-    shared, page = running("Teste"), tab.page
-    page.clock.install()
-    page.goto(shared.service.url)
-    live(page)
+def test_nothing_is_asked_or_followed_while_the_page_is_paused(opened, tab):
+    shared, page = opened("Teste", clock=True)
     pause = page.get_by_role("button", name="Pause")
     pause.click()
     expect(part(page, "Updates").locator("b")).to_have_text("paused")
@@ -301,10 +288,10 @@ def test_nothing_is_asked_or_followed_while_the_page_is_paused(running, tab):
     expect(page.locator(NOTICES)).to_be_empty()
 
 
-def test_eight_windows_share_one_stream_and_another_takes_it_over(running, tab):
-    shared, page = running("Teste"), tab.page
+def test_eight_windows_share_one_stream_and_another_takes_it_over(opened, tab):
+    shared, page = opened("Teste")
     pages = [page, *(tab.context.new_page() for _ in range(7))]
-    for window in pages:
+    for window in pages[1:]:
         window.goto(shared.service.url)
         live(window)
     for count in (1, 2):

@@ -13,11 +13,9 @@ OPTIONS = {"VALIDATION_RETRY": "1", "VALIDATION_TIMEOUT": "3"}
 LONG_WORD = "Elektrofahrzeugbatteriewechselstation" * 6
 
 
-def test_the_details_count_down_and_an_expired_transaction_can_be_asked_again(running, tab):
-    shared, page = running("Teste"), tab.page
+def test_the_details_count_down_and_an_expired_transaction_can_be_asked_again(opened):
+    shared, page = opened("Teste")
     shared.equipment.stop()
-    page.goto(shared.service.url)
-    live(page)
     button(page, 1).click()
     rows(page).first.click()
     again = page.get_by_role("button", name="Ask again")
@@ -35,12 +33,11 @@ def test_the_details_count_down_and_an_expired_transaction_can_be_asked_again(ru
     expect(page.get_by_role("log")).to_contain_text(re.compile("Teste: (COMPLETED|ERROR)"))
 
 
-def test_one_button_asks_again_about_all_that_have_expired(running, tab):
-    shared, page = running("Teste"), tab.page
+def test_one_button_asks_again_about_all_that_have_expired(opened, tab):
+    shared, page = opened("Teste")
     shared.equipment.stop()
     Load(shared.service, total=230).start().join()  # more than one page of the API
     tab.wait_until(lambda: shared.status("EXPIRED") == 230, "all have expired")
-    page.goto(shared.service.url)
     expect(chart(page)).to_have_accessible_name("Last 10 minutes: 0 COMPLETED 0 ERROR 230 EXPIRED 0 PENDING")
     expect(page.get_by_role("button", name="Ask again about all")).to_be_hidden()
     # The counts lead to what they count.

@@ -80,10 +80,9 @@ def test_trouble_is_shown_on_top_in_the_title_and_in_the_icon(running, tab, prog
     expect(page.get_by_role("log")).to_contain_text("Everything works again.")
 
 
-def test_a_service_that_is_away_is_said_and_nothing_that_happened_in_between_is_missed(running, tab):
-    shared, page = running("Teste"), tab.page
+def test_a_service_that_is_away_is_said_and_nothing_that_happened_in_between_is_missed(opened, tab):
+    shared, page = opened("Teste")
     service = shared.service
-    page.goto(service.url)
     button(page, 1).click()
     expect(outcome(page, 1)).to_contain_text(VERDICT)
     page.get_by_label("New station").fill("Hauptbahnhof")
@@ -137,11 +136,8 @@ def test_without_events_the_page_asks_and_says_so(running, tab):
         expect(page.locator(NOTICES)).to_be_empty()
 
 
-def test_a_slow_network_is_not_taken_for_a_service_that_is_away(running, tab):
-    shared, page = running("Teste"), tab.page
-    page.clock.install()
-    page.goto(shared.service.url)
-    live(page)
+def test_a_slow_network_is_not_taken_for_a_service_that_is_away(opened, tab):
+    page = opened("Teste", clock=True)[1]
     held = []
     page.route("**/transactions", lambda route: held.append(route), times=1)
     button(page, 1).click()
@@ -156,10 +152,8 @@ def test_a_slow_network_is_not_taken_for_a_service_that_is_away(running, tab):
     assert "does not answer" not in page.get_by_role("log").inner_text()
 
 
-def test_an_answer_that_is_lost_or_late_starts_nothing_twice_and_hides_no_verdict(running, tab):
-    shared, page = running("Teste"), tab.page
-    page.goto(shared.service.url)
-    live(page)
+def test_an_answer_that_is_lost_or_late_starts_nothing_twice_and_hides_no_verdict(opened, tab):
+    shared, page = opened("Teste")
 
     def lose(route):
         route.fetch()
@@ -189,10 +183,9 @@ def test_an_answer_that_is_lost_or_late_starts_nothing_twice_and_hides_no_verdic
     assert len(shared.service.get("/transactions").json["items"]) == 2
 
 
-def test_a_list_that_was_refused_is_asked_for_again_unless_that_cannot_help(running, tab):
-    shared, page = running("Teste"), tab.page
+def test_a_list_that_was_refused_is_asked_for_again_unless_that_cannot_help(opened, tab):
+    shared, page = opened("Teste")
     shared.transact(1)
-    page.goto(shared.service.url)
     expect(rows(page)).to_have_count(1)
     problem = {"title": "x", "status": 503, "detail": "The database cannot be read now."}
     page.route("**/transactions?status=*", lambda route: route.fulfill(status=503, json=problem), times=1)
@@ -209,25 +202,11 @@ def test_a_list_that_was_refused_is_asked_for_again_unless_that_cannot_help(runn
     expect(rows(page)).to_have_count(1)
 
 
-def test_first_content_comes_two_round_trips_after_the_page(running, tab):
-    shared, page = running("Teste"), tab.page
-    shared.transact(1)
-    held = []
-    paths = lambda: {urlsplit(route.request.url).path for route in held}  # noqa: E731
-
-    def answer_all(last: str) -> set[str]:
-        """Let one round trip happen: answer at once what was asked for until now; returns the paths."""
-        tab.wait_until(lambda: last in paths(), f"{last} is asked for")
-        asked, answered = paths(), held.copy()
-        held.clear()
-        for route in answered:
-            route.continue_()
-        return asked
-
-    page.route(re.compile("/(static|stations|transactions|readyz|events)"), lambda route: held.append(route))
-    page.goto(shared.service.url, wait_until="commit")
-    first = answer_all("/static/words.js")
-    assert {f"/static/{path.name}" for path in (ROOT / "static").glob("*.[cj]s*")} <= first
-    assert {"/readyz", "/stations", "/transactions"} <= answer_all("/events")
-    expect(rows(page)).to_have_count(1)
-    expect(button(page, 1)).to_be_visible()
+def test_the_page_asks_for_all_its_files_at_once(running, tab):
+    held, files = {}, {f"/static/{path.name}" for path in (ROOT / "static").glob("*.js")}
+    tab.page.route("**/static/*.js", lambda route: held.update({urlsplit(route.request.url).path: route}))
+    tab.page.goto(running("Teste").service.url, wait_until="commit")
+    tab.wait_until(lambda: held.keys() == files, "all are on their way")
+    for route in held.values():
+        route.continue_()
+    expect(button(tab.page, 1)).to_be_visible()

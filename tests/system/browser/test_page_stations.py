@@ -18,9 +18,8 @@ def numbers(page):
     return page.locator("#stations .number")
 
 
-def test_a_station_is_found_by_its_text_and_by_its_number(running, tab):
-    shared, page = running(*(f"Depot {number}" for number in range(1, 31)), "Übersee"), tab.page
-    page.goto(shared.service.url)
+def test_a_station_is_found_by_its_text_and_by_its_number(opened):
+    shared, page = opened(*(f"Depot {number}" for number in range(1, 31)), "Übersee")
     expect(numbers(page)).to_have_count(10)
     search = page.get_by_label("Find a station")
     search.fill("übersee")
@@ -48,9 +47,8 @@ def test_a_station_is_found_by_its_text_and_by_its_number(running, tab):
     expect(rows(page)).to_have_count(3)
 
 
-def test_a_new_station_is_shown_on_whichever_page_it_is(running, tab):
-    shared, page = running(*(f"Station {number}" for number in range(1, 11))), tab.page
-    page.goto(shared.service.url)
+def test_a_new_station_is_shown_on_whichever_page_it_is(opened, tab):
+    page = opened(*(f"Station {number}" for number in range(1, 11)))[1]
     new, create = page.get_by_label("New station"), page.get_by_role("button", name="Create")
     for number in (11, 12):
         expect(new).to_have_value("")
@@ -68,10 +66,9 @@ def test_a_new_station_is_shown_on_whichever_page_it_is(running, tab):
     expect(page.locator("#new-station .wrong")).to_be_hidden()  # with its cause
 
 
-def test_a_station_is_renamed_and_nothing_of_others_is_overwritten_unseen(running, tab):
-    shared, page = running("Teste", "Hauptbahnhof"), tab.page
+def test_a_station_is_renamed_and_nothing_of_others_is_overwritten_unseen(opened, tab):
+    shared, page = opened("Teste", "Hauptbahnhof")
     shared.transact(2)
-    page.goto(shared.service.url)
     changed = change(page, 2)
     changed.get_by_label("Description").fill("Hauptbahnhof Nord")
     changed.get_by_role("button", name="Rename").click()
@@ -104,10 +101,9 @@ def test_a_station_is_renamed_and_nothing_of_others_is_overwritten_unseen(runnin
     assert len(tab.asked("PATCH")) == before
 
 
-def test_a_station_is_deleted_if_it_can_be(running, tab):
-    shared, page = running("Teste", "Hauptbahnhof"), tab.page
+def test_a_station_is_deleted_if_it_can_be(opened, tab):
+    shared, page = opened("Teste", "Hauptbahnhof")
     shared.transact(1)
-    page.goto(shared.service.url)
     page.on("dialog", lambda dialog: dialog.accept())
     first = change(page, 1)
     expect(first).to_contain_text("It has transactions, so you can't delete it.")
@@ -126,9 +122,8 @@ def test_a_station_is_deleted_if_it_can_be(running, tab):
     assert shared.service.get("/stations/3").status == 404
 
 
-def test_what_looks_like_html_stays_text(running, tab):
-    shared, page = running(), tab.page
-    page.goto(shared.service.url)
+def test_what_looks_like_html_stays_text(opened):
+    page = opened()[1]
     expect(page.locator("#no-stations")).to_have_text("There is no station yet. Create the first one here.")
     expect(page.locator("#no-transactions")).to_contain_text("Create a station to begin.")
     title = page.title()
