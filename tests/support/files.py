@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from programs import ROOT
+import models
+from kit import storage
+from programs import MIGRATIONS, ROOT
 
 NAME = "energy2go.db"
 # A process that dies after these statements.
@@ -19,6 +21,15 @@ for statement in sys.argv[2:]:
     database.execute(statement)
 os.kill(os.getpid(), 9)
 """
+
+
+def made(file: Path, station: str) -> Path:
+    """The file, now a database with this station, in WAL mode and closed."""
+    database = storage.connect(f"sqlite:///{file}", 1)
+    storage.prepare(database, MIGRATIONS)
+    models.create_station(database, station)
+    storage.drop(database)
+    return file
 
 
 def query(file: Path, sql: str) -> list[tuple]:
@@ -100,3 +111,9 @@ def damage(file: Path) -> None:
     with file.open("r+b") as opened:
         opened.seek(4096)
         opened.write(b"\xff" * (file.stat().st_size - 4096))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder. What other processes share in -shm does not count."""
+    found = [path for path in folder.iterdir() if path.is_file() and not path.name.endswith("-shm")]
+    return {path.name: path.read_bytes() for path in found}

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import shutil
 import sqlite3
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from files import (
     NAME,
     backup,
     damage,
-    dies,
     digits,
     in_a_namespace,
     put_a_journal_there,
@@ -120,28 +118,6 @@ def test_a_damaged_file_takes_no_transaction_until_a_sound_one_is_started(starte
     assert digits(accepted) == stored(folder)
 
 
-def test_a_log_that_was_left_from_another_file_is_refused_and_changes_nothing(started, folder):
-    fill(started, 1000)
-    copy = backup(folder)
-    query(copy, 'DELETE FROM "transaction" WHERE random() % 2; ')
-    query(copy, "VACUUM")
-    query(folder / NAME, "PRAGMA wal_checkpoint(TRUNCATE)")
-    fill(started, 50)
-    started.crash()
-    shutil.copyfile(copy, folder / NAME)
-    before = [(folder / f"{NAME}{end}").read_bytes() for end in ("", "-wal")]
-    for _ in range(2):  # stopping it must not write the log into the file
-        started.start()
-        says(started, "damaged")
-        assert "-wal" in refused(started, "damaged")
-        assert started.get("/transactions").status == 503
-        assert started.stop() == 0
-        assert [(folder / f"{NAME}{end}").read_bytes() for end in ("", "-wal")] == before
-    (folder / f"{NAME}-wal").unlink()
-    started.start()
-    recovers(started)
-
-
 def test_while_it_is_checked_the_service_is_alive_and_refuses_everything(service, folder, tmp_path):
     faults = Faults(tmp_path)
     started = service(DATABASE_URL=f"sqlite:///{folder}/{NAME}", **faults.environment)
@@ -156,43 +132,6 @@ def test_while_it_is_checked_the_service_is_alive_and_refuses_everything(service
         assert started.get("/stations").status == 503
     recovers(started)
     assert f"{NAME}-wal was left" in started.said()
-    assert digits(accepted) == stored(folder)
-
-
-def test_a_journal_that_was_left_is_used_if_it_belongs_and_refused_if_not(started, folder):
-    accepted, journal = fill(started), folder / f"{NAME}-journal"
-    started.stop()
-    small = "PRAGMA journal_mode = DELETE", "PRAGMA cache_size = 2"  # so it writes pages before it ends
-    dies(folder / NAME, *small, "BEGIN", 'UPDATE "transaction" SET rowid = -rowid')
-    foreign = journal.read_bytes()
-    assert len(foreign) > 4096
-    started.start()
-    recovers(started)
-    accepted += fill(started)
-    started.stop()
-    journal.write_bytes(foreign[: len(foreign) // 2])  # only some pages would become old ones
-    before = (folder / NAME).read_bytes()
-    started.start()
-    says(started, "damaged")
-    refused(started, "damaged")
-    assert started.stop() == 0
-    assert (folder / NAME).read_bytes() == before
-    journal.unlink()
-    assert digits(accepted) == stored(folder)
-
-
-def test_a_log_whose_file_is_missing_is_not_thrown_away(started, folder):
-    accepted = fill(started)
-    started.crash()
-    (folder / NAME).rename(folder / "moved")
-    log = (folder / f"{NAME}-wal").read_bytes()
-    started.start()
-    says(started, "is missing, but")
-    refused(started, f"{NAME}-wal is there")
-    assert not (folder / NAME).exists()
-    assert (folder / f"{NAME}-wal").read_bytes() == log
-    (folder / "moved").rename(folder / NAME)
-    recovers(started)
     assert digits(accepted) == stored(folder)
 
 

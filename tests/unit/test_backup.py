@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import models
-from files import damage, dies, query
+from files import contents, damage, dies, made, query
 from kit import backup as tool
 from kit import storage
 from kit.settings import Settings
@@ -49,25 +48,10 @@ def file(tmp_path) -> Path:
     return made(tmp_path / "var/energy2go.db", "first")
 
 
-def made(file: Path, station: str) -> Path:
-    """The file, now a database with this station, in WAL mode and closed."""
-    database = storage.connect(f"sqlite:///{file}", 1)
-    storage.prepare(database, MIGRATIONS)
-    models.create_station(database, station)
-    storage.drop(database)
-    return file
-
-
 def stations(file: Path) -> list[str]:
     """The stations in a file, which must be a whole database."""
     assert query(file, "PRAGMA integrity_check") == [("ok",)]
     return [text for (text,) in query(file, "SELECT description FROM station ORDER BY id")]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder. What other processes share in -shm does not count."""
-    found = [path for path in folder.iterdir() if path.is_file() and not path.name.endswith("-shm")]
-    return {path.name: path.read_bytes() for path in found}
 
 
 @pytest.fixture
