@@ -53,17 +53,14 @@ def test_a_file_that_cannot_be_opened_is_named_and_nothing_is_made(tmp_path, why
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_folder_that_is_missing_is_named_at_once_and_used_later(tmp_path, service):
-    place = tmp_path / "place"
-    started = service(ready=False, DATABASE_URL=f"sqlite:///{place}/x.db")
-    says(started, str(place))
-    refused(started, str(place))
-    assert started.get("/healthz").status == 503
-    (worker,) = started.children
-    place.mkdir()
-    recovers(started)
-    assert started.post("/stations", {"description": "Teste"}).status == 201
-    assert started.children == [worker]
+def test_a_folder_that_is_missing_is_named_and_used_later(tmp_path):
+    store = storage.Store(f"sqlite:///{tmp_path}/place/x.db", 3, MIGRATIONS)
+    store.recover()
+    assert store.problem == f"the folder {tmp_path}/place does not exist"
+    (tmp_path / "place").mkdir()
+    store.recover()
+    assert not store.problem
+    store.close()
 
 
 # PostgreSQL

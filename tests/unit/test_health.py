@@ -24,7 +24,9 @@ def test_without_its_ledger_the_service_is_not_alive(tmp_path):
         answer = send(api, "GET", "/readyz")
         assert_problem(answer, 503, "Not ready", "database", "broker")
         assert "ledger" in answer.json["database"]
-        assert_problem(send(api, "POST", "/stations", {"description": "x"}), 503, "Not stored")
+        assert_problem(
+            send(api, "POST", "/stations", {"description": "x"}), 503, "Not stored", "is stopping"
+        )
         assert api.get("/stations").json["items"] == [{"id": 1, "description": "Teste"}]
 
 

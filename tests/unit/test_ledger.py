@@ -1,6 +1,5 @@
 """The single writer: called step by step with the test's own clock, and run as a thread."""
 
-import asyncio
 import time
 
 import pytest
@@ -8,15 +7,12 @@ import pytest
 import ledger as ledgers
 import models
 from batch import create
-from calls import looping
 from kit import storage
 from kit.clock import SECOND, Clock
 from kit.errors import OutcomeUnknown, Refusal, Unavailable
-from kit.settings import Settings
-from ledger import Draft, Job
+from ledger import Draft
 from postgres import BOTH
 from schemas import Status
-from stepped import ledger
 
 both = pytest.mark.parametrize("emptied", BOTH, indirect=True)
 
@@ -108,16 +104,3 @@ def test_rows_that_another_session_has_locked_stop_no_other(bench, emptied):
     assert bench.result(again).status is Status.PENDING
     assert late == [True]
     assert bench.status(held) is Status.COMPLETED
-
-
-def test_the_thread_writes_what_is_in_the_queue_before_it_stops(emptied):
-    models.create_station(emptied[0], "Teste")
-    with looping() as loop, ledger(Settings(database_url=emptied[1]), loop) as running:
-        jobs = [Job(create, Draft(1)) for _ in range(500)]
-        for job in jobs:
-            running.queue.put(job)
-    assert not running.alive
-    assert {job.result.status for job in jobs} == {Status.PENDING}
-    with pytest.raises(Unavailable, match="stopping"):
-        asyncio.run(running.create(Draft(1)))
-    running.store.close()

@@ -67,15 +67,11 @@ UNSPECIFIED, TIMEOUT, PROTOCOL = of_broker(0x80), of_broker(0x8D), of_broker(0x8
         ("CONNECT", PROTOCOL, False, False, STRANGE),
         ("CONNECT", UNSPECIFIED, False, True, STRANGE),
         ("CONNECT", PROTOCOL, True, False, f"{INSTEAD} CONNECT: Protocol error"),
-        ("CONNECT", TIMEOUT, True, True, f"{INSTEAD} CONNECT: Keep alive timeout"),
-        ("SUBSCRIBE", UNSPECIFIED, False, False, f"{INSTEAD} SUBSCRIBE: Unspecified error"),
         ("SUBSCRIBE", PROTOCOL, False, True, f"{INSTEAD} SUBSCRIBE: Protocol error"),
         ("SUBSCRIBE", of_broker(0x9E), True, 0, f"{INSTEAD} SUBSCRIBE: Shared subscription not supported"),
-        ("", UNSPECIFIED, False, False, "the connection to x:1 was lost: Unspecified error"),
         ("", TIMEOUT, False, True, "the connection to x:1 was lost: Keep alive timeout"),
         ("", of_broker(0), True, False, "the connection to x:1 was lost: Normal disconnection"),
         ("", of_broker(0x8B), True, False, "the connection to x:1 was lost: Server shutting down"),
-        ("", of_broker(0x8E), True, False, "the connection to x:1 was lost: Session taken over"),
     ],
 )
 def test_each_way_to_lose_a_connection_has_its_sentence(awaited, code, is_packet, is_cut, sentence):
