@@ -22,10 +22,24 @@ MANY = 10_000
 REQUEST = b"GET /events?after=%s HTTP/1.1\r\nHost: x\r\n\r\n" % START.encode()
 
 
+def fill(folder: Path) -> None:
+    """Store more events than fit between a client and the service, before anyone follows."""
+    rows = "WITH RECURSIVE row(number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM row WHERE number < ?)"
+    columns = "id, station_id, status, created, updated, attempts"
+    with closing(sqlite3.connect(folder / "energy2go.db", timeout=10)) as database, database:
+        database.execute(
+            f'{rows} INSERT INTO "transaction" ({columns}) '
+            "SELECT printf('%032x', number), 1, 'EXPIRED', number, number, 1 FROM row",
+            (MANY,),
+        )
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, programs_of_file):
-    """The three programs of this file, for those tests that end none of them."""
-    return Installation(tmp_path_factory.mktemp("streams"), programs_of_file, THREADS="2").start()
+    """The three programs of this file with many events, for those tests that end none of them."""
+    installed = Installation(tmp_path_factory.mktemp("streams"), programs_of_file, THREADS="2").start()
+    fill(installed.folder)
+    return installed
 
 
 @pytest.fixture
@@ -146,18 +160,6 @@ def test_clients_of_replicas_and_of_the_proxy_are_told_everything(tmp_path, prog
 # Clients that do not read
 
 
-def fill(service: Service, folder: Path) -> None:
-    """Store more events than fit between a client and the service."""
-    rows = "WITH RECURSIVE row(number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM row WHERE number < ?)"
-    columns = "id, station_id, status, created, updated, attempts"
-    with closing(sqlite3.connect(folder / "energy2go.db", timeout=10)) as database, database:
-        database.execute(
-            f'{rows} INSERT OR IGNORE INTO "transaction" ({columns}) '
-            "SELECT printf('%032x', number), 1, 'EXPIRED', number, number, 1 FROM row",
-            (MANY,),
-        )
-
-
 def do_not_read(ends: ExitStack, service: Service, count: int) -> list[socket.socket]:
     """So many clients that ask for all events and read none."""
     clients = []
@@ -174,8 +176,8 @@ def do_not_read(ends: ExitStack, service: Service, count: int) -> list[socket.so
 
 def test_clients_that_do_not_read_are_cut_off_and_block_no_others(shared, follow):
     service = shared.service
-    fill(service, shared.folder)
-    followers(service, 0)  # those of earlier tests have gone
+    shared.transact()  # those of earlier tests leave with the next event
+    followers(service, 0)
     other = follow(service)
     with ExitStack() as ends:
         do_not_read(ends, service, 20)
@@ -189,7 +191,6 @@ def test_clients_that_do_not_read_are_cut_off_and_block_no_others(shared, follow
 
 
 def test_a_client_that_comes_late_is_told_everything_in_order(shared, follow):
-    fill(shared.service, shared.folder)
     client = follow(shared.service, START)
     wait_until(lambda: len(client.told) >= MANY, "it was told everything")
     ids = [int(told["id"].replace("-", ""), 16) for _, told in client.told]
@@ -203,7 +204,7 @@ def test_streams_end_as_http_says_and_clients_that_do_not_read_do_not_hold_up_th
     running, follow, tmp_path
 ):
     service = running()
-    fill(service, tmp_path)
+    fill(tmp_path)
     for number in (signal.SIGHUP, signal.SIGTERM):
         wait_until(service.ready, "it is ready")
         clients = [follow(service, again=False) for _ in range(20)]
