@@ -22,39 +22,23 @@ class Postgres(Program):
         # PostgreSQL refuses to run as root, and another user may not enter pytest's folders.
         folder = Path(tempfile.mkdtemp(prefix="energy2go-postgres-"))
         folder.chmod(0o755)
-        programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))[
-            -1
-        ]
-        self.user = (
-            [] if os.geteuid() else ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-        )
+        found = Path("/usr/lib/postgresql").glob("*/bin")
+        programs = max(found, key=lambda path: int(path.parent.name))
+        as_postgres = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        self.user = [] if os.geteuid() else as_postgres
         self.cluster, self.count = folder / "cluster", 0
         self.cluster.mkdir()
         if self.user:
             shutil.chown(self.cluster, "postgres", "postgres")
-        initdb = [
-            *self.user,
-            str(programs / "initdb"),
-            "-A",
-            "trust",
-            "-U",
-            "energy2go",
-            "-E",
-            "UTF8",
-            str(self.cluster),
-        ]
-        subprocess.run(initdb, check=True, capture_output=True, cwd="/")
+        initdb = [*self.user, str(programs / "initdb"), "-A", "trust", "-U", "energy2go", "-E", "UTF8"]
+        subprocess.run([*initdb, str(self.cluster)], check=True, capture_output=True, cwd="/")
         self.port = port or free_port()
         self.holder = HELD.pop() if not port else None  # keeps the port as long as this object lives
         options = ["-h", "127.0.0.1", "-p", str(self.port), "-k", "", "-c", "max_connections=200"]
         # Without this, it syncs thousands of files one by one after a crash.
         options += ["-c", "recovery_init_sync_method=syncfs"]
-        super().__init__(
-            "postgres",
-            [*self.user, str(programs / "postgres"), "-D", str(self.cluster), *options],
-            folder,
-            {},
-        )
+        command = [*self.user, str(programs / "postgres"), "-D", str(self.cluster), *options]
+        super().__init__("postgres", command, folder, {})
 
     def start(self):
         super().start()

@@ -83,7 +83,7 @@ def slow(seconds: float, then=lambda connection, packet: None):
 
 
 def test_a_slow_broker_does_not_keep_questions_alive(meets):
-    broker, pair = meets(slow(1.1), 4, validation_timeout=3)
+    broker, pair = meets(slow(1.1), 4, validation_timeout=2)
     wait_until(lambda: pair.count("EXPIRED") == 4, "all expire")
     assert not pair.listener.problem
     assert len(broker.connections) == 1

@@ -124,33 +124,25 @@ def test_a_backlog_is_drained_while_http_stays_responsive(trial, table):
 # The log
 
 
-class Pipe:
-    """A pipe of one page for a program's standard error. `reader` is the other end."""
-
-    def __init__(self, run: Trial):
-        path = str(run.folder / "pipe")
-        os.mkfifo(path)
-        self.reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        command = run.service.command
-        run.service.command = ["sh", "-c", 'exec "$@" 2>"$0"', path, *command]
-        fcntl.fcntl(self.reader, fcntl.F_SETPIPE_SZ, 4096)
-
-    def read(self) -> str:
-        """What is in the pipe now."""
-        with contextlib.suppress(BlockingIOError):
-            return os.read(self.reader, 65_536).decode(errors="replace")
-        return ""
-
-
 @pytest.mark.fault
 @pytest.mark.parametrize("way", ["the pipe is full", "the reader has gone"])
 def test_nobody_reads_the_log(trial, table, way):
     run = trial(LOG_LEVEL="DEBUG")
-    pipe = Pipe(run)
+    path = str(run.folder / "pipe")
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    run.service.command = ["sh", "-c", 'exec "$@" 2>"$0"', path, *run.service.command]
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+    said = []
+
+    def lost() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            said.append(os.read(reader, 65_536).decode(errors="replace"))
+        return "lines before it were lost" in "".join(said)
 
     def fill(run: Trial) -> None:
         if "gone" in way:
-            os.close(pipe.reader)
+            os.close(reader)
         asked = b"GET /nothing HTTP/1.1\r\nHost: x\r\n"
         flood = (asked + b"\r\n") * 999 + asked + b"Connection: close\r\n\r\n"
         for _ in range(3):
@@ -159,8 +151,6 @@ def test_nobody_reads_the_log(trial, table, way):
         wait_until(dropped, "lines are counted")
         run.more()
         if "gone" not in way:
-            said = []
-            lost = lambda: said.append(pipe.read()) or "lines before it were lost" in "".join(said)  # noqa: E731
             wait_until(lost, "the log says how many were lost")
 
     endure(run, f"log: {way}", Fault(fill, 1), table)
@@ -170,7 +160,6 @@ def test_nobody_reads_the_log(trial, table, way):
 ENDS = {
     "the log is full": "os.dup2(os.pipe()[1], 2); fcntl.fcntl(2, fcntl.F_SETPIPE_SZ, 4096)\n"
     "for _ in range(1000): logging.warning('x' * 100)",
-    "no line can be made": "logging.LogRecord.__init__ = lambda *_, **__: time.sleep(1e99)",
     "the log's lock is held": "threading.Thread(target=logging.root.handlers[0].acquire).start()",
 }
 
@@ -178,7 +167,7 @@ ENDS = {
 @pytest.mark.parametrize("way", ENDS)
 def test_nothing_keeps_a_process_that_must_end(way):
     code = f"""if 1:
-        import fcntl, logging, logging.config, os, threading, time
+        import fcntl, logging, logging.config, os, threading
         from kit import logs
         from kit.settings import Settings
         logging.config.dictConfig({{"version": 1}} | logs.configuration(Settings()))
@@ -188,8 +177,6 @@ def test_nothing_keeps_a_process_that_must_end(way):
     command = [sys.executable, "-c", code]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
-    if "line" in way:
-        assert "a thread died" in ended.stderr
 
 
 # What a start needs

@@ -63,18 +63,6 @@ def test_clients_that_send_byte_after_byte_block_no_others(proxy):
                 connection.recv(1)
 
 
-def test_clients_that_do_not_read_block_no_others(proxy):
-    with ExitStack() as ends:
-        for _ in range(24):
-            connection = ends.enter_context(socket.socket())
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.connect(("127.0.0.1", proxy.port))
-            connection.sendall(b"GET /swagger/swagger-ui-bundle.js HTTP/1.1\r\nHost: energy2go\r\n\r\n")
-            assert connection.recv(15) == b"HTTP/1.1 200 OK"
-        for _ in range(20):
-            assert proxy.get("/stations").status == 200
-
-
 def test_a_replica_that_dies_is_passed_over(postgres, service, nginx, equipment):
     equipment()
     url = postgres.fresh()
