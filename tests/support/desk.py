@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import urllib.error
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
+from installation import Server, children
 from programs import COVERAGE, ROOT, free_port, listening, wait_until
 
 FILES = [".env", "Makefile", "Procfile", "mosquitto.conf", "pyproject.toml"]
@@ -48,6 +47,7 @@ class Desk:
         self.folder, self.port, self.broker = folder, free_port(), free_port()
         own = {"BIND": f"127.0.0.1:{self.port}", "MQTT_PORT": str(self.broker), "HOME": str(folder)}
         self.environment = {"PATH": "/usr/local/bin:/usr/bin:/bin"} | COVERAGE | own | environment
+        self.web = Server(self.port)
         self.written, self.terminal, self.hung_up = b"", terminal, False
         # `-o packages`: no test installs anything.
         command = ["setsid", "make", "-s", "-o", "packages", f"PYTHON={sys.executable}", "run"]
@@ -86,14 +86,6 @@ class Desk:
         wait_until(lambda: text in self.said() or self.process.poll() is not None, text)
         assert text in self.said(), self.said()
 
-    def status(self, path: str) -> int:
-        """The status of the service's answer."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
-                return answer.status
-        except urllib.error.HTTPError as error:
-            return error.code
-
     def interrupt(self) -> None:
         """Press Ctrl-C."""
         if self.terminal:
@@ -120,9 +112,9 @@ class Desk:
 
     def pid(self, part: str) -> int:
         """The pid of one of the programs: mosquitto, validator or gunicorn."""
-        children = Path(f"/proc/{self.launcher}/task/{self.launcher}/children").read_text().split()
-        (pid,) = (pid for pid in children if part in Path(f"/proc/{pid}/cmdline").read_text())
-        return int(pid)
+        found = children(self.launcher)
+        (pid,) = (pid for pid in found if part in Path(f"/proc/{pid}/cmdline").read_text())
+        return pid
 
     def kill(self) -> None:
         """End what still runs: the kernel ends the programs with their launcher."""

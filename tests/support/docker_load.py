@@ -10,21 +10,11 @@ import signal
 import sys
 import threading
 
-from installation import every_transaction
+from installation import Server, every_transaction
 from load import Load
-from programs import HttpServer, wait_until
+from programs import wait_until
 
 BEARER = {"Authorization": f"Bearer {os.environ['API_TOKEN']}"} if os.environ.get("API_TOKEN") else {}
-
-
-class Server(HttpServer):
-    """A server that someone else has started."""
-
-    def __init__(self, port: int):
-        self.port, self.url = port, f"http://127.0.0.1:{port}"
-
-    def request(self, method: str, path: str, body=None, timeout: float = 40, **headers):
-        return super().request(method, path, body, timeout, **headers, **BEARER)
 
 
 def post(server: Server, may_break: bool) -> bool:
@@ -51,4 +41,4 @@ def post(server: Server, may_break: bool) -> bool:
 
 if __name__ == "__main__":
     command, port = sys.argv[1:]
-    sys.exit(not post(Server(int(port)), command == "break"))
+    sys.exit(not post(Server(int(port), **BEARER), command == "break"))

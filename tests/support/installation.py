@@ -48,6 +48,16 @@ def every_transaction(service: HttpServer, query: str = "") -> list[dict]:
     return items
 
 
+class Server(HttpServer):
+    """A server that another program has started; each request has these headers."""
+
+    def __init__(self, port: int, **headers: str):
+        self.port, self.url, self.headers = port, f"http://127.0.0.1:{port}", headers
+
+    def request(self, method: str, path: str, body=None, timeout: float = 60, **headers):
+        return super().request(method, path, body, timeout, **headers, **self.headers)
+
+
 class Installation:
     """A broker, an equipment and a service in a folder; `options` are the service's variables."""
 

@@ -1,13 +1,11 @@
 """`make run` starts the programs in order, says when they are ready, and stops them quietly."""
 
 import fcntl
-import json
 import os
 import re
 import shutil
 import signal
 import tempfile
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,13 +42,8 @@ def run(folder, programs):
 
 def settle(desk: Desk) -> str:
     """Create a station and a transaction, and return its status."""
-    headers = {"Content-Type": "application/json", "Prefer": "wait=20"}
-    for path, body in (("/stations", {"description": "Teste"}), ("/transactions", {"station_id": 1})):
-        url = f"http://127.0.0.1:{desk.port}{path}"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            created = json.load(answer)
-    return created["status"]
+    station = desk.web.post("/stations", {"description": "Teste"}).json["id"]
+    return desk.web.post("/transactions", {"station_id": station}, Prefer="wait=20").json["status"]
 
 
 def untimed(text: str) -> list[str]:
@@ -61,7 +54,7 @@ def untimed(text: str) -> list[str]:
 def test_it_starts_in_order_says_ready_once_all_are_and_ctrl_c_stops_it_quietly(run):
     desk = run()
     desk.wait_for("ready")
-    assert desk.status("/readyz") == 200
+    assert desk.web.get("/readyz").status == 200
     assert settle(desk) in ("COMPLETED", "ERROR")
     desk.wait_for("/transactions")
     begin = desk.said()
@@ -129,7 +122,7 @@ def test_only_one_runs_in_a_folder_until_the_kernel_frees_the_lock(run, folder):
     assert second.wait() == 2
     in_use = f"var/ is in use: another `make run` (process {first.launcher}) has not ended. Stop it first.\n"
     assert second.said().startswith(in_use)
-    assert first.status("/readyz") == 200
+    assert first.web.get("/readyz").status == 200
     os.kill(first.launcher, signal.SIGKILL)
     wait_until(lambda: free(folder / "var/lock"), "what is left of the first has ended")
 
@@ -157,7 +150,7 @@ def test_closing_the_terminal_stops_everything_unless_it_has_nohup(run, folder):
     launcher = second.launcher
     second.hang_up()
     second.process.wait(60)
-    assert second.status("/readyz") == 200
+    assert second.web.get("/readyz").status == 200
     os.kill(launcher, signal.SIGTERM)
     wait_until(lambda: not os.path.exists(f"/proc/{launcher}"), "it has ended")
     assert not listening(second.port)
