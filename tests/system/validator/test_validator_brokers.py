@@ -15,11 +15,12 @@ from scripted import (
     STATUS,
     SUBSCRIBE,
     connack,
+    disconnect,
     in_turn,
     nothing,
     puback,
 )
-from witness import GOOD_ID, answered, ask, both_builds, ids, online, stops_at_once
+from witness import GOOD_ID, answered, ask, both_builds, ids, lines, online, stops_at_once
 
 # What it says
 
@@ -41,6 +42,13 @@ def test_it_says_what_each_broker_does_and_answers_once_it_behaves(meets):
 
     for name, (_, broker, _) in met.items():
         wait_until(lambda broker=broker: answers(broker), f"it answers after {name}")
+
+
+def test_one_whose_id_is_taken_says_that_each_needs_its_own(meets):
+    validator, broker, _ = meets(False, subscribe=disconnect(0x8E))
+    broker.connection(2)
+    wait_until(lambda: lines(validator), "it says so")
+    assert lines(validator)[0].endswith("with the same id, VALIDATOR_ID=validator; each needs its own")
 
 
 def test_a_refused_answer_is_told_once_and_the_connection_stays(meets):
