@@ -6,7 +6,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import threading
 from contextlib import closing
 from itertools import count
 from pathlib import Path
@@ -15,9 +14,8 @@ import pytest
 
 from files import contents, damage, dies, made, query
 from kit import backup as tool
-from kit import storage
 from kit.settings import Settings
-from programs import MIGRATIONS, ROOT, wait_until
+from programs import ROOT
 from trial import FULL
 
 STORE = "INSERT INTO station (description) VALUES ('{}')".format
@@ -214,23 +212,3 @@ def test_a_restore_that_dies_at_any_step_leaves_the_old_database_or_the_new_one(
         shutil.copytree(original, file.parent)
     assert (ended, left[-1], len(left) > 3) == (0, "restored", True)
     assert {old} <= {*left} <= {old, "restored"}
-
-
-def test_a_file_that_is_replaced_while_the_service_opens_it_is_noticed(file, tmp_path):
-    store = storage.Store(f"sqlite:///{file}", 1, MIGRATIONS)
-    opening = threading.Thread(target=store.recover)
-    with closing(sqlite3.connect(file, isolation_level=None)) as other:
-        other.execute("BEGIN EXCLUSIVE")
-        before = descriptors(file)
-        opening.start()
-        wait_until(lambda: descriptors(file) > before, "the service waits for the lock")
-        made(tmp_path / "other.db", "other").rename(file)
-    opening.join(60)
-    assert "was removed or replaced" in store.problem
-    store.close()
-
-
-def descriptors(file: Path) -> int:
-    """How often this process has the file open."""
-    found = Path("/proc/self/fd").iterdir()
-    return sum(path.exists() and path.samefile(file) for path in found)

@@ -83,3 +83,15 @@ def test_a_log_whose_file_is_missing_is_not_thrown_away(file):
     stays_refused(file, f"is missing, but .*{NAME}-wal is there")
     moved.rename(file)
     assert (problem(file), count(file)) == ("", 2000)
+
+
+SWAP = "import os\n\ndef up(*_):\n    os.path.exists('{0}') and os.rename('{0}', '{1}')\n".format
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_noticed(file, tmp_path):
+    shutil.copytree(MIGRATIONS, folder := tmp_path / "migrations")
+    (folder / "9999_swap.py").write_text(SWAP(made(tmp_path / "other.db", "other"), file))
+    store = Store(f"sqlite:///{file}", 1, str(folder))
+    store.recover()
+    store.close()
+    assert "was removed or replaced" in store.problem
