@@ -95,7 +95,7 @@ def rename(folder: Path) -> Callable[[], None]:
 
 
 def in_a_namespace(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Run a shell script with `$0`, `$1` …; nobody else sees its mounts."""
+    """Run a shell script with its own mounts; `$0` is Python, `$1` … are the arguments."""
     user = [] if os.geteuid() == 0 else ["--map-root-user"]
     command = ["unshare", "--mount", *user, "sh", "-c", script, sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import sqlite3
 import subprocess
 import sys
@@ -38,13 +37,6 @@ DELETE FROM "station" WHERE id = 3;
 """
 
 
-def schema(file: Path) -> set[str]:
-    """The SQL of every table and index in a file, with single spaces."""
-    with contextlib.closing(sqlite3.connect(file)) as database:
-        found = database.execute("SELECT sql FROM sqlite_master WHERE sql NOT NULL").fetchall()
-    return {re.sub(r"\s+", " ", sql) for (sql,) in found}
-
-
 def test_a_file_of_the_first_release_is_upgraded_and_keeps_its_rows(tmp_path):
     created = 1_800_000_000 * SECOND
     later = created + 60 * SECOND
@@ -60,31 +52,25 @@ def test_a_file_of_the_first_release_is_upgraded_and_keeps_its_rows(tmp_path):
         for number, (status, *rest) in enumerate(rows):
             values = UUID(int=number).hex, 2, status, created, created, *rest
             database.execute('INSERT INTO "transaction" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)', values)
-    for name in ("old", "new"):
-        database = storage.connect(f"sqlite:///{tmp_path}/{name}.db", 1)
-        storage.prepare(database, MIGRATIONS)
-        if name == "old":
-            found = models.list_transactions(database, 10)[::-1]
-            assert [one.status for one in found] == [status for status, *_ in rows]
-            assert {one.created for one in found} == {moment(created)}
-            assert {one.station.description for one in found} == {"Hauptbahnhof"}
-            assert models.list_transactions(database, 10, idempotency_key="keyed") == [found[1]]
-            for waiting, row in ((True, 3), (False, 4)):
-                ((question, _),) = models.claim(database, later, Timeouts(SECOND, SECOND), 10, waiting)
-                assert question.transaction_id == found[row].id
-            assert models.create_station(database, "new").id == 4  # not that of a deleted station
-        storage.drop(database)
-    assert schema(tmp_path / "old.db") == schema(tmp_path / "new.db")
+    database = storage.connect(f"sqlite:///{tmp_path}/old.db", 1)
+    storage.prepare(database, MIGRATIONS)  # checks the schema
+    found = models.list_transactions(database, 10)[::-1]
+    assert [one.status for one in found] == [status for status, *_ in rows]
+    assert {one.created for one in found} == {moment(created)}
+    assert {one.station.description for one in found} == {"Hauptbahnhof"}
+    assert models.list_transactions(database, 10, idempotency_key="keyed") == [found[1]]
+    for waiting, row in ((True, 3), (False, 4)):
+        ((question, _),) = models.claim(database, later, Timeouts(SECOND, SECOND), 10, waiting)
+        assert question.transaction_id == found[row].id
+    assert models.create_station(database, "new").id == 4  # not that of a deleted station
+    storage.drop(database)
 
 
 @pytest.fixture(scope="module")
 def release_1_1(tmp_path_factory) -> Path:
     """The folder of release 1.1."""
     folder = tmp_path_factory.mktemp("release")
-    packed = subprocess.run(
-        ["git", "-C", ROOT, "archive", "2e50e55"], capture_output=True, check=True
-    ).stdout
-    subprocess.run(["tar", "-x", "-C", folder], input=packed, check=True)
+    subprocess.run(f"git -C '{ROOT}' archive 2e50e55 | tar -x -C '{folder}'", shell=True, check=True)
     return folder
 
 

@@ -10,7 +10,7 @@ HOUR = 3600
 NOW, IN_1970 = 0, -time.time() + 60
 
 
-def test_whatever_the_clock_does_the_newest_come_first_and_no_time_is_negative(running, tmp_path):
+def test_while_the_clock_jumps_the_newest_come_first_and_no_time_is_negative(running, tmp_path):
     faults, keys = Faults(tmp_path), []
     faults.set_clock(IN_1970)
     service = running(**faults.environment)
