@@ -19,10 +19,8 @@ ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 ENDLESS = re.compile(r"make run|curl -N|gunicorn|nginx")
 
 STATION = """curl -s --json '{"description": "Teste"}' http://127.0.0.1:8000/stations"""
-TRANSACTION = (
-    """curl -s --json '{"station_id": 1}' -H 'Prefer: wait=20' http://127.0.0.1:8000/transactions"""
-)
 LIST = "curl -s http://127.0.0.1:8000/transactions"
+TRANSACTION = f"""{LIST} --json '{{"station_id": 1}}' -H 'Prefer: wait=20'"""
 
 
 def comparable(text: str) -> str:
@@ -53,12 +51,17 @@ class Shell:
         options = {"cwd": self.folder, "env": COVERAGE | own | environment, "start_new_session": True}
         self.process = subprocess.Popen(["bash"], text=True, **pipes, **options)
 
+    def real(self, text: str) -> str:
+        """A text of the documents with our ids and ports."""
+        for shown, real in self.ids.items():
+            text = text.replace(shown, real)
+        return re.sub(
+            r"(?<=127\.0\.0\.1:)\d+", lambda port: str(self.ports.get(int(port[0]), port[0])), text
+        )
+
     def type(self, command: str) -> str:
         """Type a command, and return what it prints. It must succeed."""
-        for shown, real in self.ids.items():
-            command = command.replace(shown, real)
-        for shown, real in self.ports.items():
-            command = command.replace(f"127.0.0.1:{shown}", f"127.0.0.1:{real}")
+        command = self.real(command)
         self.process.stdin.write(f"{command}\nstatus=$?; echo; echo END $status\n")
         self.process.stdin.flush()
         printed = ""
@@ -104,10 +107,7 @@ class Shell:
         """Each command that does not end prints what is shown, perhaps among other lines; press Ctrl-C."""
         for shown, log in self.started:
             for line in comparable(shown).partition("^C")[0].splitlines():
-                text = re.sub(
-                    r"127\.0\.0\.1:(\d+)", lambda found: f"127.0.0.1:{self.ports[int(found[1])]}", line
-                )
-                text = re.escape(text).replace("…", ".*")
+                text = re.escape(self.real(line)).replace("…", ".*")
                 wait_until(lambda text=text, log=log: re.search(text, comparable(log.read_text())), text)
         self.stop()
 
@@ -233,8 +233,7 @@ def test_after_an_outage_everything_is_asked_again(shell):
 def test_replicas_without_containers(shell, postgres, broker):
     opened = shell(DATABASE_URL=postgres.create(), **broker.environment_of_clients)
     file = opened.folder / "deploy/nginx.conf"
-    for shown, real in opened.ports.items():
-        file.write_text(file.read_text().replace(f"127.0.0.1:{shown}", f"127.0.0.1:{real}"))
+    file.write_text(opened.real(file.read_text()))
     opened.play("scaling.md", "Several replicas")
     ask = f"{LIST.replace('8000', '8080')} || :"
     wait_until(lambda: '"items"' in opened.type(ask), "it answers through nginx")
