@@ -24,20 +24,6 @@ def lines(service: Service, word: str) -> list[dict]:
     return [json.loads(line) for line in service.said().rpartition("\n")[0].splitlines() if word in line]
 
 
-def test_each_request_that_failed_gets_one_line_with_its_id(installed):
-    service = installed.service
-    failed = {"/stations/9?token=sesame": 404, "/stations/x": 422, "/nothing": 404}
-    for number, (target, status) in enumerate(failed.items()):
-        assert service.get(target, X_Request_ID=f"bad-{number}").status == status
-    assert service.post("/transactions", b"{", X_Request_ID="bad-3").status == 400
-    wait_until(lambda: lines(service, "bad-3"), "the line of the last request")
-    for number, (target, status) in enumerate([*failed.items(), ("/transactions", 400)]):
-        (line,) = lines(service, f"bad-{number}")
-        assert f"{target.partition('?')[0]} from 127.0.0.1: {status} in " in line["message"]
-        assert (line["level"], line["request_id"]) == ("INFO", f"bad-{number}")
-    assert "sesame" not in service.said()
-
-
 def test_the_questions_and_the_connections_are_counted(installed):
     service = installed.service
     counters = 'questions_total{time="first"}', 'verdicts_total{kind="settled"}', "verdict_seconds_count"

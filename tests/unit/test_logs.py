@@ -156,6 +156,7 @@ def ended(monkeypatch):
         log.setLevel(level)
         monkeypatch.setattr(api, "log", log)
         environ = {"PATH_INFO": path, "REMOTE_ADDR": "127.0.0.1", "REQUEST_METHOD": "GET"}
+        environ |= {"QUERY_STRING": "token=sesame"}
         api.Api("").note(environ, api.Answer(status, detail=detail), 0.00204)
         return [json.loads(line) for line in log.lines()]
 
@@ -169,6 +170,7 @@ def test_a_request_that_failed_gets_one_line_that_says_why(ended):
         assert line["message"] == f"GET /stations from 127.0.0.1: {status} in 2.0 ms: it is away"
         fields = line["method"], line["path"], line["status"], line["client"], line["milliseconds"]
         assert fields == ("GET", "/stations", status, "127.0.0.1", 2.0)
+        assert "sesame" not in str(line)
     (line,) = ended(404, "/\x9b2J" + "a" * 4000)  # it cannot write to a terminal or fill the log
     assert line["path"] == r"/\x9b2J" + "a" * 193
 
