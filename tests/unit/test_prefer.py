@@ -69,6 +69,7 @@ def test_past_the_places_an_answer_comes_at_once(tmp_path):
         settle(key)
         assert held.result(60).json["status"] == "COMPLETED"
         wait_until(lambda: not service().changes.clients["waits"], "its place is free")
+        assert not service().changes._waits  # nothing is kept of it
         assert send(api, "HEAD", "/events").status_int == 200
 
 
