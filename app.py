@@ -23,7 +23,6 @@ from swagger_ui_bundle import swagger_ui_path
 import events
 import models
 import schemas
-from events import Changes
 from kit import logs, metrics, openapi
 from kit.api import Answer, Api
 from kit.clock import SECOND, moment
@@ -33,9 +32,7 @@ from kit.sql import LONGEST_READ
 from kit.storage import CHECKING, Store, Unreadable, ping, sizes
 from kit.threads import Threads, resolve
 from ledger import JobQueue, Ledger
-from models import Draft
 from mqtt_listener import Listener
-from schemas import NewStation, NewTransaction, Readiness, Station, StationId, Transaction, TransactionId
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -59,7 +56,7 @@ class Service:
         self.store = Store(settings.database_url, settings.threads + 2, MIGRATIONS)
         clock, queue = self.store.clock, JobQueue()
         self.listener = Listener(settings, queue.put, clock)
-        self.changes = Changes(self.read, self.ready, settings.waits, loop)
+        self.changes = events.Changes(self.read, self.ready, settings.waits, loop)
         self.ledger = Ledger(settings, self.store, queue, self.listener, loop, self.changes.wake)
         self.pending: tuple[int, int | None] | None = None  # from the database, while /metrics is read
         self.sizes = dict[str, int]()  # in bytes, as well
@@ -126,11 +123,11 @@ class Service:
             problems["equipment"] = "" if listener.served else "none is online"
         return problems
 
-    def readiness(self) -> Readiness:
+    def readiness(self) -> schemas.Readiness:
         """The answer of /readyz. Raises NotReady."""
         problems, listener = self.problems(), self.listener
         equipment: schemas.Equipment = listener.equipment if listener.knows_equipment else "unknown"
-        readiness = Readiness(problems["database"] or "ok", problems["broker"] or "ok", equipment)
+        readiness = schemas.Readiness(problems["database"] or "ok", problems["broker"] or "ok", equipment)
         if detail := "; ".join(f"{part}: {problem}" for part, problem in problems.items() if problem):
             raise schemas.NotReady(detail, **msgspec.structs.asdict(readiness))
         return readiness
@@ -156,9 +153,8 @@ class Service:
             yield gauge("energy2go_pending_transactions", "Transactions that are PENDING", count)
             yield gauge("energy2go_oldest_pending_seconds", "Age of the oldest PENDING one, or 0", age)
         for name, size in self.sizes.items():
-            yield gauge(
-                f"energy2go_{name}_bytes", "Size of the database, of SQLite's log, or of free space", size
-            )
+            text = "Size of the database, of SQLite's log, or of free space"
+            yield gauge(f"energy2go_{name}_bytes", text, size)
         build = {"version": VERSION, "python": platform.python_version()}
         yield InfoMetricFamily("energy2go_build", "The versions of the service and of Python", build)
 
@@ -169,7 +165,7 @@ class Service:
     errors=(schemas.NoMoreIds,),
     unknown="Look for the station before you create it again.",
 )
-async def create_station(service: Service, answer: Answer, body: NewStation) -> Station:
+async def create_station(service: Service, answer: Answer, body: schemas.NewStation) -> schemas.Station:
     """Create a station."""
     station = await service.ledger.change(models.create_station, body.description)
     answer.headers["Location"] = f"/stations/{station.id}"
@@ -187,8 +183,8 @@ async def list_stations(
 
 @app.get("/stations/<id>", answers=((200, "ETag"), (304, "ETag")))
 async def get_station(
-    service: Service, answer: Answer, id: StationId, headers: schemas.ReadHeaders
-) -> Station:
+    service: Service, answer: Answer, id: schemas.StationId, headers: schemas.ReadHeaders
+) -> schemas.Station:
     """Read one station. Its `ETag` changes with it."""
     station = await service.read(models.get_station, id)
     answer.headers["ETag"] = station.tag
@@ -199,8 +195,8 @@ async def get_station(
 
 @app.put("/stations/<id>")
 async def replace_station(
-    service: Service, id: StationId, body: NewStation, headers: schemas.ChangeHeaders
-) -> Station:
+    service: Service, id: schemas.StationId, body: schemas.NewStation, headers: schemas.ChangeHeaders
+) -> schemas.Station:
     """Replace a station's description."""
     # No ETag: we don't store the body literally (RFC 9110, section 9.3.4).
     return await service.ledger.change(models.change_station, id, body.description, headers.if_match)
@@ -210,20 +206,19 @@ async def replace_station(
 async def change_station(
     service: Service,
     answer: Answer,
-    id: StationId,
+    id: schemas.StationId,
     body: schemas.StationChange,
     headers: schemas.ChangeHeaders,
-) -> Station:
+) -> schemas.Station:
     """Change a station: only the fields in the body."""
-    station = await service.ledger.change(
-        models.change_station, id, body.description or None, headers.if_match
-    )
+    given = id, body.description or None, headers.if_match
+    station = await service.ledger.change(models.change_station, *given)
     answer.headers["ETag"] = station.tag
     return station
 
 
 @app.delete("/stations/<id>", answers=((204,),), errors=(schemas.HasTransactions,))
-async def delete_station(service: Service, id: StationId, headers: schemas.ChangeHeaders) -> None:
+async def delete_station(service: Service, id: schemas.StationId, headers: schemas.ChangeHeaders) -> None:
     """Delete a station that has no transactions."""
     await service.ledger.change(models.delete_station, id, headers.if_match)
 
@@ -235,8 +230,8 @@ async def delete_station(service: Service, id: StationId, headers: schemas.Chang
     unknown="With an Idempotency-Key, send the request again; without one, look for the transaction first.",
 )
 async def create_transaction(
-    service: Service, answer: Answer, body: NewTransaction, headers: schemas.TransactionHeaders
-) -> Transaction:
+    service: Service, answer: Answer, body: schemas.NewTransaction, headers: schemas.TransactionHeaders
+) -> schemas.Transaction:
     """Start a transaction: store it as PENDING, and ask the equipment whether it is valid.
 
     With an `Idempotency-Key` it is safe to send this again: the same key and body get the same transaction
@@ -244,7 +239,7 @@ async def create_transaction(
     """
     if "," in (headers.idempotency_key or ""):
         raise schemas.KeyMalformed("Idempotency-Key: must be sent once, and have no comma.")
-    draft = Draft(body.station_id, headers.idempotency_key)
+    draft = models.Draft(body.station_id, headers.idempotency_key)
     transaction = await service.ledger.create(draft)
     answer.headers["Location"] = f"/transactions/{transaction.id}"
     if transaction.id != draft.id:
@@ -283,8 +278,8 @@ async def latest_transactions(service: Service, query: schemas.LatestQuery) -> s
 
 @app.get("/transactions/<id>")
 async def get_transaction(
-    service: Service, answer: Answer, id: TransactionId, headers: schemas.WaitHeaders
-) -> Transaction:
+    service: Service, answer: Answer, id: schemas.TransactionId, headers: schemas.WaitHeaders
+) -> schemas.Transaction:
     """Read one transaction; with `Prefer: wait=N`, once it has its verdict, or after at most 30 s."""
     transaction = await service.read(models.get_transaction, id)
     return await preferred(service, answer, transaction, headers.prefer)
@@ -296,8 +291,8 @@ async def get_transaction(
     unknown="Send the retry again: it gets 409 if the first one was stored.",
 )
 async def retry_transaction(
-    service: Service, answer: Answer, id: TransactionId, headers: schemas.WaitHeaders
-) -> Transaction:
+    service: Service, answer: Answer, id: schemas.TransactionId, headers: schemas.WaitHeaders
+) -> schemas.Transaction:
     """Ask about an EXPIRED transaction again: it is PENDING until its verdict or its new deadline."""
     return await preferred(service, answer, await service.ledger.retry(id), headers.prefer)
 
@@ -307,7 +302,7 @@ async def retry_transaction(
     answers=((200, "Cache-Control", "X-Accel-Buffering"),),
     errors=(schemas.TooManyClients,),
     media_type=events.MEDIA_TYPE,
-    data=Transaction,
+    data=schemas.Transaction,
 )
 def follow_events(
     service: Service, answer: Answer, query: schemas.EventQuery, headers: schemas.EventHeaders
@@ -337,7 +332,7 @@ async def healthz(service: Service) -> schemas.Health:
 
 
 @app.get("/readyz", token=False, errors=(schemas.NotReady,))
-async def readyz(service: Service) -> Readiness:
+async def readyz(service: Service) -> schemas.Readiness:
     """Check that transactions can be stored, asked about and answered."""
     with suppress(NotRead):  # `problems` has the reason
         await service.look(ping)
@@ -369,12 +364,13 @@ app.serve("/swagger", "/swagger/<name>", *(SWAGGER / name for name in UI), *STAT
 @cache
 def document(token: bool) -> msgspec.Raw:
     """The OpenAPI document, built once."""
-    return msgspec.Raw(
-        msgspec.json.encode(openapi.document(app.declarations, schemas.INFO, schemas.GROUPS, token))
-    )
+    made = openapi.document(app.declarations, schemas.INFO, schemas.GROUPS, token)
+    return msgspec.Raw(msgspec.json.encode(made))
 
 
-async def preferred(service: Service, answer: Answer, transaction: Transaction, prefer: str) -> Transaction:
+async def preferred(
+    service: Service, answer: Answer, transaction: schemas.Transaction, prefer: str
+) -> schemas.Transaction:
     """A stored transaction, after waiting for its verdict as `Prefer: wait=N` asks (RFC 7240)."""
     wanted = re.search(r"(?:^|[,;])\s*wait\s*=\s*(\"?)(\d{1,4000})\1\s*(?:$|[,;])", prefer, re.IGNORECASE)
     if not wanted:

@@ -11,7 +11,6 @@ from uuid import UUID
 import models
 from kit.clock import SECOND
 from kit.errors import Refusal
-from models import Asked, Draft, Settled
 from schemas import Status, Transaction, Verdict
 
 if TYPE_CHECKING:  # it imports this module
@@ -37,7 +36,7 @@ class Batch:
         self.now = max(wall, models.latest(self.database) + 1)
         self.behind = self.now - wall  # how far the newest row is ahead of the wall clock
         self.clock = ledger.clock.steady()
-        self.questions: list[Asked] = []  # to publish
+        self.questions: list[models.Asked] = []  # to publish
         self.counts: Counter[str] = Counter()
         self.delays: list[int] = []  # microseconds from question to verdict
         self.events: list[tuple[str, UUID]] = []  # to log: new states, by transaction
@@ -47,13 +46,13 @@ class Batch:
         """How many questions may be opened now. We count in each batch, as other processes open some too."""
         return models.room(self.database) if self.listener.subscribed else 0
 
-    def ask(self, questions: list[Asked], time: str) -> None:
+    def ask(self, questions: list[models.Asked], time: str) -> None:
         """Publish these after the commit; `time` is "first" or "again"."""
         self.questions += questions
         self.counts[time] += len(questions)
 
 
-def settle(batch: Batch, verdicts: Sequence[Verdict]) -> list[Settled]:
+def settle(batch: Batch, verdicts: Sequence[Verdict]) -> list[models.Settled]:
     """Store the first verdict of each transaction."""
     results = models.settle(batch.database, verdicts, batch.now, batch.clock)
     for verdict, settled in zip(verdicts, results, strict=True):
@@ -83,7 +82,7 @@ def ask_again(batch: Batch, sessions: Sequence[int]) -> None:
     batch.session = max(batch.session, *sessions)
 
 
-def create(batch: Batch, drafts: Sequence[Draft]) -> list[Transaction | Refusal]:
+def create(batch: Batch, drafts: Sequence[models.Draft]) -> list[Transaction | Refusal]:
     """Store new transactions as PENDING, and ask about them while there is room."""
     about = batch.now, batch.clock, batch.timeouts, batch.room()
     answers, questions = models.create_transactions(batch.database, drafts, *about)

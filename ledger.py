@@ -91,14 +91,11 @@ class Ledger:
     ):
         self.store, self.queue, self.listener, self.clock = store, queue, listener, store.clock
         self._loop, self._changed = loop, changed
-        retry, timeout = settings.validation_retry, settings.validation_timeout
-        self.timeouts = Timeouts(
-            round(retry * SECOND), round(timeout * SECOND), settings.retention_days * DAY
-        )
+        retry, timeout = settings.validation_retry * SECOND, settings.validation_timeout * SECOND
+        self.timeouts = Timeouts(round(retry), round(timeout), settings.retention_days * DAY)
         self.counts: Counter[str] = Counter()  # since the start: statuses, verdicts by kind, questions
-        self.delays = Histogram(
-            "energy2go_verdict_seconds", "Question to verdict", registry=None, buckets=DELAYS
-        )
+        name, text = "energy2go_verdict_seconds", "Question to verdict"
+        self.delays = Histogram(name, text, registry=None, buckets=DELAYS)
         self.sizes = Histogram("energy2go_batch_jobs", "Jobs in a batch", registry=None, buckets=BATCH_SIZES)
         self.stopping = 0
         self.session, self.deleted = 0, FIRST  # see Batch
@@ -221,13 +218,10 @@ class Ledger:
         """The jobs for the next batch, except withdrawn ones."""
         jobs: list[Job] = []
         with suppress(Empty):
-            job = self.queue.get(timeout=patience) if patience > 0 else self.queue.get_nowait()
-            while True:
+            while len(jobs) < BATCH:
+                job, patience = self.queue.get(timeout=max(0, patience)), 0
                 if job and job.take():
                     jobs.append(job)
-                if len(jobs) == BATCH:
-                    break
-                job = self.queue.get_nowait()
         return jobs
 
     def _due(self, jobs: list[Job]) -> list[Job]:

@@ -223,18 +223,10 @@ def transaction(row: Sequence[Any]) -> Transaction:
     """A row of COLUMNS as clients see it."""
     row_id, status, created, updated, attempts, asked_at, expires_at, reason, equipment, *station = row
     settled = status in ("COMPLETED", "ERROR")
-    return Transaction(
-        uuid(row_id),
-        Station(*station),
-        Status(status),
-        moment(created),
-        moment(updated),
-        attempts,
-        None if asked_at is None else moment(asked_at),
-        None if settled or expires_at is None else moment(expires_at),
-        reason,
-        equipment,
-    )
+    asked = None if asked_at is None else moment(asked_at)
+    expires = None if settled or expires_at is None else moment(expires_at)
+    about = uuid(row_id), Station(*station), Status(status), moment(created), moment(updated)
+    return Transaction(*about, attempts, asked, expires, reason, equipment)
 
 
 # Changes, for the ledger
@@ -446,18 +438,15 @@ def claim(
     # How often VALIDATION_RETRY doubles until it is longer than the longest backoff.
     # MATERIALIZED: PostgreSQL might otherwise run the subquery once per row, and take more than the limit.
     doublings = (LONGEST_BACKOFF // timeouts.retry).bit_length()
-    rows = execute(
-        database,
-        f"""WITH due AS MATERIALIZED (
+    statement = f"""WITH due AS MATERIALIZED (
             SELECT id FROM "transaction" WHERE {WAITING if waiting else OPEN} AND retry_at <= ?
-            ORDER BY retry_at LIMIT ? {"FOR UPDATE SKIP LOCKED" if is_postgresql(database) else ""}
-        )
+            ORDER BY retry_at LIMIT ? {"FOR UPDATE SKIP LOCKED" if is_postgresql(database) else ""})
         UPDATE "transaction" SET attempts = CASE WHEN attempts < {MOST} THEN attempts + 1 ELSE attempts END,
             asked_at = ?, expires_at = coalesce(expires_at, ?),
             retry_at = ? + CASE WHEN attempts < ? THEN ? << attempts ELSE ? END
-        WHERE id IN (SELECT id FROM due) RETURNING id, station_id, retry_at""",
-        *(clock, limit, clock, clock + timeouts.timeout, clock, doublings, timeouts.retry, LONGEST_BACKOFF),
-    )
+        WHERE id IN (SELECT id FROM due) RETURNING id, station_id, retry_at"""
+    backoff = doublings, timeouts.retry, LONGEST_BACKOFF
+    rows = execute(database, statement, clock, limit, clock, clock + timeouts.timeout, clock, *backoff)
     return [(Question(uuid(row_id), station_id), retry_at - clock) for row_id, station_id, retry_at in rows]
 
 

@@ -367,9 +367,7 @@ def read_verdict(payload: bytes) -> Verdict:
         try:
             text = decode_text(raw)
         except ValueError:
-            words = (
-                "the %(field)s of %(transaction)s is ignored: it is no text, or has NUL or half a character"
-            )
+            words = "the %(field)s of %(transaction)s is ignored: no text, or it has NUL or half a character"
             note(log.warning, "text_ignored", words, field=field, transaction=key)
         texts.append((text or "")[:LONGEST] or None)
     return Verdict(key, response.status, *texts)

@@ -63,9 +63,7 @@ MethodNotAllowed = kind(405, "", "The path does not have this method.", headers=
 PreconditionFailed = kind(412, "Precondition failed", "It no longer has a tag of If-Match; read it again.")
 ContentTooLarge = kind(413, "", "The body is too long.")
 UnsupportedMediaType = kind(415, "", "The body is not declared as application/json, or it is encoded.")
-InvalidValue = kind(
-    422, "Invalid value", "A field is missing, unknown, of the wrong type or out of its range."
-)
+InvalidValue = kind(422, "Invalid value", "A field is missing, unknown, of the wrong type or out of range.")
 Unavailable = kind(503, "Unavailable", "Base of errors that may be gone soon.", headers={"Retry-After": "5"})
 NotRunning = kind(503, "Not running", "The service does not run.", Unavailable)
 NotRead = kind(503, "Not read", "The database cannot be read.", Unavailable)

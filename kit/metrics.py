@@ -18,15 +18,10 @@ class Requests:
     """An app's HTTP requests, labelled by route and not by path, to keep cardinality low."""
 
     def __init__(self) -> None:
-        labels = ["route", "method"]
+        labels, text = ["route", "method"], "Time from a request's head to its answer's head"
         self.total = Counter("http_requests", "Requests answered", [*labels, "status"], registry=None)
-        self.seconds = Histogram(
-            "http_request_duration_seconds",
-            "Time from a request's head to its answer's head",
-            labels,
-            registry=None,
-            buckets=DURATIONS,
-        )
+        name = "http_request_duration_seconds"
+        self.seconds = Histogram(name, text, labels, registry=None, buckets=DURATIONS)
         self.in_progress = 0
         self._series = cache(self._new_series)  # prometheus_client is slow to find them
 

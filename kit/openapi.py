@@ -10,13 +10,13 @@ from typing import Any, get_type_hints
 import msgspec
 
 from kit import errors as kinds
-from kit.errors import Problem, Refusal
 from kit.requests import JSON, rules
 
 AGAIN = "Send the request again; 404 or 412 may then mean that it was carried out."  # an idempotent one
 CHANGE = [kinds.IncompleteBody, kinds.ContentTooLarge, kinds.UnsupportedMediaType]
 CHANGE += [kinds.NotStored, kinds.Locked, kinds.OutcomeUnknown]
 REFERENCE = "#/components/schemas/{name}"
+TOKEN = {"type": "http", "scheme": "bearer", "description": "`API_TOKEN`, or `API_TOKEN_OLD`"}
 Json = dict[str, Any]
 HEADERS = {
     "Allow": "The methods that this path has.",
@@ -55,7 +55,7 @@ class Declaration:
         method: str,
         rule: str,
         answers: tuple[tuple[Any, ...], ...] = ((200,),),
-        errors: tuple[type[Refusal], ...] = (),
+        errors: tuple[type[kinds.Refusal], ...] = (),
         media_type: str = JSON,
         data: Any = None,
         token: bool = True,
@@ -83,13 +83,13 @@ class Declaration:
         self.answers = [(*answer, *waits) for answer in answers]
         self.keyless = method == "POST" and "Idempotency-Key" not in self.headers
         refusals = {*errors, *self._implied(method != "GET")}
-        if not all(issubclass(refusal, Refusal) for refusal in refusals):
+        if not all(issubclass(refusal, kinds.Refusal) for refusal in refusals):
             raise TypeError("errors must be Refusals")
         self.errors = sorted(refusals, key=lambda refusal: refusal.status)
 
-    def _implied(self, changes: bool) -> list[type[Refusal]]:
+    def _implied(self, changes: bool) -> list[type[kinds.Refusal]]:
         """The errors that follow from the inputs."""
-        occurs: dict[type[Refusal], Any] = {
+        occurs: dict[type[kinds.Refusal], Any] = {
             kinds.MethodNotAllowed: True,
             kinds.InvalidValue: self.path or self.structs,
             kinds.Unauthorized: self.token,
@@ -128,13 +128,7 @@ def document(routes: Mapping[Any, Declaration], info: Json, tags: dict[str, str]
         "components": {
             "schemas": {name: in_3_0(schema) for name, schema in sorted(found.items())},
             "headers": headers,
-            "securitySchemes": {
-                "token": {
-                    "type": "http",
-                    "scheme": "bearer",
-                    "description": "`API_TOKEN`, or `API_TOKEN_OLD`",
-                }
-            },
+            "securitySchemes": {"token": TOKEN},
         },
     }
 
@@ -174,14 +168,14 @@ def success(declared: Declaration, status: int, names: list[str], found: Json) -
     return described
 
 
-def failure(refusals: list[type[Refusal]], found: Json) -> Json:
+def failure(refusals: list[type[kinds.Refusal]], found: Json) -> Json:
     """The answer for refusals with the same status."""
     shapes = [schema(shape, found) for shape in dict.fromkeys(refusal.shape for refusal in refusals)]
     content: Json = {"schema": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}
     content["examples"] = {
         one.title: {"value": msgspec.to_builtins(one(str(one.__doc__)).problem())}
         for one in refusals
-        if one.shape is Problem
+        if one.shape is kinds.Problem
     }
     return {
         "description": " ".join(str(one.__doc__) for one in refusals),

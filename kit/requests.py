@@ -19,7 +19,6 @@ from msgspec import inspect
 from msgspec.structs import astuple
 
 from kit import errors
-from kit.errors import InvalidValue
 
 JSON = "application/json"
 LARGEST_BODY = 64 * 1024  # bytes
@@ -82,11 +81,11 @@ def read_query(struct: type[msgspec.Struct]) -> Any:
     for name in request.query:
         raw, is_list = request.query.getall(name), fields.get(name, {}).get("type") == "array"
         if len(raw) > 1 and not is_list:
-            raise InvalidValue("query.{}: must be given only once.", name[:40])
+            raise errors.InvalidValue("query.{}: must be given only once.", name[:40])
         try:
             text = ",".join(raw).encode("latin1").decode()  # Bottle gives a character for each byte
         except UnicodeDecodeError:
-            raise InvalidValue("query.{}: must be UTF-8.", name[:40]) from None
+            raise errors.InvalidValue("query.{}: must be UTF-8.", name[:40]) from None
         given[name] = text.split(",") if is_list else text
     return convert(given, struct, "query")
 
@@ -117,7 +116,7 @@ def convert(data: Any, kind: Any, place: str) -> Any:
         numbers, texts = (value, text) if isinstance(value, list) else ([value], [text])
         other_number = isinstance(numbers[0], int) and [*map(str, numbers)] != texts
         if other_number or (isinstance(value, datetime) and "-" not in text[1:]):
-            raise InvalidValue(f"{place}.{name}".rstrip(".") + f": {rules(kind)[name]}")
+            raise errors.InvalidValue(f"{place}.{name}".rstrip(".") + f": {rules(kind)[name]}")
     return found
 
 
@@ -163,16 +162,16 @@ def mistake(error: msgspec.ValidationError, kind: Any, place: str) -> errors.Ref
     """The refusal for a mistake that msgspec found in a `kind`."""
     text, right = str(error), rules(kind)
     if unknown := re.fullmatch("Object contains unknown field `(.*)`", text, re.DOTALL):
-        return InvalidValue(f"{place}.{{}}: is not one of {', '.join(right)}", f"{unknown[1]:.40}")
+        return errors.InvalidValue(f"{place}.{{}}: is not one of {', '.join(right)}", f"{unknown[1]:.40}")
     if missing := re.fullmatch("Object missing required field `(.*)`", text):
-        return InvalidValue(f"{place}.{missing[1]}: is missing")
+        return errors.InvalidValue(f"{place}.{missing[1]}: is missing")
     field = re.search(r"`\$\.([^.[`]+)[^`]*`$", text)
     where, rule = (f"{place}.{field[1]}", right[field[1]]) if field else (place, right.get(""))
     reason = text.partition(" - at `$")[0]
     if not rule or ", got `" in reason:  # msgspec's own sentence is better
-        return InvalidValue(f"{where}: {reason}")
+        return errors.InvalidValue(f"{where}: {reason}")
     value = re.match("Invalid enum value (.*) - at", text, re.DOTALL)
-    return InvalidValue(f"{where}: {rule}", f"{value[1]:.40}" if value else None)
+    return errors.InvalidValue(f"{where}: {rule}", f"{value[1]:.40}" if value else None)
 
 
 @cache
