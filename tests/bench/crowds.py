@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 import re
 import resource
 import select
@@ -13,9 +14,10 @@ from uuid import UUID
 
 from clients import drive, request
 from idle import WAIT, Crowd
+from installation import metric, resident
 from programs import wait_until
 from raw import answer
-from stack import Stack, memory, status, step
+from stack import Stack, step
 from traffic import spread
 
 CLIENTS, SLICE = 4, 0.25  # number of others, and for how long they read and then write
@@ -45,20 +47,16 @@ def waits(stack: Stack, count: int, delay: float, stay: bool) -> dict:
     with Crowd(stack.service) as crowd:
         clients = crowd.open(count, WAIT)
         took = others(stack.port, delay / 6)
+        waiting = lambda: metric(stack.service, "energy2go_waiters")  # noqa: E731
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: waiting(stack) == count, "all of them wait", delay / 6)
-        found["at once"] = waiting(stack)
+            wait_until(lambda: waiting() == count, "all of them wait", delay / 6)
+        found["at once"] = waiting()
         found["ms"] = spread(took + others(stack.port, began + delay + 1 - time.monotonic()))
-        found["threads"] = status(worker, "Threads")
+        found["threads"] = len(os.listdir(f"/proc/{worker}/task"))
         answers = [answer(client).partition(b"\r\n\r\n")[2] for client in clients] if stay else []
-        found["MB"] = memory(worker, "VmHWM")
+        found["MB"] = resident(worker, "VmHWM")
     found["verdicts"] = sum(json.loads(body)["status"] in ("COMPLETED", "ERROR") for body in answers)
     return found
-
-
-def waiting(stack: Stack) -> int:
-    """How many requests wait for a verdict now."""
-    return int(re.search(rb"(?m)^energy2go_waiters (\d+)", stack.service.get("/metrics").body)[1])
 
 
 def reach(stack: Stack, count: int, events: int) -> dict:

@@ -11,9 +11,10 @@ from statistics import median
 import report
 from against import checkout, compile_all
 from crowds import crowds
+from installation import resident
 from million import million
 from programs import ROOT
-from stack import Stack, end_on_signals, memory, step
+from stack import Stack, end_on_signals, step
 from traffic import POST_AND_WAIT, Phase, measure, middle
 
 VAR = ROOT / "var"
@@ -56,7 +57,7 @@ def bench(folder: Path, against: str, quick: bool) -> dict:
         found["rounds"] = under_traffic(stacks, rounds, 10 if quick else 1)
         found["phases"] = middle(found["rounds"])
         found["pending"] = stacks[""].status("PENDING")
-        found["equipment MB"] = memory(stacks[""].pids["equipment"], "VmHWM")
+        found["equipment MB"] = resident(stacks[""].equipment.pid, "VmHWM")
     if quick:
         found["crowds"] = crowds(folder, (50, 100), (1, 20, 50), delay=0.5, events=2)
         found["million"] = million(folder / "million", 10_000, 0.1)

@@ -9,10 +9,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from installation import resident
 from load import Load
 from programs import ROOT
 from report import Goal, goal_table, table
-from stack import STATION, Stack, end_on_signals, memory, step
+from stack import STATION, Stack, end_on_signals, step
 
 VAR = ROOT / "var"
 PARTS = 20
@@ -50,7 +51,7 @@ def post(stack: Stack, posts: int, rate: float, fault: str) -> tuple[list[str], 
 
 def look(stack: Stack) -> dict[str, float]:
     """A column of the table."""
-    found = {f"RSS of the {name}, MB": memory(pid, "VmRSS") for name, pid in stack.pids.items()}
+    found = {f"RSS of the {name}, MB": resident(pid) for name, pid in stack.pids.items()}
     found["descriptors of the service"] = len(os.listdir(f"/proc/{stack.pids['service']}/fd"))
     found["WAL, MB"] = Path(f"{stack.file}-wal").stat().st_size / 2**20
     found["database, MB"] = stack.file.stat().st_size / 2**20

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from installation import Installation
+from installation import Installation, resident
 from programs import ROOT, wait_until
 
 STATION = 1
@@ -29,17 +29,6 @@ def busy() -> float:
     """The CPU time of all programs since the machine started, in seconds."""
     user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9])
     return sum((user, nice, system, *rest)) / os.sysconf("SC_CLK_TCK")
-
-
-def status(pid: int, field: str) -> int:
-    """A number from proc_pid_status(5)."""
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(fields[field].split()[0])
-
-
-def memory(pid: int, field: str) -> float:
-    """The memory of a process in MB: `VmRSS` is the current value, `VmHWM` the highest."""
-    return status(pid, field) / 1024
 
 
 def end_on_signals() -> None:
@@ -92,7 +81,7 @@ class Stack(Installation):
         wait_until(lambda: self.service.get("/healthz").status == 200, "the service answers")
         took = (time.monotonic() - began) * 1000
         self.ready()
-        return took, sum(memory(self.pids[name], "VmRSS") for name in ("service", "master"))
+        return took, sum(resident(self.pids[name]) for name in ("service", "master"))
 
     def cpu(self) -> dict[str, int]:
         """The CPU time of each process and of the generator, in ns; raises OSError if one has died."""

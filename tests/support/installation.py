@@ -19,10 +19,10 @@ def children(pid: int) -> list[int]:
     return []
 
 
-def resident(pid: int) -> float:
-    """The memory of a process, in MB."""
+def resident(pid: int, field: str = "VmRSS") -> float:
+    """The memory of a process in MB: `VmRSS` is the current value, `VmHWM` the highest."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(fields["VmRSS"].split()[0]) / 1024
+    return int(fields[field].split()[0]) / 1024
 
 
 def kill(pids: list[int]) -> None:
