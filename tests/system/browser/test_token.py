@@ -1,14 +1,11 @@
 """With a token: the live page, Swagger UI, the keyboard, and the clients in docs/http.md."""
 
-import os
 import re
-import subprocess
 import sys
 
-import pytest
 from playwright.sync_api import expect
 
-from programs import ROOT, wait_until
+from programs import ROOT, Program, wait_until
 from tab import NOTICES, TOKEN, VERDICT, button, live, outcome, part, row, rows
 
 OPTIONS = {"API_TOKEN": "Schlüssel", "API_TOKEN_OLD": "open-sesame"}
@@ -159,22 +156,13 @@ def example(language: str, word: str) -> str:
     return found
 
 
-@pytest.fixture
-def python(tmp_path):
-    """A function that starts the example in Python, and returns what it prints."""
-    started = []
-
-    def start(url: str):
-        code = example("python", "httpx_sse").replace("http://127.0.0.1:8000", url)
-        with (tmp_path / "output").open("w") as file:
-            environment = os.environ | {"API_TOKEN": "open-sesame"}
-            started.append(subprocess.Popen([sys.executable, "-c", code], stdout=file, env=environment))
-        return lambda: (tmp_path / "output").read_text().splitlines()
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+def python(folder, programs, url: str):
+    """Start the example in Python, and return what it prints."""
+    code = example("python", "httpx_sse").replace("http://127.0.0.1:8000", url)
+    command = [sys.executable, "-c", code]
+    client = Program("client", command, folder, {"API_TOKEN": "open-sesame"}).start()
+    programs.append(client)
+    return lambda: client.output.read_text().splitlines()
 
 
 def browser(tab, url: str, word: str):
@@ -193,15 +181,13 @@ def browser(tab, url: str, word: str):
     return lambda: tab.page.evaluate("1") and said
 
 
-def test_the_clients_in_the_document_miss_nothing_when_the_service_restarts(running, python, tab):
+def test_the_documented_clients_miss_nothing_over_a_restart(running, tab, tmp_path, programs):
     service = running("Teste").service
     words = "new EventSource", "fetchEventSource"
-    clients = [python(service.url), *(browser(tab, service.url, word) for word in words)]
+    clients = [python(tmp_path, programs, service.url), *(browser(tab, service.url, word) for word in words)]
 
-    def followers(count: int) -> bool:
-        return f"energy2go_followers {count}.0".encode() in service.get("/metrics", **TOKEN).body
-
-    tab.wait_until(lambda: followers(3), "they follow")
+    followed = b"energy2go_followers 3.0"
+    tab.wait_until(lambda: followed in service.get("/metrics", **TOKEN).body, "they follow")
 
     def settled() -> str:
         """A line that each client prints for a new transaction."""
