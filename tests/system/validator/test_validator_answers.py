@@ -61,30 +61,61 @@ def test_a_response_topic_is_not_followed(meets):
     assert {packet.topic for packet in connection.received(PUBLISH)} == {ANSWER, STATUS + "validator"}
 
 
+def question(key: str = f'"{GOOD_ID}"', station: str = "1") -> bytes:
+    return b'{"transaction_id":%s,"station_id":%s}' % (key.encode(), station.encode())
+
+
+WHOLE = [
+    question().center(1024),
+    b'{"station_id":1,"x":[{}],"transaction_id":"%s","y":"\xc2\xa2 \\u00e9"}' % GOOD_ID.encode(),
+    question(f'"\\u0030{GOOD_ID[1:]}"', "2147483647"),
+    question(f'"{GOOD_ID.upper()}"'),
+]
 GARBAGE = {
-    b"x" * 1025: "the question is too long",
-    b"\xff\xfe": "the question is not UTF-8",
-    b"": "the question is not JSON",
-    b"[" * 300 + b"]" * 300: "the question is not a JSON object",
-    b'{"a": 1, "a": 1}': "the question has the same key twice",
-    b'{"station_id": 1}': "transaction_id is missing",
-    b'{"transaction_id": "%s%n"}': "transaction_id is not a UUID",
-    json.dumps({"transaction_id": GOOD_ID, "station_id": 1.0}).encode(): "station_id is not a whole number",
+    "the question is too long": [question().center(1025), b"[" * 60_000],
+    "the question is not UTF-8": [b"\xff\xfe", b'"\xc0\x80"', b'"\xed\xa0\x80"', b'"\xe2\x82'],
+    "the question is not JSON": [
+        *(b"", b"transaction 7", b"[" * 990, question() + b"x", question() + b"\0", question()[:-1]),
+        *(question(f'"{GOOD_ID}\\u0000"'), b"\xef\xbb\xbf" + question()),
+    ],
+    "the question has the same key twice": [b'{"a":1,"a":1}', b'[{"x":[{"y":1,"\\u0079":1}]}]'],
+    "the question has a number that is too large": [question(station="1e999"), b"9223372036854775808"],
+    "the question is not a JSON object": [b"17", b"[" * 300 + b"]" * 300],
+    "transaction_id is missing": [b'{"x":%s}' % question()],
+    "transaction_id is not a string": [question("null")],
+    "transaction_id is not a UUID": [
+        *(question('"%s%n"'), question(f'" {GOOD_ID}"'), question(f'"{GOOD_ID}0"')),
+        *(question(f'"{GOOD_ID[:-1]}g"'), question('"01890a5d-ac96-774b-bcceb-302099a8057"')),
+        question(f'"{GOOD_ID[:-2]}é"'),
+    ],
+    "station_id is missing": [b'{"transaction_id":"%s"}' % GOOD_ID.encode()],
+    "station_id is not a whole number from 1 to 2147483647": [
+        question(station=station) for station in ("0", "-1", "1.0", '"1"', "2147483648", "4294967297")
+    ],
 }
 
 
 def test_garbage_gets_a_line_and_the_next_question_an_answer(meets):
+    bad = [(payload, sentence) for sentence in GARBAGE for payload in GARBAGE[sentence]]
+    # Blanks make each excerpt another line, since the same one comes once.
+    payloads = [(b" " * number + payload, sentence) for number, (payload, sentence) in enumerate(bad)]
+    for name, some in (("one", payloads[:18]), ("another", payloads[18:])):  # 20 lines may come at once
+        validator, _, connection = meets(name=name)
+        for payload in [*(payload for payload, _ in some), *WHOLE]:
+            connection.publish(QUESTION, payload)
+        wait_until(lambda one=connection: answered(one) == [GOOD_ID] * len(WHOLE), "it answers")
+        said = [line.partition("ignored, ")[2] for line in validator.said().splitlines()[1:]]
+        assert [line.partition(":")[0] for line in said] == [sentence for _, sentence in some]
+
+
+def test_an_excerpt_is_short_and_harmless(meets):
     validator, _, connection = meets()
     rude = b"\x1b[2J\nvalidator: is online \xf0\x9f\x94\x8b \x7f"
-    for payload in [*GARBAGE, rude + b"a" * 900]:
-        connection.publish(QUESTION, payload)
-    ask(connection, [GOOD_ID])
-    wait_until(lambda: answered(connection) == [GOOD_ID], "it answers")
-    for sentence in GARBAGE.values():
-        assert validator.said().count(f"ignored, {sentence}") == 1 + (sentence == "the question is not JSON")
-    # An excerpt is short and harmless.
+    connection.publish(QUESTION, b"")
+    connection.publish(QUESTION, rude + b"a" * 900)
     tame = r"\x1B[2J\x0Avalidator: is online \xF0\x9F\x94\x8B \x7F" + "a" * (64 - len(rude)) + " ...\n"
-    assert validator.said().endswith(f"Z validator: ignored, the question is not JSON: {tame}")
+    line = f"Z validator: ignored, the question is not JSON: {tame}"
+    wait_until(lambda: validator.said().endswith(line), "it says so")
 
 
 def ignored(validator) -> int:
