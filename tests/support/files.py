@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from uuid import UUID
 
 import models
 from kit import storage
@@ -48,29 +49,14 @@ def locked(folder: Path):
 
 
 def stored(folder: Path) -> set[str]:
-    """The ids of the transactions that are stored, as 32 digits."""
-    return {key for (key,) in query(folder / NAME, 'SELECT id FROM "transaction"')}
-
-
-def digits(ids: list[str]) -> set[str]:
-    """Ids as clients see them, written as SQLite stores them."""
-    return {key.replace("-", "") for key in ids}
+    """The ids of the transactions that are stored."""
+    return {str(UUID(key)) for (key,) in query(folder / NAME, 'SELECT id FROM "transaction"')}
 
 
 def backup(folder: Path) -> Path:
     """A sound copy of the database as it is now."""
     query(folder / NAME, f"VACUUM INTO '{folder}/backup'")
     return folder / "backup"
-
-
-def remove(folder: Path) -> None:
-    """Remove the file, its log and its index."""
-    for file in folder.glob(f"{NAME}*"):
-        file.unlink()
-
-
-def put_a_journal_there(folder: Path) -> None:
-    (folder / f"{NAME}-journal").write_bytes(bytes.fromhex("d9d505f920a163d7") + bytes(5000))
 
 
 def move_away(folder: Path, names: str = f"{NAME}*") -> Callable[[], None]:
@@ -85,13 +71,6 @@ def move_away(folder: Path, names: str = f"{NAME}*") -> Callable[[], None]:
             file.rename(folder / file.name)
 
     return back
-
-
-def rename(folder: Path) -> Callable[[], None]:
-    """Rename the folder; returns a function that names it as before."""
-    away = folder.with_name("renamed")
-    folder.rename(away)
-    return lambda: away.rename(folder)
 
 
 def in_a_namespace(script: str, *arguments: str) -> subprocess.CompletedProcess:
