@@ -15,7 +15,7 @@ setup: packages .venv/run ## install everything that `make run` needs, and build
 run: setup ## start broker, equipment and service; Ctrl-C stops them
 	@exec $(VENV) -m kit.desk
 
-check: lint ## check style and types, and run the unit tests on SQLite, in half a minute
+check: lint ## check style and types, and run the unit tests on SQLite, in 20 seconds
 	@mkdir -p var
 	$(PYTEST) -n 2 --sqlite-only -m 'not fault' tests/unit
 
