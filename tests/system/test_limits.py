@@ -10,7 +10,7 @@ import pytest
 from idle import FOLLOW, KEPT, WAIT, Crowd, everybody, half_a_body
 from installation import children, metric, resident
 from programs import Broker, Equipment, Service, wait_until
-from raw import answer
+from raw import BODY, POST, answer
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +72,15 @@ def test_clients_that_do_nothing_lock_nobody_out(limited, many):
     assert "room for" not in service.said()
     (worker,) = children(service.pid)
     (kept,) = many(service, 1, KEPT, b"200 ")
+    (slow,) = many(service, 1, POST + b"Content-Length: %d\r\n\r\n" % len(BODY))
     with Crowd(service) as crowd:
         everybody(crowd)
         half_a_body(crowd)
         assert_answers(service, worker)
         kept.sendall(KEPT)
         assert answer(kept).startswith(b"HTTP/1.1 200 ")
+        slow.sendall(BODY)
+        assert answer(slow).startswith(b"HTTP/1.1 201 ")
 
 
 def test_with_few_descriptors_it_says_that_fewer_can_wait(limited, many, tmp_path, programs):
