@@ -33,6 +33,14 @@ def made(file: Path, station: str) -> Path:
     return file
 
 
+def problem(url: str, migrations: str = MIGRATIONS) -> str:
+    """Why a service cannot use this at its start; "" if it can."""
+    store = storage.Store(url, 3, migrations)
+    store.recover()
+    store.close()
+    return store.problem
+
+
 def query(file: Path, sql: str) -> list[tuple]:
     """The rows of a statement that another process executes."""
     with contextlib.closing(sqlite3.connect(file, timeout=60)) as database, database:

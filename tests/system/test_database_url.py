@@ -8,20 +8,10 @@ import psycopg
 import pytest
 
 from faulty import recovers, refused, says
+from files import problem
 from kit import sql, storage
 from kit.sql import execute, is_postgresql
 from programs import MIGRATIONS, free_port
-
-
-def problem(url: str) -> str:
-    """Why a store cannot use this; "" if it can."""
-    store = storage.Store(url, 3, MIGRATIONS)
-    try:
-        store.recover()
-        return store.problem
-    finally:
-        store.close()
-
 
 NAMES = "a#b.db", "a?mode=ro", "100%.db", "übung größe.db", " blank .db", "a%23.db", ":memory:"
 

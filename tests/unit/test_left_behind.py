@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from files import NAME, backup, contents, damage, dies, made, query
-from kit.storage import Store
+from files import NAME, backup, contents, damage, dies, made, problem, query
 from programs import MIGRATIONS
 
 MORE = """INSERT INTO "transaction" (id, station_id, status, created, updated, attempts)
@@ -25,19 +24,11 @@ def file(tmp_path) -> Path:
     return file
 
 
-def problem(file: Path) -> str:
-    """Why the service cannot use this; "" if it can."""
-    store = Store(f"sqlite:///{file}", 1, MIGRATIONS)
-    store.recover()
-    store.close()
-    return store.problem
-
-
 def stays_refused(file: Path, words: str) -> None:
     """Check that each start refuses the file with these words, and changes nothing in its folder."""
     before = contents(file.parent)
     for _ in range(2):
-        assert re.search(words, problem(file))
+        assert re.search(words, problem(f"sqlite:///{file}"))
         assert contents(file.parent) == before
 
 
@@ -53,7 +44,7 @@ def test_a_damaged_file_is_refused(file):
 
 def test_a_log_is_used_if_it_belongs_and_refused_if_not(file):
     dies(file, MORE(2000))
-    assert (problem(file), count(file)) == ("", 2000)
+    assert (problem(f"sqlite:///{file}"), count(file)) == ("", 2000)
     copy = backup(file.parent)
     query(copy, 'DELETE FROM "transaction" WHERE random() % 2')
     query(copy, "VACUUM")
@@ -61,7 +52,7 @@ def test_a_log_is_used_if_it_belongs_and_refused_if_not(file):
     shutil.copyfile(copy, file)
     stays_refused(file, "^the file is damaged.*-wal")
     Path(f"{file}-wal").unlink()
-    assert (problem(file), count(file)) == ("", count(copy))
+    assert (problem(f"sqlite:///{file}"), count(file)) == ("", count(copy))
 
 
 def test_a_journal_is_used_if_it_belongs_and_refused_if_not(file):
@@ -69,12 +60,12 @@ def test_a_journal_is_used_if_it_belongs_and_refused_if_not(file):
     dies(file, *SMALL, "BEGIN", 'UPDATE "transaction" SET rowid = -rowid')
     foreign = journal.read_bytes()
     assert len(foreign) > 4096
-    assert (problem(file), count(file)) == ("", 1000)
+    assert (problem(f"sqlite:///{file}"), count(file)) == ("", 1000)
     query(file, MORE(2000))
     journal.write_bytes(foreign[: len(foreign) // 2])  # only some pages would become old ones
     stays_refused(file, "^the file is damaged")
     journal.unlink()
-    assert (problem(file), count(file)) == ("", 2000)
+    assert (problem(f"sqlite:///{file}"), count(file)) == ("", 2000)
 
 
 def test_a_log_whose_file_is_missing_is_not_thrown_away(file):
@@ -82,7 +73,7 @@ def test_a_log_whose_file_is_missing_is_not_thrown_away(file):
     file.rename(moved := file.with_name("moved"))
     stays_refused(file, f"is missing, but .*{NAME}-wal is there")
     moved.rename(file)
-    assert (problem(file), count(file)) == ("", 2000)
+    assert (problem(f"sqlite:///{file}"), count(file)) == ("", 2000)
 
 
 SWAP = "import os\n\ndef up(*_):\n    os.path.exists('{0}') and os.rename('{0}', '{1}')\n".format
@@ -91,7 +82,4 @@ SWAP = "import os\n\ndef up(*_):\n    os.path.exists('{0}') and os.rename('{0}',
 def test_a_file_that_is_replaced_while_it_is_opened_is_noticed(file, tmp_path):
     shutil.copytree(MIGRATIONS, folder := tmp_path / "migrations")
     (folder / "9999_swap.py").write_text(SWAP(made(tmp_path / "other.db", "other"), file))
-    store = Store(f"sqlite:///{file}", 1, str(folder))
-    store.recover()
-    store.close()
-    assert "was removed or replaced" in store.problem
+    assert "was removed or replaced" in problem(f"sqlite:///{file}", str(folder))

@@ -6,6 +6,7 @@ import peewee
 import pytest
 
 import models
+from files import problem
 from kit.sql import execute
 from kit.storage import InDoubt, NotWritten, Store, Unreadable
 from programs import MIGRATIONS
@@ -101,11 +102,9 @@ def test_a_database_that_is_not_in_utf8_is_refused_in_one_sentence(postgres):
     postgres.execute(
         "CREATE DATABASE bytes ENCODING SQL_ASCII LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
     )
-    store = Store(postgres.url("bytes"), 1, MIGRATIONS)
-    store.recover()
-    store.close()
+    found = problem(postgres.url("bytes"))
     postgres.execute("DROP DATABASE bytes")
-    assert re.fullmatch(r"its encoding is SQL_ASCII, .*UTF8.*docs/operations\.md.*", store.problem)
+    assert re.fullmatch(r"its encoding is SQL_ASCII, .*UTF8.*docs/operations\.md.*", found)
 
 
 INDEXES = """transaction_station_id_id transaction_status_id transaction_station_id_status_id
@@ -124,10 +123,7 @@ def test_an_index_of_ours_that_is_missing_or_other_is_created_again(store, datab
             execute(store.database, instead.format(name))
     store.database.close_all()
     for _ in range(2):  # the second start finds nothing to do
-        again = Store(database_url, 1, MIGRATIONS)
-        again.recover()
-        assert not again.problem
-        again.close()
+        assert problem(database_url) == ""
     assert caplog.text.count("was missing and is created again") == len(INDEXES.split())
     assert {*INDEXES.split(), "theirs"} <= {
         index.name for table in store.database.get_tables() for index in store.database.get_indexes(table)
