@@ -65,12 +65,8 @@ def test_what_is_in_doubt_is_stored_once_and_answered_201_with_its_first_id(run,
         again = post(run, key)
         # One that came after the first had failed was refused at once, so it is not stored.
         assert (answer.status, again.status) in ((201, 200), (503, 201))
-        if answer.status == 201:
-            assert [again.json[name] for name in ("id", "created")] == [
-                answer.json[name] for name in ("id", "created")
-            ]
-        else:
-            assert "nothing was stored" in answer.json["detail"]
+        same = {name: again.json[name] for name in ("id", "created")}
+        assert same.items() <= answer.json.items() or "nothing was stored" in answer.json["detail"]
         assert stored(run, key) == 1
     assert 201 in {answer.status for answer in answers.values()}
 
