@@ -1,6 +1,8 @@
-"""Brokers that misbehave or limit us: the service says why, and settles everything with the next one."""
+"""Brokers that misbehave, limit us or are slow: the service says why, and settles everything in the end."""
 
+import contextlib
 import gc
+import itertools
 import json
 import socket
 import struct
@@ -12,13 +14,13 @@ import pytest
 
 from brokers import SAYS, WORKS
 from mqtt_listener import SUBSCRIPTIONS, UNACKNOWLEDGED
-from pair import Pair
 from programs import wait_until
 from scripted import (
     ANSWER,
     CONNACK,
     CONNECT,
     DISCONNECT,
+    PACKETS,
     PINGREQ,
     PUBACK,
     PUBLISH,
@@ -28,51 +30,48 @@ from scripted import (
     SUBSCRIBE,
     ScriptedBroker,
     both,
+    confirm,
     connack,
     hang_up,
     in_turn,
     nothing,
     packet,
+    puback,
     take_and_confirm,
 )
 
 
-@pytest.fixture(scope="module")
-def broker():
-    with ScriptedBroker() as broker:
-        yield broker
-
-
-@pytest.fixture(scope="module")
-def shared(broker, tmp_path_factory):
-    """A ledger and a listener for this file, which connects again at once."""
-    pair = Pair(tmp_path_factory.mktemp("brokers"), broker.port, patient=False)
-    yield pair
-    pair.stop()
-
-
 @pytest.fixture
-def meets(shared, broker):
-    """A function that puts another broker in this place: `meets(connect=connack(ReceiveMaximum=1))`."""
+def meets(start, scripted):
+    """A function that starts a broker with these reactions, and a pair with these options."""
 
-    def meets(**reactions) -> Pair:
-        session = shared.listener.session
-        broker.becomes(**{"publish": take_and_confirm} | reactions)
-        wait_until(lambda: shared.listener.session > session, "it is subscribed")
-        shared.unheard.clear()
-        return shared
+    def meets(publish=take_and_confirm, count: int = 0, **given):
+        broker = scripted(publish=publish, **{name: given.pop(name) for name in {*given} & {*PACKETS}})
+        pair = start(broker.port, **{"patient": False} | given)
+        pair.ready()
+        for _ in range(count):
+            pair.create_later()
+        return broker, pair
 
     return meets
 
 
-@pytest.fixture
-def pair(meets):
-    """The pair of this file, connected to a broker that confirms everything."""
-    return meets()
-
-
 def verdict(key) -> bytes:
     return json.dumps({"transaction_id": str(key), "status": "COMPLETED"}).encode()
+
+
+def asked(broker: ScriptedBroker) -> list[bytes]:
+    connections = broker.connections
+    return [question.payload for connection in connections for question in connection.published(QUESTION)]
+
+
+def mend(broker: ScriptedBroker, pair, expired: int = 0) -> None:
+    """Let the broker take and confirm everything: all that has not expired must settle."""
+    broker.becomes(publish=take_and_confirm)
+    wait_until(lambda: pair.count("PENDING") == 0, "everything is settled")
+    pair.settled(pair.create())
+    pair.ready()
+    assert pair.count("EXPIRED") == expired
 
 
 # What it says
@@ -84,14 +83,12 @@ def test_it_says_what_each_broker_does_and_settles_everything_once_it_behaves(st
     for name, (reactions, words, _) in SAYS.items():
         broker = scripted(**{"publish": take_and_confirm} | reactions)
         pair = start(broker.port, patient=False)
-        met[name] = broker, pair, pair.create(), words
-    for _, pair, _, words in met.values():
+        pair.create()
+        met[name] = broker, pair, words
+    for _, pair, words in met.values():
         pair.says(words)
-    for broker, *_ in met.values():
-        broker.becomes(publish=take_and_confirm)
-    for _, pair, key, _ in met.values():
-        pair.settled(key)
-        pair.ready()
+    for broker, pair, _ in met.values():
+        mend(broker, pair)
 
 
 def test_a_broker_that_closes_after_connack_meets_no_busy_loop(start, scripted):
@@ -117,12 +114,11 @@ def test_something_that_never_speaks_tls_is_given_up(start, certificates):
 
 
 @pytest.mark.parametrize("name", WORKS)
-def test_a_broker_that_works_in_another_way_settles_everything(meets, broker, name):
-    pair = meets(**WORKS[name])
-    connection = broker.newest
+def test_a_broker_that_works_in_another_way_settles_everything(meets, name):
+    broker, pair = meets(**WORKS[name])
     for key in [pair.create() for _ in range(10)]:
         pair.settled(key)
-    assert broker.newest is connection
+    (connection,) = broker.connections
     questions = connection.published(QUESTION)
     assert {question.qos for question in questions} == {0 if "QoS" in name else 1}
     assert max(question.size for question in questions) < 512
@@ -143,29 +139,28 @@ def test_receive_maximum_is_kept_and_all_of_400_settle(meets, limit):
             while held:
                 take_and_confirm(connection, held.pop(0))
 
-    pair = meets(connect=connack(ReceiveMaximum=limit), publish=hold)
-    for _ in range(400):
-        pair.create_later()
+    _, pair = meets(hold, 400, connect=connack(ReceiveMaximum=limit))
     wait_until(lambda: len(seen) >= 400 and not pair.count("PENDING"), "all are settled")
     assert max(seen) == most
     assert not pair.count("EXPIRED")
 
 
-def test_it_starts_a_clean_session_each_time_and_bounds_what_it_has_not_acknowledged(meets, broker):
-    for _ in range(2):
-        meets()
-        (connect,) = broker.newest.received(CONNECT)
+def test_it_starts_a_clean_session_each_time_and_bounds_what_it_has_not_acknowledged(meets):
+    broker, pair = meets()
+    broker.newest.close()
+    broker.connection(2)
+    pair.ready()
+    for connection in broker.connections:
+        (connect,) = connection.received(CONNECT)
         assert (connect.clean_start, connect.will) == (True, None)
         assert connect.client_id.startswith("energy2go-")
         assert connect.properties == {"ReceiveMaximum": UNACKNOWLEDGED}
 
 
-def test_a_server_keep_alive_is_a_limit_and_lasts_for_its_connection(start, scripted):
+def test_a_server_keep_alive_is_a_limit_and_lasts_for_its_connection(meets):
     """With 0 or an hour, a frozen broker would not be noticed."""
-    brokers = [scripted(connect=in_turn(connack(ServerKeepAlive=limit), connack())) for limit in (0, 65535)]
-    for broker in brokers:
-        start(broker.port, patient=False)
-    for broker in brokers:
+    connacks = [in_turn(connack(ServerKeepAlive=limit), connack()) for limit in (0, 65535)]
+    for broker in [meets(connect=reaction)[0] for reaction in connacks]:
         wait_until(lambda one=broker: one.newest.received(PINGREQ), "it pings")
         broker.newest.close()
         wait_until(lambda one=broker: one.connection(2).received(CONNECT), "it connects again")
@@ -204,33 +199,30 @@ BROKEN = {
 }
 
 
-def test_what_a_broker_should_not_send_changes_nothing(pair, broker):
-    connection, session = broker.newest, pair.listener.session
+def test_what_a_broker_should_not_send_changes_nothing(meets):
+    broker, pair = meets()
+    session = pair.listener.session
     for what, data in TOLERATED.items():
-        connection.send(data * 3)
+        broker.newest.send(data * 3)
         pair.settled(pair.create())
-        assert (broker.newest, pair.listener.session) == (connection, session), what
+        assert (len(broker.connections), pair.listener.session) == (1, session), what
 
 
-def test_a_broken_packet_costs_one_reconnect(meets, broker):
-    pair = meets(publish=nothing)
-    keys = []
-    for what, data in BROKEN.items():
-        connection, session = broker.newest, pair.listener.session
-        keys.append(pair.create())
-        wait_until(lambda one=connection: one.published(QUESTION), "it is asked")
-        connection.send(data)
-        wait_until(lambda before=session: pair.listener.session > before, what)
-        assert broker.newest is broker.connections[broker.connections.index(connection) + 1]
-    meets()
-    for key in keys:
-        pair.settled(key)
+def test_a_broken_packet_costs_one_reconnect(meets):
+    broker, pair = meets(nothing)
+    for number, (what, data) in enumerate(BROKEN.items(), 1):
+        pair.create()
+        wait_until(lambda: broker.newest.published(QUESTION), "it is asked")
+        broker.newest.send(data)
+        wait_until(lambda number=number: pair.listener.session == number + 1, what)
+        assert len(broker.connections) == number + 1
+    mend(broker, pair)
 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
-def test_a_verdict_may_come_with_any_qos_and_as_often_as_it_likes(meets, broker, qos):
-    pair = meets(publish=lambda connection, packet: connection.puback(packet.id))
-    key, connection, before = pair.create(), broker.newest, pair.ledger.counts["duplicate"]
+def test_a_verdict_may_come_with_any_qos_and_as_often_as_it_likes(meets, qos):
+    broker, pair = meets(puback())
+    key, connection = pair.create(), broker.newest
     for _ in range(100):
         connection.publish(ANSWER, verdict(key), qos=qos)
         if qos == 2:
@@ -238,22 +230,23 @@ def test_a_verdict_may_come_with_any_qos_and_as_often_as_it_likes(meets, broker,
     pair.settled(key)
     kind = {1: PUBACK, 2: 7}.get(qos)  # PUBCOMP
     wait_until(lambda: not kind or len(connection.received(kind)) == 100, "all are acknowledged")
-    wait_until(lambda: pair.ledger.counts["duplicate"] == before + 99, "they are counted")
+    wait_until(lambda: pair.ledger.counts["duplicate"] == 99, "they are counted")
 
 
-def test_verdicts_that_are_acknowledged_after_a_reconnect_go_nowhere(meets, broker, monkeypatch):
+def test_verdicts_that_are_acknowledged_after_a_reconnect_go_nowhere(meets, monkeypatch):
     """An acknowledgement must not reach the next connection, where its id may mean another message."""
-    pair = meets(publish=nothing)
+    broker, pair = meets(nothing)
     key, first = pair.create(), broker.newest
     arrived, put = threading.Event(), pair.listener._put
     monkeypatch.setattr(pair.listener, "_put", lambda job: (put(job), arrived.set()))
     with pair.store.transaction():  # the ledger waits for its turn to write
         first.publish(ANSWER, verdict(key))
         assert arrived.wait(30)
-        meets()
-        second = broker.newest
+        broker.becomes(publish=take_and_confirm)
+        wait_until(lambda: pair.listener.session == 2, "it is subscribed again")
     pair.settled(key)
     pair.settled(pair.create())
+    second = broker.newest
     wait_until(lambda: len(second.received(PUBACK)) == second.last_id > 0, "all on it are acknowledged")
     assert {packet.id for packet in second.received(PUBACK)} == set(range(1, second.last_id + 1))
 
@@ -262,8 +255,9 @@ CALLBACKS = "pre_connect connect subscribe disconnect publish message"
 
 
 @pytest.mark.parametrize("name", CALLBACKS.split())
-def test_an_exception_in_a_callback_costs_a_reconnect(pair, broker, monkeypatch, name):
+def test_an_exception_in_a_callback_costs_a_reconnect(meets, monkeypatch, name):
     """Each of them raises up to three times in a row."""
+    broker, pair = meets()
     raised, usual = [], getattr(pair.listener, f"_on_{name}")
 
     def raising(*arguments):
@@ -274,9 +268,115 @@ def test_an_exception_in_a_callback_costs_a_reconnect(pair, broker, monkeypatch,
 
     monkeypatch.setattr(pair.listener, f"_on_{name}", raising)
     broker.newest.close()
-    key = pair.create()
-    pair.settled(key)
+    pair.settled(pair.create())
     wait_until(lambda: raised, "it has raised")
     pair.settled(pair.create())
     pair.ready()
     assert pair.listener.alive
+
+
+# A question's clock runs only while the broker takes it: only silence of the equipment expires.
+
+
+def test_a_refusal_is_said_until_a_question_is_taken_and_expires_nothing(meets):
+    """The sentence outlives reconnects, for longer than the timeout."""
+    broker, pair = meets(puback(0x87), 50, validation_timeout=2, patient=True)
+    pair.says("refuses what is published on", "Not authorized")
+    said = set()
+
+    def longer() -> bool:
+        said.add("refuses what is published on" in pair.listener.problem)
+        return len(broker.connections) >= 5
+
+    wait_until(longer, "it tries again and again")
+    assert said == {True}
+    assert pair.count("EXPIRED") == 0
+    mend(broker, pair)
+
+
+def test_some_are_taken_and_some_are_not(meets):
+    """Of 100, those that the broker never took do not expire, those that it took do."""
+    taken = itertools.count(1)
+    some = lambda connection, packet: connection.puback(packet.id) if next(taken) <= 30 else None  # noqa: E731
+    broker, pair = meets(some, 100, validation_timeout=3, validation_retry=2.5)
+    wait_until(lambda: len(asked(broker)) >= 50, "the window is full")
+    wait_until(lambda: pair.count("EXPIRED") == 30, "what was taken expires")
+    mend(broker, pair, expired=30)
+
+
+def slow(seconds: float, then=lambda connection, packet: None):
+    """Acknowledge one question after the other, so many seconds after each other, and do this."""
+    free_at = [0.0]
+
+    def answer(connection, question) -> None:
+        with contextlib.suppress(OSError):  # the connection may be closed by now
+            connection.puback(question.id)
+            then(connection, question)
+
+    def take(connection, question) -> None:
+        free_at[0] = max(free_at[0], time.monotonic()) + seconds
+        threading.Timer(free_at[0] - time.monotonic(), answer, (connection, question)).start()
+
+    return take
+
+
+def test_a_slow_broker_does_not_keep_questions_alive(meets):
+    broker, pair = meets(slow(1.1), 4, validation_timeout=2)
+    wait_until(lambda: pair.count("EXPIRED") == 4, "all expire")
+    assert not pair.listener.problem
+    assert len(broker.connections) == 1
+
+
+def test_a_slow_broker_expires_nothing_that_it_was_not_given(meets):
+    """40 questions take 6 s, with a timeout of 2 s."""
+    broker, pair = meets(slow(0.15, confirm), 40, validation_timeout=2)
+    wait_until(lambda: pair.count("COMPLETED") == 40, "all are settled")
+    assert len(asked(broker)) < 80
+
+
+def test_under_flapping_equipment_everything_expires(meets):
+    broker, pair = meets(puback(), 40, validation_timeout=3)
+    began = time.monotonic()
+
+    def expired() -> bool:
+        for word in (b"offline", b"online"):
+            broker.newest.publish(STATUS + "twin", word)
+        return pair.count("EXPIRED") == 40
+
+    wait_until(expired, "all expire")
+    questions = asked(broker)
+    most = 3 + time.monotonic() - began  # once a second at most
+    assert max(questions.count(question) for question in questions) <= most
+
+
+# PUBACKs that are wrong, or come in another order: no slot is lost
+
+
+def of_what_was_not_sent(connection, question) -> None:
+    for number in (0, 7777, question.id, question.id, 65535):
+        connection.puback(number)
+    connection.puback(question.id, 0x87)  # a refusal of what was taken already
+    take_and_confirm(connection, question)
+
+
+def in_another_order(connection, _) -> None:
+    questions = connection.published(QUESTION)
+    if len(questions) % 20 == 0:
+        for question in reversed(questions[-20:]):
+            take_and_confirm(connection, question)
+
+
+def before_them(connection, question) -> None:
+    confirm(connection, question)
+    connection.puback(question.id)
+
+
+@pytest.mark.parametrize("answer", [of_what_was_not_sent, in_another_order, before_them, take_and_confirm])
+def test_any_order_of_acknowledgements_is_counted(meets, answer):
+    count = 1000 if answer is take_and_confirm else 200  # a PUBACK may come before publish() returns
+    broker, pair = meets(answer, count, validation_retry=300, validation_timeout=600)
+    wait_until(lambda: pair.count("COMPLETED") == count, "all are settled")
+    wait_until(lambda: len(broker.newest.received(PUBACK)) >= count, "each verdict is acknowledged")
+    assert len(broker.connections) == 1
+    slots = pair.listener._connection.slots
+    assert [slots.acquire(blocking=False) for _ in range(21)] == [True] * 20 + [False]

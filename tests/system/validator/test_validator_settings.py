@@ -1,6 +1,5 @@
 """The real equipment: which values it takes, and which it refuses in a sentence."""
 
-import socket
 import subprocess
 
 import pytest
@@ -60,12 +59,8 @@ def test_an_empty_id_means_the_host_name_which_must_be_good_for_an_id(run, broke
     compiler = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", library]
     subprocess.run(compiler, input=HOST_NAME, text=True, check=True)
     options = {"LD_PRELOAD": str(library), "ASAN_OPTIONS": "verify_asan_link_order=0", "VALIDATOR_ID": ""}
-    for host in ("desk.example", "desk_7"):
-        run(broker, name=host, HOST=host, **options)
-        a_newcomer_sees("online", broker, host.replace(".", "-"))
-    for host in ("a b", "é"):
-        validator = run(broker, name=host, ends=2, HOST=host, **options)
-        assert validator.process.wait(30) == 2
-        assert "Z validator: VALIDATOR_ID must be set: the host name " in validator.said()
-    run(broker, name="own", VALIDATOR_ID="")
-    a_newcomer_sees("online", broker, socket.gethostname().replace(".", "-"))
+    run(broker, name="good", HOST="desk_7.example", **options)
+    a_newcomer_sees("online", broker, "desk_7-example")
+    validator = run(broker, name="bad", ends=2, HOST="a b", **options)
+    assert validator.process.wait(30) == 2
+    assert "Z validator: VALIDATOR_ID must be set: the host name " in validator.said()
