@@ -268,9 +268,8 @@ def create_transactions(
     valid = [draft for draft in drafts if draft.station_id in stations]
     asked = 1, clock, clock + timeouts.timeout, clock + timeouts.retry
     waiting = 0, None, None, clock  # attempts, asked_at, expires_at, retry_at
-    _insert(database, now, valid[:room], asked)
-    _insert(database, now, valid[room:], waiting)
-    first = {draft.id for draft in valid[:room]}
+    schedules = {draft: asked if place < room else waiting for place, draft in enumerate(valid)}
+    _insert(database, now, schedules)
     keys = _by(database, "idempotency_key", {draft.idempotency_key for draft in valid} - {None})
 
     def answer(draft: Draft) -> Transaction | Refusal:
@@ -283,7 +282,7 @@ def create_transactions(
             return stored if stored.station.id == draft.station_id else schemas.KeyUsed(used)
         if draft.created < now:  # written again
             return get_transaction(database, draft.id)
-        *schedule, _ = asked if draft.id in first else waiting
+        *schedule, _ = schedules[draft]
         station = stations[draft.station_id]
         row = draft.id, "PENDING", draft.created, now, *schedule, None, None, station.id, station.description
         return transaction(row)
@@ -305,10 +304,10 @@ def _stations(database: Database, ids: Collection[int]) -> tuple[dict[int, Stati
     return stations, there - stations.keys()
 
 
-def _insert(database: Database, now: int, drafts: Sequence[Draft], schedule: tuple[Any, ...]) -> None:
-    """Store these as PENDING."""
+def _insert(database: Database, now: int, drafts: dict[Draft, tuple[Any, ...]]) -> None:
+    """Store these as PENDING, each with its schedule."""
     if drafts:
-        rows = [(d.id.hex, d.station_id, d.idempotency_key, d.created, now, *schedule) for d in drafts]
+        rows = [(d.id.hex, d.station_id, d.idempotency_key, d.created, now, *drafts[d]) for d in drafts]
         statement = f"""INSERT INTO "transaction" (id, station_id, idempotency_key, created, updated,
             attempts, asked_at, expires_at, retry_at, status)
             VALUES {", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?, 'PENDING')"] * len(rows))}

@@ -107,9 +107,8 @@ def lock() -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         other = LOCK.read_text("utf-8")
-        raise SystemExit(
-            f"var/ is in use: another `make run` (process {other}) has not ended. Stop it first."
-        ) from None
+        why = f"another `make run` (process {other}) has not ended. Stop it first."
+        raise SystemExit(f"var/ is in use: {why}") from None
     except OSError as error:
         raise SystemExit(f"{LOCK} cannot be opened: {error.strerror}. Who owns var/?") from None
     os.ftruncate(descriptor, 0)

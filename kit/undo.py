@@ -12,10 +12,8 @@ from kit.storage import ERRORS
 
 if __name__ == "__main__":
     database = connect(load().database_url, 1)
-    if not is_postgresql(database) and is_open(path(database)):
-        raise SystemExit(
-            f"Nothing was undone: a process has {path(database)} open, so stop the service first."
-        )
+    if not is_postgresql(database) and is_open(file := path(database)):
+        raise SystemExit(f"Nothing was undone: a process has {file} open, so stop the service first.")
     try:
         with begin(database):
             undone = Runner(database, str(ROOT / "migrations")).down()

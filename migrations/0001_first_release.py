@@ -7,15 +7,12 @@ INDEXES = [("station", "id"), ("status", "id"), ("station", "status", "id")]
 
 
 def up(migrator, db):
-    class Station(peewee.Model):
+    class Station(db.Model):
         # Without AUTOINCREMENT, SQLite reuses a deleted row's id.
         id = AutoIncrementField() if isinstance(db, peewee.SqliteDatabase) else peewee.AutoField()
         description = peewee.CharField(255)
 
-        class Meta:
-            database = db
-
-    class Transaction(peewee.Model):
+    class Transaction(db.Model):
         id = peewee.UUIDField(primary_key=True)
         station = peewee.ForeignKeyField(Station, on_delete="RESTRICT", index=False)
         status = peewee.CharField(9)
@@ -28,7 +25,6 @@ def up(migrator, db):
         expires_at = peewee.BigIntegerField(null=True)  # null: it waits to be asked, its clock is stopped
 
         class Meta:
-            database = db
             indexes = tuple((columns, False) for columns in INDEXES)
 
     # For the conditions `models.WAITING` and `models.OPEN`.

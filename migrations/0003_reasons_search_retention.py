@@ -2,19 +2,16 @@
 
 from uuid import UUID
 
-from peewee import BigIntegerField, CharField, Model, TextField, UUIDField
+from peewee import BigIntegerField, CharField, TextField, UUIDField
 
 from kit.sql import execute
 from models import fold
 
 
 def up(migrator, db):
-    class Retention(Model):
+    class Retention(db.Model):
         deleted = BigIntegerField()  # one row: `updated` in the last change that retention deleted
         deleted_id = UUIDField()  # and the transaction's id
-
-        class Meta:
-            database = db
 
     migrator.migrate(
         migrator.add_column("transaction", "reason", CharField(255, null=True)),
