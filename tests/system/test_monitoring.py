@@ -23,12 +23,11 @@ def with_job(series: str) -> str:
 
 def case_for_promtool(case: dict) -> dict:
     """A case of alerts.yml as `promtool test rules` reads it."""
-    rule, expected = ALERTS[case["alert"]], []
-    for labels, summary in zip(case["labels"], case["summary"], strict=True):
-        every = {"job": "energy2go"} | rule["labels"] | labels
-        texts = {"summary": summary, "description": rule["annotations"]["description"]}
-        expected.append({"exp_labels": {k: v for k, v in every.items() if v}, "exp_annotations": texts})
-    times = {case["fires"]: expected} | {time: [] for time in case.get("quiet", ())}
+    rule = ALERTS[case["alert"]]
+    labels = {"job": "energy2go"} | rule["labels"] | case.get("labels", {})
+    texts = {"summary": case["summary"], "description": rule["annotations"]["description"]}
+    fires = {"exp_labels": {k: v for k, v in labels.items() if v}, "exp_annotations": texts}
+    times = {case["fires"]: [fires]} | {time: [] for time in case.get("quiet", ())}
     return {
         "interval": "15s",
         "input_series": [{"series": with_job(name), "values": v} for name, v in case["series"].items()],
