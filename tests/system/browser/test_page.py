@@ -264,12 +264,13 @@ def test_a_transaction_is_found_by_its_id_or_by_its_key(opened, tab):
         expect(page).to_have_url(f"{shared.service.url}/")
     unknown = "019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"
     with tab.trouble():  # 404, 422
-        for text in ("no such order", unknown, "x" * 300, "a,b"):
-            find.fill(text)
-            find.press("Enter")
-            expect(page.locator("#lookup .wrong")).to_contain_text("No transaction has this id")
-            find.fill("")
-            expect(page.locator("#lookup .wrong")).to_be_hidden()
+        find.fill("a,b")
+        find.press("Enter")
+        expect(page.locator("#lookup .wrong")).to_contain_text("No transaction has this id")
+        find.fill(unknown)
+        expect(page.locator("#lookup .wrong")).to_be_hidden()
+        find.press("Enter")
+        expect(page.locator("#lookup .wrong")).to_contain_text("No transaction has this id")
         page.goto(f"{shared.service.url}/?transaction={unknown}")
         expect(page.locator("#details .wrong")).to_contain_text("There is no transaction")
     page.keyboard.press("Escape")

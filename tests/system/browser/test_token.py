@@ -86,12 +86,13 @@ def test_swagger_ui_uses_the_token_of_the_page(running, tab):
     expect(answer).to_contain_text(re.compile('"status": "(COMPLETED|ERROR)"'))
 
 
-def tab_to(page, target) -> None:
-    """Press Tab until this has the focus."""
+def use(page, target, text: str = "", key: str = "Enter") -> None:
+    """Press Tab until this has the focus, then type the text and press the key."""
     for _ in range(60):
         page.keyboard.press("Tab")
         if target.evaluate("(element) => element === document.activeElement"):
-            return
+            page.keyboard.type(text)
+            return page.keyboard.press(key)
     raise AssertionError(f"not reached: {target}")
 
 
@@ -104,37 +105,26 @@ def test_the_keyboard_is_enough(running, tab):
         page.keyboard.press("Enter")
         live(page)
     expect(button(page, 1)).to_be_visible()
-    tab_to(page, button(page, 1))
-    page.keyboard.press("Enter")
+    use(page, button(page, 1))
     expect(outcome(page, 1)).to_contain_text(VERDICT)
     expect(button(page, 1)).to_be_focused()
-    tab_to(page, row(page, 2).get_by_role("button", name="Change station"))
-    page.keyboard.press("Enter")
+    use(page, row(page, 2).get_by_role("button", name="Change station"))
     expect(row(page, 2).get_by_label("Description")).to_be_focused()
-    page.keyboard.press("Control+A")
-    page.keyboard.type("Flughafen")
+    page.keyboard.type("Flughafen ")
     page.keyboard.press("Enter")
     expect(page.locator("#stations")).to_contain_text("Flughafen")
-    tab_to(page, page.get_by_label("New station"))
-    page.keyboard.type("Depot")
-    page.keyboard.press("Enter")
+    use(page, page.get_by_label("New station"), "Depot")
     expect(button(page, 3)).to_be_visible()
     expect(page.get_by_label("New station")).to_be_focused()
-    # The list
-    tab_to(page, page.locator("#filter summary"))
-    page.keyboard.press("Enter")
-    tab_to(page, page.get_by_role("spinbutton", name="Station"))
-    page.keyboard.type("1")
-    page.keyboard.press("Enter")
+    use(page, page.locator("#filter summary"))
+    use(page, page.get_by_role("spinbutton", name="Station"), "1")
     expect(page).to_have_url(re.compile("station_id=1"))
-    tab_to(page, page.get_by_role("checkbox", name="EXPIRED"))
-    page.keyboard.press("Space")
+    use(page, page.get_by_role("checkbox", name="EXPIRED"), key="Space")
     expect(page.locator("#no-transactions")).to_be_visible()
     page.keyboard.press("Space")
     link = rows(page).first.get_by_role("link")
     expect(link).to_be_visible()
-    tab_to(page, link)
-    page.keyboard.press("Enter")
+    use(page, link)
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
