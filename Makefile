@@ -50,7 +50,7 @@ docker-test: .venv/dev ## build the containers, run them, break them, and remove
 	@sh tests/system/docker-test.sh
 	@sh tests/system/docker-replicas-test.sh
 
-bench: .venv/dev setup ## measure the service in 6 minutes; AGAINST=<commit> compares it with another release
+bench: .venv/dev setup ## measure the service in 3 minutes; AGAINST=<commit> compares it with another release
 	@$(BENCH) tests/bench/run.py --against "$(AGAINST)"
 
 soak: .venv/dev setup ## run a year in ten minutes, with retention and faults, and print the growth
