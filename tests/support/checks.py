@@ -1,7 +1,6 @@
 """Questions to a running service: is it alive, is the equipment online, does it settle a transaction?"""
 
 import contextlib
-import http.client
 
 from programs import Service
 
@@ -30,21 +29,6 @@ def settles(service: Service, **headers) -> bool:
     assert service.post("/stations", {"description": "Teste"}, **headers).status == 201
     answer = service.post("/transactions", {"station_id": 1}, Prefer="wait=20", **headers)
     return answer.status == 201 and answer.json["status"] in ("COMPLETED", "ERROR")
-
-
-def ask(
-    service: Service, method: str, path: str, headers: list[tuple[str, str]] = (), body: bytes = b""
-) -> tuple[int, http.client.HTTPMessage, bytes]:
-    """Send a request with exactly these headers, and follow no redirect."""
-    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
-    with contextlib.closing(connection):
-        connection.putrequest(method, path, skip_accept_encoding=True)
-        for name, value in headers:
-            connection.putheader(name, value.encode("latin1"))
-        connection.putheader("Content-Length", str(len(body)))
-        connection.endheaders(body)
-        answer = connection.getresponse()
-        return answer.status, answer.headers, answer.read()
 
 
 def broker_says(service: Service) -> str:

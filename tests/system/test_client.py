@@ -19,8 +19,8 @@ NAME = "generated_client"
 
 @pytest.fixture
 def installed(tmp_path, programs):
-    """The three programs; questions expire after 3 seconds."""
-    options = {"API_TOKEN": TOKEN, "VALIDATION_RETRY": "0.5", "VALIDATION_TIMEOUT": "3"}
+    """The three programs; questions expire after 5 seconds."""
+    options = {"API_TOKEN": TOKEN, "VALIDATION_RETRY": "0.5", "VALIDATION_TIMEOUT": "5"}
     installed = Installation(tmp_path, programs, **options)
     for program in programs:
         program.start()

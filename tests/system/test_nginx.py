@@ -10,7 +10,6 @@ from contextlib import ExitStack, suppress
 import pytest
 
 import raw
-from checks import ask
 from installation import Installation
 from load import Load
 from programs import Nginx, wait_until
@@ -229,21 +228,20 @@ def test_what_the_service_needs_reaches_it_and_no_secret_is_logged(nginx, servic
 
 def test_a_change_compares_tags_through_a_proxy_that_compresses(shared, proxy):
     path = f"/stations/{shared.station()}"
-    accept = [("Accept-Encoding", "gzip"), ("Content-Type", "application/json")]
-    _, headers, body = ask(proxy, "GET", path, accept)
-    assert (headers["Content-Encoding"], headers["Vary"]) == ("gzip", "Accept-Encoding")
-    assert json.loads(gzip.decompress(body)) == proxy.get(path).json
-    tag = headers["ETag"]
+    first = proxy.get(path, Accept_Encoding="gzip")
+    assert (first.headers["Content-Encoding"], first.headers["Vary"]) == ("gzip", "Accept-Encoding")
+    assert json.loads(gzip.decompress(first.body)) == proxy.get(path).json
+    tag = first.headers["ETag"]
     assert tag.startswith('W/"')
-    status, headers, body = ask(proxy, "GET", path, [*accept, ("If-None-Match", tag)])
-    assert (status, body) == (304, b"")
-    change = b'{"description": "theirs"}'
-    assert [
-        ask(proxy, method, path, [*accept, ("If-Match", tag)], change)[0]
-        for method in ("PUT", "PATCH", "PUT", "DELETE")
-    ] == [200, 412, 412, 412]
-    _, headers, _ = ask(proxy, "GET", path, accept)
-    assert ask(proxy, "DELETE", path, [*accept, ("If-Match", headers["ETag"])])[0] == 204
+    same = proxy.get(path, Accept_Encoding="gzip", If_None_Match=tag)
+    assert (same.status, same.body) == (304, b"")
+
+    def change(method: str, tag: str) -> int:
+        body = None if method == "DELETE" else {"description": "theirs"}
+        return proxy.request(method, path, body, Accept_Encoding="gzip", If_Match=tag).status
+
+    assert [change(method, tag) for method in ("PUT", "PATCH", "PUT", "DELETE")] == [200, 412, 412, 412]
+    assert change("DELETE", proxy.get(path, Accept_Encoding="gzip").headers["ETag"]) == 204
 
 
 def test_an_id_of_a_request_is_passed_on_or_given(shared, proxy):
@@ -252,6 +250,6 @@ def test_an_id_of_a_request_is_passed_on_or_given(shared, proxy):
     for known in ("mine", replaced):
         wait_until(lambda known=known: f"request={known}" in shared.service.said(), "the service has it")
     for given in ("mine", "a b"):
-        _, headers, _ = ask(proxy, "GET", "/problem", [("X-Request-ID", given)])
+        headers = proxy.get("/problem", X_Request_ID=given).headers
         assert (headers["X-Request-ID"] == "mine") is (given == "mine")
         assert len(headers["X-Request-ID"]) in (4, 32)
