@@ -50,11 +50,6 @@ class Pair:
         """Hand in a transaction, and do not wait until it is stored."""
         self.ledger.queue.put(Job(create, Draft(1)))
 
-    @property
-    def asked(self) -> int:
-        """How many questions were published."""
-        return self.ledger.counts["first"] + self.ledger.counts["again"]
-
     def ready(self) -> None:
         wait_until(lambda: not self.listener.problem, "the listener is ready")
         self.unheard.clear()

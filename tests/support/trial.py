@@ -101,7 +101,8 @@ def compare(loads: list[Load], stored: dict[str, str]) -> None:
 class Fault(NamedTuple):
     """What is done under load, how often in `make test-faults`, and which answers clients may get meanwhile.
 
-    `answers` has None if requests may get no answer. `options` are the service's, `load` those of the load.
+    `answers` has None if requests may get no answer. `options` are the service's, `load` those of the load;
+    `before` changes the programs before they start.
     """
 
     inject: Callable[[Trial], None]
@@ -109,6 +110,7 @@ class Fault(NamedTuple):
     answers: set = {201}  # noqa: RUF012
     options: dict = {}  # noqa: RUF012
     load: dict = {}  # noqa: RUF012
+    before: Callable[[Trial], None] = lambda run: None
 
 
 def each(faults: dict, *always: str) -> list:
@@ -118,6 +120,7 @@ def each(faults: dict, *always: str) -> list:
 
 def endure(run: Trial, name: str, fault: Fault, table: list) -> None:
     """Inject a fault under load: nothing is lost, and nothing stays PENDING."""
+    fault.before(run)
     run.start(**fault.load)
     for _ in range(fault.times if FULL else 1):
         run.note()

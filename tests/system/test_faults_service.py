@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -52,46 +53,58 @@ def stop(run: Trial) -> None:
     run.service.start()
 
 
+def die(run: Trial, way: str) -> None:
+    worker = run.worker
+    with contextlib.suppress(OSError):  # the process may die before it answers
+        run.service.post(f"/die/{quote(way)}", {})
+    wait_until(lambda: not Path(f"/proc/{worker}/exe").exists(), "the process has ended")
+    assert "the process ends" in run.service.said()
+
+
+def break_the_start(run: Trial) -> None:
+    before = run.service.said().count("a worker cannot start")
+    (run.folder / "absent").touch()
+    kill_the_worker(run)
+    again = lambda: run.service.said().count("a worker cannot start") > before + 1  # noqa: E731
+    wait_until(again, "it is tried again")
+    (run.folder / "absent").unlink()
+
+
+def can_be_broken(run: Trial) -> None:
+    run.service.environment["PYTHONPATH"] = f"{ROOT}:{ROOT}/tests/support"
+    run.service.environment["ABSENT"] = str(run.folder / "absent")
+    run.service.command[-1] = "dying:app"
+
+
+def come(run: Trial) -> None:
+    worker = run.worker
+    with Crowd(run.service) as opened:
+        everybody(opened)
+        run.more()
+    assert run.worker == worker, "the worker died"
+
+
+def few_descriptors(run: Trial) -> None:
+    run.service.command[:0] = ["prlimit", "--nofile=1024:1024"]
+
+
 FAULTS = {
     "service killed (SIGKILL, master and worker)": Fault(crash, 20, {201, None}),
     "worker killed (SIGKILL)": Fault(kill_the_worker, 10, {201, None}),
     "service reloaded (SIGHUP)": Fault(reload, 10, load={"keep_alive": False}),
     "service stopped (SIGTERM)": Fault(stop, 10, {201, None}, load={"keep_alive": False}),
+    **{
+        f"a thread dies: {way}": Fault(partial(die, way=way), answers={201, 503, None}, before=can_be_broken)
+        for way in ("an error in the ledger", "an exit of the listener")
+    },
+    "a worker cannot start for the moment": Fault(break_the_start, 1, {201, None}, before=can_be_broken),
+    f"{everybody.__doc__}; 1024 descriptors": Fault(come, before=few_descriptors),
 }
 
 
 @pytest.mark.parametrize("name", each(FAULTS, "service killed (SIGKILL, master and worker)"))
 def test_the_service(trial, table, name):
-    endure(trial(), name, FAULTS[name], table)
-
-
-@pytest.mark.fault
-@pytest.mark.parametrize("way", ["an error in the ledger", "an exit of the listener"])
-def test_a_thread_dies(trial, table, way):
-    def die(run: Trial) -> None:
-        worker = run.worker
-        with contextlib.suppress(OSError):  # the process may die before it answers
-            run.service.post(f"/die/{quote(way)}", {})
-        wait_until(lambda: not Path(f"/proc/{worker}/exe").exists(), "the process has ended")
-
-    run = trial(PYTHONPATH=f"{ROOT}:{ROOT}/tests/support")
-    run.service.command[-1] = "dying:app"
-    endure(run, f"a thread dies: {way}", Fault(die, answers={201, 503, None}), table)
-    assert "the process ends" in run.service.said()
-
-
-@pytest.mark.fault
-def test_many_clients_do_nothing(trial, table):
-    def come(run: Trial) -> None:
-        worker = run.worker
-        with Crowd(run.service) as opened:
-            everybody(opened)
-            run.more()
-        assert run.worker == worker, "the worker died"
-
-    run = trial()
-    run.service.command[:0] = ["prlimit", "--nofile=1024:1024"]
-    endure(run, f"{everybody.__doc__}; 1024 descriptors", Fault(come), table)
+    endure(trial(**FAULTS[name].options), name, FAULTS[name], table)
 
 
 @pytest.mark.fault
@@ -177,25 +190,3 @@ def test_nothing_keeps_a_process_that_must_end(way):
     command = [sys.executable, "-c", code]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
-
-
-# What a start needs
-
-
-@pytest.mark.fault
-def test_a_worker_cannot_start_for_the_moment(trial, table):
-    run = trial(PYTHONPATH=f"{ROOT}:{ROOT}/tests/support")
-    absent = run.folder / "absent"
-    run.service.environment["ABSENT"] = str(absent)
-    run.service.command[-1] = "dying:app"
-
-    def start_without(run: Trial) -> None:
-        before = run.service.said().count("a worker cannot start")
-        absent.touch()
-        kill_the_worker(run)
-        again = lambda: run.service.said().count("a worker cannot start") > before + 1  # noqa: E731
-        wait_until(again, "it is tried again")
-        absent.unlink()
-
-    endure(run, "a worker cannot start for the moment", Fault(start_without, 1, {201, None}), table)
-    assert run.service.running

@@ -60,11 +60,9 @@ def test_a_broker_that_starts_later_and_restarts_is_found(start, broker):
     pair.says(f"127.0.0.1:{broker.port}", "cannot be reached", "refused")
     for kill in (True, False):
         key = pair.create()
-        asked = pair.asked
         broker.start()
         with Peer(broker, QUESTIONS) as peer:
             wait_until(lambda peer=peer: peer.messages, "it is asked")
-            assert pair.asked > asked
             peer.publish(VERDICTS, json.dumps({"transaction_id": str(key), "status": "COMPLETED"}))
             pair.settled(key)
         if kill:
