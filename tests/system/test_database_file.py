@@ -61,16 +61,6 @@ def test_a_file_that_is_replaced_takes_no_transaction_until_a_restart(started, f
     assert set(accepted) == stored(folder)
 
 
-def test_a_folder_that_comes_back_is_used_again(started, folder):
-    accepted = fill(started, 50)
-    folder.rename(away := folder.with_name("renamed"))
-    says(started, "was removed or replaced")
-    refused(started, "was removed or replaced")
-    away.rename(folder)
-    recovers(started)
-    assert {*accepted, *fill(started, 50)} == stored(folder)
-
-
 def test_an_open_reader_lets_the_log_grow_and_it_shrinks_afterwards(started, folder):
     def wal() -> float:
         return metric(started, "energy2go_wal_bytes")
