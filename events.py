@@ -176,7 +176,7 @@ class Changes:
             return
         async with self._one_at_a_time:
             if self._reader is None:  # another client may have been faster
-                newest = await self._read(models.newest_change)
+                _, newest = await self._read(models.known_changes)
                 self._recent, self._since, self._position = [], newest, newest
                 self._reader = self._loop.create_task(self._read_on())
 

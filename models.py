@@ -180,16 +180,11 @@ def latest(database: Database) -> int:
     return int(max(execute(database, statement)[0]))
 
 
-def newest_change(database: Database) -> Cursor:
-    """The newest change's cursor; FIRST without transactions."""
-    rows = execute(database, 'SELECT updated, id FROM "transaction" ORDER BY updated DESC, id DESC LIMIT 1')
-    return (rows[0][0], uuid(rows[0][1])) if rows else FIRST
-
-
 def known_changes(database: Database) -> tuple[Cursor, Cursor]:
     """A client can resume between these cursors: the last deleted change, and the newest one."""
     deleted = deleted_until(database)
-    return deleted, max(deleted, newest_change(database))
+    rows = execute(database, 'SELECT updated, id FROM "transaction" ORDER BY updated DESC, id DESC LIMIT 1')
+    return deleted, max([deleted, *((updated, uuid(row_id)) for updated, row_id in rows)])
 
 
 def changes(
