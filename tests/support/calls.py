@@ -43,9 +43,7 @@ def serving(folder="", ready=True, **options):
         with looping() as loop, app.Service(Settings(**defaults | options), loop) as running:
             api = client()
             if ready:
-                wait_until(
-                    lambda: send(api, "GET", "/readyz").json["database"] == "ok", "the tables are there"
-                )
+                wait_until(lambda: send(api, "GET", "/readyz").json["database"] == "ok", "it has its tables")
             yield api
             done = threading.Event()
             loop.call_soon_threadsafe(lambda: (running.end_waits(), loop.call_later(0.1, done.set)))
@@ -73,25 +71,21 @@ def answer(environ, start_response):
     head = environ["REQUEST_METHOD"] == "HEAD"
     if answer.more and head:
         run(answer.more.aclose())
-    return Chunks(answer, run) if answer.more and not head else [b"" if head else answer.body]
+    return chunks(answer, run) if answer.more and not head else [b"" if head else answer.body]
 
 
-class Chunks:
+def chunks(answer, run):
     """A stream, chunk by chunk."""
 
-    def __init__(self, answer, run):
-        self._answer, self._run = answer, run
+    async def step() -> bytes | None:
+        return await anext(answer.more, None)
 
-    def __iter__(self):
-        yield self._answer.body
-        while chunk := self._run(self._step()):
+    try:
+        yield answer.body
+        while chunk := run(step()):
             yield chunk
-
-    async def _step(self) -> bytes | None:
-        return await anext(self._answer.more, None)
-
-    def close(self) -> None:
-        self._run(self._answer.more.aclose())
+    finally:
+        run(answer.more.aclose())
 
 
 def service() -> app.Service:
@@ -163,14 +157,10 @@ def walk(api, url: str) -> list[list]:
 
 def assert_problem(answer, status: int, cause: str, *words: str) -> None:
     """Check that this is a problem (RFC 9457) with this status and title, and these words in its detail."""
-    assert (answer.status_int, answer.headers["Content-Type"]) == (status, "application/problem+json"), (
-        answer.body
-    )
-    kind = (
-        "about:blank"
-        if cause == title(status) != "Unauthorized"
-        else f"/problems/{cause.lower().replace(' ', '-')}"
-    )
+    known = answer.status_int, answer.headers["Content-Type"]
+    assert known == (status, "application/problem+json"), answer.body
+    own = f"/problems/{cause.lower().replace(' ', '-')}"
+    kind = "about:blank" if cause == title(status) != "Unauthorized" else own
     assert {"type": kind, "title": cause, "status": status}.items() <= answer.json.items()
     for word in words:
         assert word in answer.json["detail"]
