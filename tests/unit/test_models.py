@@ -7,10 +7,11 @@ from peewee import IntegrityError, OperationalError
 
 from kit import storage
 from kit.clock import SECOND, moment
+from kit.errors import NotFound
 from models import CLAIM, Draft
 from postgres import BOTH
 from queries import MANY, NOW, TIMEOUTS
-from schemas import HasTransactions, NoStation, Status
+from schemas import HasTransactions, NoStation, NotExpired, Question, Status
 
 both = pytest.mark.parametrize("emptied", BOTH, indirect=True)
 
@@ -58,6 +59,26 @@ def test_the_first_verdict_wins(queries):
         found = queries.get_transaction(key)
         assert (found.status, found.reason, found.equipment) == (Status.ERROR, "first", None)
         assert found.updated == moment(NOW + 5)
+
+
+@both
+@pytest.mark.parametrize("room", [MANY, 0])
+def test_only_what_is_expired_is_retried_once_with_a_new_deadline(queries, room):
+    key, late = queries.create(2)
+    now = NOW + 2 * TIMEOUTS.timeout
+    queries.expire(now)
+    (pending,) = queries.create(1, now)
+    queries.settle([(late, "COMPLETED")], now)
+    ids = key, key, pending, late, uuid4()
+    (answer, *others), questions = queries.retry(ids, now + 1, now + 1, TIMEOUTS, room)
+    assert [type(other) for other in others] == [NotExpired, NotExpired, NotExpired, NotFound]
+    assert "COMPLETED" in str(others[2])
+    assert answer == queries.get_transaction(key)
+    assert (answer.status, answer.updated) == (Status.PENDING, moment(now + 1))
+    asked = (1, moment(now + 1), moment(now + 1 + TIMEOUTS.timeout)) if room else (0, None, None)
+    assert (answer.attempts, answer.asked, answer.expires) == asked
+    assert questions == ([(Question(key, 1), TIMEOUTS.retry)] if room else [])
+    assert len(queries.claim(now + 1, waiting=True)) == (not room)
 
 
 def test_asking_again_doubles_the_backoff_up_to_30_seconds(queries):

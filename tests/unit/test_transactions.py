@@ -1,9 +1,12 @@
 """Transactions over HTTP."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID, uuid4
 
-from calls import UNKNOWN, assert_problem, new_station, new_transaction, send, settle
+from calls import UNKNOWN, assert_problem, new_station, new_transaction, send, service, settle
+from kit.storage import execute
+from programs import wait_until
 
 
 def test_a_transaction_reads_as_it_was_created(api):
@@ -77,3 +80,35 @@ def test_a_transaction_wants_a_station_that_exists(api):
 def test_a_transaction_that_does_not_exist_is_not_found(api):
     assert_problem(send(api, "GET", f"/transactions/{UNKNOWN}"), 404, "Not found", UNKNOWN)
     assert_problem(send(api, "GET", f"/transactions/{uuid4()}", Prefer="wait=30"), 404, "Not found")
+
+
+# Retries
+
+
+def expire() -> None:
+    execute(service().store.database, """UPDATE "transaction" SET status = 'EXPIRED', retry_at = NULL""")
+    service().store.database.close()
+
+
+def test_a_retry_answers_with_the_transaction_and_waits_if_asked_to(api):
+    new_station(api)
+    key = new_transaction(api)["id"]
+    path = f"/transactions/{key}/retry"
+    assert_problem(send(api, "POST", path), 409, "Not expired", key, "PENDING", "EXPIRED")
+    expire()
+    answer = send(api, "POST", path)
+    assert (answer.status_int, answer.json["status"]) == (200, "PENDING")
+    assert answer.json == api.get(f"/transactions/{key}").json
+    expire()
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(send, api, "POST", path + "/", Prefer="wait=30")
+        wait_until(lambda: service().changes.clients["waits"], "it waits")
+        settle(key, "ERROR")
+        answer = held.result(60)
+    assert (answer.json["status"], answer.headers["Preference-Applied"]) == ("ERROR", "wait=30")
+
+
+def test_what_does_not_exist_cannot_be_retried(api):
+    assert_problem(send(api, "POST", f"/transactions/{UNKNOWN}/retry"), 404, "Not found", UNKNOWN)
+    assert send(api, "POST", "/transactions/x/retry").status_int == 422
+    assert send(api, "GET", f"/transactions/{UNKNOWN}/retry").status_int == 405
