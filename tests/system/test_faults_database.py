@@ -134,20 +134,14 @@ def test_the_disk_the_file_and_the_clock(trial, table, name):
 # PostgreSQL
 
 
-@contextlib.contextmanager
-def frozen(*pids: int):
-    """These processes are stopped (SIGSTOP) until the block ends."""
+def freeze_postgresql(run: Replicas) -> None:
+    (service,) = run.services
     with contextlib.ExitStack() as thaw:
-        for pid in pids:
+        for pid in (run.postgres.pid, *run.postgres.children):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
                 thaw.callback(os.kill, pid, signal.SIGCONT)
-        yield
-
-
-def freeze_postgresql(run: Replicas) -> None:
-    (service,) = run.services
-    with frozen(run.postgres.pid, *run.postgres.children), ThreadPoolExecutor(60) as pool:
+        pool = thaw.enter_context(ThreadPoolExecutor(60))
         answers = pool.map(service.get, ["/stations", "/stations/1", "/transactions"] * 16)
         health = pool.map(service.get, ["/readyz", "/healthz", "/metrics"] * 3)
         assert {answer.status for answer in answers} == {503}
@@ -158,9 +152,8 @@ def freeze_postgresql(run: Replicas) -> None:
 
 
 def cut_the_connections(run: Replicas) -> None:
-    run.postgres.execute(
-        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{run.database}'"
-    )
+    found = f"FROM pg_stat_activity WHERE datname = '{run.database}'"
+    run.postgres.execute(f"SELECT pg_terminate_backend(pid) {found}")
 
 
 def lock_a_row(run: Replicas) -> None:

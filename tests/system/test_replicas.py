@@ -1,6 +1,5 @@
 """Several services on one PostgreSQL: each takes its share, any of them may die, and nothing is lost."""
 
-import contextlib
 import json
 import os
 import signal
@@ -14,7 +13,6 @@ import pytest
 from installation import metric
 from load import Load
 from peer import Peer
-from postgres import Postgres
 from programs import Service, free_port, wait_until
 from replicas import Replicas
 
@@ -90,9 +88,10 @@ def test_postgresql_is_restarted_and_killed_under_load(replicas, postgres):
             assert service.get("/readyz").status == 200
 
 
-@contextlib.contextmanager
-def commit_in_doubt(run: Replicas, postgres: Postgres):
-    """Eight clients wait for a commit that is on disk, and PostgreSQL is away; it comes back at the end."""
+def test_a_commit_that_stays_in_doubt_is_answered_as_unknown(replicas, postgres):
+    """Eight clients wait for a commit that is on disk, and PostgreSQL is away."""
+    run = replicas(1).start()
+    (service,) = run.services
     # From here on, a commit is on disk and does not return: it waits for a standby that does not exist.
     postgres.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
     postgres.execute("SELECT pg_reload_conf()")
@@ -103,24 +102,16 @@ def commit_in_doubt(run: Replicas, postgres: Postgres):
         # The ledger waits for this lock, for 5 s at a time, and requests pile up behind it.
         other.execute('LOCK TABLE "transaction" IN EXCLUSIVE MODE')
         run.load(clients=8, pause=0)
-        wait_until(lambda: metric(run.services[0], "energy2go_queue_jobs") >= 7, "all clients wait")
-        other.rollback()
+        wait_until(lambda: metric(service, "energy2go_queue_jobs") >= 7, "all clients wait")
     waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
     wait_until(lambda: postgres.execute(waits), "the commit is under way")
+    (load,) = run.loads
     try:
         postgres.stop(signal.SIGQUIT)
-        yield
+        refused(service)
+        wait_until(lambda: load.unknown, "clients are told that the outcome is unknown")
     finally:
         postgres.start()
-
-
-def test_a_commit_that_stays_in_doubt_is_answered_as_unknown(replicas, postgres):
-    run = replicas(1).start()
-    with commit_in_doubt(run, postgres):
-        refused(run.services[0])
-        (load,) = run.loads
-        wait_until(lambda: load.unknown, "clients are told that the outcome is unknown")
-    service = run.services[0]
     wait_until(service.ready, "it is ready")
     stored = dict(run.query('SELECT idempotency_key, id::text FROM "transaction"'))
     for key in load.unknown:
