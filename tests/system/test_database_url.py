@@ -1,7 +1,6 @@
 """DATABASE_URL: what it names is what is opened, or the service says why not."""
 
 import re
-from pathlib import Path
 from urllib.parse import quote
 
 import psycopg
@@ -9,8 +8,7 @@ import pytest
 
 from faulty import recovers, refused, says
 from files import problem
-from kit import sql, storage
-from kit.sql import execute, is_postgresql
+from kit import storage
 from programs import MIGRATIONS, free_port
 
 NAMES = "a#b.db", "a?mode=ro", "100%.db", "übung größe.db", " blank .db", "a%23.db", ":memory:"
@@ -119,20 +117,4 @@ def test_a_url_may_name_several_servers_and_a_password_of_any_kind(postgres):
     assert (info.port, info.password) == (postgres.port, "p@ss/word%")
     assert info.get_parameters()["connect_timeout"] == "3"
     assert info.get_parameters()["tcp_user_timeout"] == "10000"
-    database.close_all()
-
-
-def test_a_read_that_takes_too_long_is_ended(database_url, monkeypatch):
-    monkeypatch.setattr(sql, "LONGEST_READ", 1)
-    database = storage.connect(database_url, 3)
-    endless = "WITH RECURSIVE x (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM x) SELECT count(*) FROM x"
-    path = database_url.removeprefix("sqlite:///")
-    if path != database_url:
-        Path(path).touch()
-    with database.connection_context(), pytest.raises(storage.ERRORS), storage.limited(database):
-        execute(database, endless)
-    with database.connection_context(), database.atomic():  # what comes later has no limit
-        assert execute(database, "SELECT 1") == [(1,)]
-        if is_postgresql(database):
-            assert execute(database, "SHOW statement_timeout") == [("0",)]
     database.close_all()

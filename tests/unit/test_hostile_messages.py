@@ -11,7 +11,6 @@ import mqtt_listener
 from hostile import FOUR, KINDS, LINE, MB, VERDICTS_OF, judged, messages
 from kit.settings import Settings
 from mqtt_listener import STATUSES, VERDICTS, Listener
-from stepped import Bench
 from trial import FULL
 
 AT_ONCE = 80  # messages per example
@@ -19,12 +18,10 @@ VERDICT = b'{"transaction_id": "%s", "status": "ERROR"}' % str(UUID(int=7)).enco
 
 
 @pytest.fixture
-def bench(tmp_path):
+def bench(bench):
     """A ledger that is called step by step, and a listener that is not connected."""
-    bench = Bench(database_url=f"sqlite:///{tmp_path}/energy2go.db")
     bench.listener = Listener(Settings(), bench.ledger.queue.put, bench.clock)
-    yield bench
-    bench.close()
+    return bench
 
 
 def counted(bench) -> Counter:

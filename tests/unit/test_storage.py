@@ -7,7 +7,8 @@ import pytest
 
 import models
 from files import problem
-from kit.sql import execute
+from kit import sql
+from kit.sql import execute, is_postgresql
 from kit.storage import InDoubt, NotWritten, Store, Unreadable
 from programs import MIGRATIONS
 
@@ -63,6 +64,17 @@ def test_a_schema_that_someone_has_changed_is_the_databases_fault(store):
             store.read(models.list_stations, 1)
         with pytest.raises(NotWritten), store.transaction():
             models.create_station(store.database, "Teste")
+
+
+def test_a_read_that_takes_too_long_is_ended(store, monkeypatch):
+    monkeypatch.setattr(sql, "LONGEST_READ", 0.2)
+    endless = "WITH RECURSIVE x (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM x) SELECT count(*) FROM x"
+    with pytest.raises(Unreadable):
+        store.read(execute, endless)
+    with store.transaction():  # what comes later has no limit
+        assert execute(store.database, "SELECT 1") == [(1,)]
+        if is_postgresql(store.database):
+            assert execute(store.database, "SHOW statement_timeout") == [("0",)]
 
 
 DEFAULTS = {
