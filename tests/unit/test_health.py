@@ -11,7 +11,6 @@ def test_alive_is_not_ready(api):
     assert_problem(answer, 503, "Not ready", "broker", "127.0.0.1")
     assert answer.json.keys() == {"type", "title", "status", "detail", "database", "broker", "equipment"}
     assert answer.json["database"] == "ok"
-    assert "127.0.0.1" in answer.json["broker"]
     assert answer.json["equipment"] == {}
     assert answer.headers["Retry-After"] == "5"
 
@@ -24,9 +23,8 @@ def test_without_its_ledger_the_service_is_not_alive(tmp_path):
         answer = send(api, "GET", "/readyz")
         assert_problem(answer, 503, "Not ready", "database", "broker")
         assert "ledger" in answer.json["database"]
-        assert_problem(
-            send(api, "POST", "/stations", {"description": "x"}), 503, "Not stored", "is stopping"
-        )
+        answer = send(api, "POST", "/stations", {"description": "x"})
+        assert_problem(answer, 503, "Not stored", "The service is stopping")
         assert api.get("/stations").json["items"] == [{"id": 1, "description": "Teste"}]
 
 

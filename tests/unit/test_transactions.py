@@ -2,7 +2,7 @@
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from calls import UNKNOWN, assert_problem, new_station, new_transaction, send, service, settle
 from kit.storage import execute
@@ -71,15 +71,15 @@ def test_a_verdict_counts_whatever_its_texts_are(api, caplog):
         assert all(key in line for key, line in zip(keys, ignored, strict=False))
 
 
-def test_a_transaction_wants_a_station_that_exists(api):
+def test_a_transaction_that_does_not_exist_is_not_found_and_needs_a_station(api):
     answer = send(api, "POST", "/transactions", {"station_id": 7})
     assert_problem(answer, 422, "No station", "body.station_id", "no station 7")
     assert api.get("/transactions").json["items"] == []
-
-
-def test_a_transaction_that_does_not_exist_is_not_found(api):
-    assert_problem(send(api, "GET", f"/transactions/{UNKNOWN}"), 404, "Not found", UNKNOWN)
-    assert_problem(send(api, "GET", f"/transactions/{uuid4()}", Prefer="wait=30"), 404, "Not found")
+    for method, end in (("GET", ""), ("POST", "/retry")):
+        answer = send(api, method, f"/transactions/{UNKNOWN}{end}", Prefer="wait=30")
+        assert_problem(answer, 404, "Not found", UNKNOWN)
+    assert send(api, "POST", "/transactions/x/retry").status_int == 422
+    assert send(api, "GET", f"/transactions/{UNKNOWN}/retry").status_int == 405
 
 
 # Retries
@@ -106,9 +106,3 @@ def test_a_retry_answers_with_the_transaction_and_waits_if_asked_to(api):
         settle(key, "ERROR")
         answer = held.result(60)
     assert (answer.json["status"], answer.headers["Preference-Applied"]) == ("ERROR", "wait=30")
-
-
-def test_what_does_not_exist_cannot_be_retried(api):
-    assert_problem(send(api, "POST", f"/transactions/{UNKNOWN}/retry"), 404, "Not found", UNKNOWN)
-    assert send(api, "POST", "/transactions/x/retry").status_int == 422
-    assert send(api, "GET", f"/transactions/{UNKNOWN}/retry").status_int == 405
