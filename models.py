@@ -181,8 +181,9 @@ def latest(database: Database) -> int:
 
 
 def known_changes(database: Database) -> tuple[Cursor, Cursor]:
-    """A client can resume between these cursors: the last deleted change, and the newest one."""
-    deleted = deleted_until(database)
+    """A client can resume between these cursors: the last deleted change (or FIRST), and the newest one."""
+    ((updated, row_id),) = execute(database, "SELECT deleted, deleted_id FROM retention WHERE id = 1")
+    deleted = updated, uuid(row_id)
     rows = execute(database, 'SELECT updated, id FROM "transaction" ORDER BY updated DESC, id DESC LIMIT 1')
     return deleted, max([deleted, *((updated, uuid(row_id)) for updated, row_id in rows)])
 
@@ -206,7 +207,7 @@ def next_changes(
     database: Database, after: Cursor, limit: int, station_id: int | None = None
 ) -> tuple[list[Transaction], Cursor]:
     """The same, and the cursor of the last deleted change: if that is above `after`, some may be missing."""
-    return changes(database, after, limit, station_id), deleted_until(database)
+    return changes(database, after, limit, station_id), known_changes(database)[0]
 
 
 def cursor(transaction: Transaction) -> Cursor:
@@ -477,9 +478,3 @@ def delete_finished(database: Database, before: int, after: Cursor, limit: int) 
             WHERE id = 1 AND (deleted, deleted_id) < (?, ?)"""
         execute(database, statement, *last, *last)
     return (rows[-1][0], uuid(rows[-1][1])) if len(rows) == limit else FIRST, len(finished)
-
-
-def deleted_until(database: Database) -> Cursor:
-    """The cursor of the last deleted change; FIRST if retention has not deleted any."""
-    ((updated, row_id),) = execute(database, "SELECT deleted, deleted_id FROM retention WHERE id = 1")
-    return updated, uuid(row_id)
