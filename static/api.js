@@ -47,8 +47,7 @@ async function reach(path, { method = "GET", body, headers = {}, signal }, read)
   if (body) headers = { ...headers, "Content-Type": "application/json" };
   const timer = setTimeout(() => listener.slow(), SLOW);
   try {
-    const options = { method, headers, body: JSON.stringify(body), cache: "no-store", signal };
-    const response = await fetch(path, options);
+    const response = await fetch(path, { method, headers, body: JSON.stringify(body), cache: "no-store", signal });
     await check(response);
     const answer = await read(response);
     listener.answered();

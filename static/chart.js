@@ -1,7 +1,7 @@
 // The chart and the counts: how many transactions were created in the last minutes and today, by status.
 
 import { call, now } from "./api.js";
-import { $, ask, change, draw, h, href, parts, sign } from "./state.js";
+import { $, change, draw, h, href, parts, refresh, sign } from "./state.js";
 import { clock, count, zone } from "./words.js";
 
 const STATUSES = ["COMPLETED", "ERROR", "EXPIRED", "PENDING"];
@@ -20,20 +20,22 @@ async function counts(from, step, steps) {
   return (await call(`/transactions/counts?${new URLSearchParams(query)}`)).items;
 }
 
-/** Load the bars, and the counts for today and yesterday: PENDING transactions may be from yesterday. */
+/** Load the bars, the counts for today, and the older transactions that are still PENDING. */
 export async function load() {
   const midnight = new Date(now()).setHours(0, 0, 0, 0);
-  const asked = [counts(start(), BAR, BARS), counts(midnight - DAY, DAY, 3)]; // a day may have 25 hours
-  const [bars, days] = await Promise.all(asked);
-  change({ counts: { bars, days, midnight } });
+  const older = call(`/transactions?status=PENDING&limit=200&created_to=${iso(midnight)}`);
+  const asked = [counts(start(), BAR, BARS), counts(midnight, DAY, 2), older]; // a day may have 25 hours
+  const [bars, days, { items, next }] = await Promise.all(asked);
+  const pending = count(total(days, "PENDING") + items.length) + (next ? "+" : "");
+  change({ counts: { bars, today: sum(days), midnight, pending } });
 }
 
 let timer = null;
 
 /** Reload the counts after a change: now, and again once the service recounts. */
 export function recount() {
-  if (!timer) ask("counts");
-  timer ??= setTimeout(() => ((timer = null), ask("counts")), PERIOD);
+  if (!timer) refresh("counts");
+  timer ??= setTimeout(() => ((timer = null), refresh("counts")), PERIOD);
 }
 
 const total = (items, status) => items.reduce((count, one) => count + one[status], 0);
@@ -74,8 +76,7 @@ const link = (number, filter) => h("td", { className: "amount" }, h("a", { href:
 parts.push((state) => {
   const bars = barsOf(state);
   const chosen = bars[state.bar];
-  const { days = [], midnight = 0 } = state.counts ?? {};
-  const today = sum(days.slice(1));
+  const { today = sum([]), midnight = 0, pending = "0" } = state.counts ?? {};
   const recent = sum(chosen ? [chosen] : bars);
   const range = { created_from: iso((chosen ?? bars[0]).from), created_to: chosen && iso(chosen.to) };
   const times = ({ from, to }) => `${clock(from)} – ${clock(to)}`;
@@ -95,11 +96,12 @@ parts.push((state) => {
     h("tr", {}, head.map((name, index) => h("th", { scope: "col", className: index ? "amount" : "" }, name))),
     STATUSES.map((status) => h("tr", {}, row(status))),
   ]);
-  draw($("pending"), {}, "PENDING now: ", h("a", { href: href({ status: "PENDING" }) }, count(sum(days).PENDING)));
+  draw($("pending"), {}, "PENDING now: ", h("a", { href: href({ status: "PENDING" }) }, pending));
 });
 
 const choose = (bar) => change({ bar });
 $("bar").oninput = $("bar").onfocus = () => choose(Number($("bar").value));
 $("bar").onpointermove = ({ offsetX }) => choose(Math.floor((offsetX / $("bar").clientWidth) * (BARS - 0.01)));
-$("counting").onpointerleave = () => choose(null);
+// A tap ends with the finger leaving, and its bar stays.
+$("counting").onpointerleave = ({ pointerType }) => pointerType === "touch" || choose(null);
 $("counting").addEventListener("focusout", ({ relatedTarget: to }) => $("counting").contains(to) || choose(null));

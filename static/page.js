@@ -2,7 +2,7 @@
 
 import { Failure, call, follow, forgetToken, hasToken, keepToken, listener } from "./api.js";
 import * as chart from "./chart.js";
-import { $, ask, change, draw, h, parts, render, say, sign, state } from "./state.js";
+import { $, ask, change, draw, h, parts, refresh, render, say, sign, state } from "./state.js";
 import * as stations from "./stations.js";
 import * as transactions from "./transactions.js";
 import { clock, noticesOf, partsOf } from "./words.js";
@@ -18,7 +18,7 @@ const TROUBLE = `data:image/svg+xml,<svg xmlns="http://www.w3.org/2000/svg" view
 const others = navigator.locks && new BroadcastChannel("events");
 
 /** Whether the page loads its contents, and whether it follows. (A hidden one follows, for its title.) */
-const asks = () => !state.paused && !state.token && !document.hidden;
+const asks = () => !state.token && !document.hidden;
 const follows = () => !state.paused && !state.token && !(document.hidden && !others);
 const live = () => state.updates === "live";
 
@@ -28,20 +28,16 @@ listener.slow = () => change({ slow: true });
 listener.answered = () => {
   const back = state.away;
   change({ seen: new Date(), away: "", slow: false });
-  if (back) ask();
+  if (back) refresh();
 };
 listener.away = (away) => {
   change({ away, ready: null });
   if (live()) setTimeout(ask, PAUSE, "readiness");
 };
 
-/** A component and its state; if something is wrong, also since when. */
+/** A component and its state. */
 function item({ id, word, look, each }) {
-  const before = state.since[id];
-  // If it was like this when the page opened, we only know that it began earlier.
-  const text = ` since ${before?.look ? "" : "before "}${clock(Date.now())}`;
-  if (before?.word !== word) state.since[id] = { word, look, text };
-  const line = [`${id} `, sign(look, word), ["bad", "odd"].includes(look) && state.since[id].text];
+  const line = [`${id} `, sign(look, word)];
   if (!each.length) return h("li", { key: id }, line);
   const list = each.map((one) => h("li", {}, h("bdi", {}, one.id), " ", sign(one.look, one.word)));
   const all = [h("summary", {}, line), h("ul", {}, list)];
@@ -65,14 +61,15 @@ parts.push((state) => {
   }
 });
 
-/** Show the problems, and let screen readers read each out once. */
+/** Show the problems and when we noticed them, and let screen readers read each out once. */
 parts.push((state) => {
-  const notices = noticesOf(state);
-  const before = state.announced;
-  state.announced = notices.map(([, text]) => text);
-  state.announced.filter((text) => !before.includes(text)).forEach(say);
-  if (before.length && !notices.length) say("Everything works again.");
-  const notice = ([look, text]) => h("li", { key: text, className: "notice", "data-look": look }, text);
+  const notices = noticesOf(state).map(([look, text]) => ({ look, text, key: text.split(/[:(]/)[0] }));
+  const before = state.announced; // by the sentence without the reason, which may change
+  state.announced = new Map(notices.map(({ key }) => [key, before.get(key) ?? clock(Date.now())]));
+  notices.forEach(({ key, text }) => before.has(key) || say(text));
+  if (before.size && !notices.length) say("Everything works again.");
+  const notice = ({ look, text, key }) =>
+    h("li", { key, className: "notice", "data-look": look }, `${state.announced.get(key)} ${text}`);
   draw($("notices"), {}, notices.map(notice));
   draw($("live"), {}, state.news.map(({ key, text }) => h("p", { key }, text)));
 });
@@ -86,13 +83,14 @@ listener.unauthorized = () => {
   change({ token: `The service ${refused ? "refuses this token" : "asks for its token (API_TOKEN)"}.` });
   say(state.token);
   render();
-  if (document.activeElement === document.body) $("token-text").focus();
+  if (!document.activeElement.matches("input")) $("token-text").focus();
   reconsider();
 };
 
 $("token").onsubmit = () => {
   keepToken($("token-text").value.trim());
   $("token").reset();
+  $("pause").focus(); // before the form hides
   change({ token: "" });
   resume();
 };
@@ -124,7 +122,8 @@ async function load(name) {
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
     const { status = 503, detail = "" } = error.problem ?? {}; // the header already shows that the service is away
-    state.refused[name] = status === 401 ? "" : detail;
+    const invalid = "The page's address has a value that isn't valid. Clear the filter.";
+    state.refused[name] = { 401: "", 422: invalid }[status] ?? detail;
     if (status >= 500) setTimeout(ask, PAUSE, name);
   } finally {
     state.asking -= 1;
@@ -205,7 +204,7 @@ async function followAlways() {
 
 /** The page wasn't updating, so it may be out of date. */
 function resume() {
-  ask();
+  refresh();
   reconsider();
 }
 
@@ -221,8 +220,8 @@ for (const kind of ["pointermove", "pointerdown", "wheel", "scroll", "keydown"])
   addEventListener(kind, () => (state.moved = Date.now()), { capture: true, passive: true });
 }
 setInterval(() => document.hidden || change(), 1000);
-setInterval(() => live() || state.asking || ask(), PAUSE);
-setInterval(() => live() && ask("stations"), STATIONS);
+setInterval(() => live() || state.asking || refresh(), PAUSE);
+setInterval(() => live() && refresh("stations"), STATIONS);
 $("stations-fold").open = !matchMedia("(max-width: 40rem)").matches;
 render();
 followAlways();

@@ -26,13 +26,12 @@ export const state = {
   ready: null, // the body of /readyz
   updates: "starting", // how we get changes
   broken: "", // why we don't get them as events
-  since: {}, // by component: its state, and since when
   busy: new Set(), // forms and rows that wait for an answer
   wrong: {}, // by form or row: why the last try failed
   news: [], // for screen readers to read out
-  announced: [], // notices that they have read out
+  announced: new Map(), // notices that they have read out, with the time
   stations: null, // the answer, and its URL
-  editing: {}, // by station with an open form: its description then, and as last seen
+  editing: {}, // by station with an open form: its description as last seen, and the user's text
   keys: {}, // by station: the Idempotency-Key of a start with an unknown outcome
   met: new Set(), // stations in transactions, so that we look for each once
   latest: {}, // by station: its newest transaction; null if it has none
@@ -42,6 +41,7 @@ export const state = {
   rows: { url: "", items: [] }, // visible rows: new ones wait while the user moves
   moved: 0, // when the pointer, the wheel or a key last moved
   details: null, // the open transaction
+  opened: false, // whether its dialog is open
   again: null, // how many we asked about again, and whether to continue
   counts: null, // the answers for the last minutes and for today
   bar: null, // the selected bar in the chart
@@ -68,6 +68,9 @@ export function ask(...names) {
   for (const name of names.length ? names : Object.keys(DEPENDS)) state.ask.add(name);
   change();
 }
+
+/** Reload by ourselves, unless the page is paused. */
+export const refresh = (...names) => state.paused || ask(...names);
 
 // Drawing
 
@@ -186,7 +189,8 @@ export async function attempt(name, work, unknown) {
     return answer;
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
-    const refused = error.problem?.status === 401 ? "" : error.message; // the token form explains it
+    const detail = error.message.replace(/^(body|query)\.\w+: /, "The text ");
+    const refused = error.problem?.status === 401 ? "" : detail; // the token form explains it
     fail(name, error.problem ? refused : `No answer came. ${unknown}`, error);
     return undefined;
   } finally {

@@ -53,6 +53,9 @@ def test_one_button_asks_again_about_all_that_have_expired(opened, tab):
     expect(head).to_have_text("Last 10 minutes")
     bar.hover(position={"x": 5, "y": 5})
     expect(head).to_contain_text(" \N{EN DASH} ")
+    page.locator("#counting").dispatch_event("pointerleave", {"pointerType": "touch"})  # after each tap
+    tab.at_rest()
+    expect(head).to_contain_text(" \N{EN DASH} ")
     # Ask about all.
     held = []
     page.goto(f"{shared.service.url}/?status=EXPIRED")
@@ -97,6 +100,7 @@ def test_axe_finds_nothing_and_everything_fits(running, tab):
     name = page.locator("#stations .name").nth(1)
     assert name.bounding_box()["height"] < 90  # three lines; the title has the whole name
     expect(name).to_have_attribute("title", LONG_WORD)
+    expect(rows(page).first.locator("bdi")).to_have_css("text-overflow", "ellipsis")  # at its own end
     rows(page).first.click()
     expect(page.get_by_role("button", name="Ask again")).to_be_visible()
     look(page)
@@ -122,6 +126,8 @@ def look(page) -> None:
         page.set_viewport_size({"width": width, "height": 800})
         page.emulate_media(color_scheme=scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        ends = "document.documentElement.scrollHeight <= Math.max(innerHeight, document.body.offsetHeight)"
+        assert page.evaluate(ends)
         controls = page.locator("button:visible, input:visible, summary:visible")
         assert controls.evaluate_all(TOO_SMALL) == []
         if width != 390:
