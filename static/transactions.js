@@ -1,7 +1,7 @@
 // The transactions: filter and find them, page through them, follow their changes, and ask about them again.
 
-import { call, now } from "./api.js";
-import { $, ask, attempt, change, draw, fail, FILTERS, go, h, href, pager, parts, say } from "./state.js";
+import { call, Failure, now } from "./api.js";
+import { $, ask, attempt, change, draw, FILTERS, go, h, href, pager, parts, say } from "./state.js";
 import { sign, state } from "./state.js";
 import { clock, label, milliseconds, moment, tookOf, zone } from "./words.js";
 
@@ -32,9 +32,8 @@ const newer = (one, other) =>
 
 /** Update these transactions everywhere on the page. */
 export function learn(transactions) {
-  for (const one of transactions) {
+  for (const one of transactions.map(fresh)) {
     const { id, status, station } = one;
-    if (newer(one, state.heard.get(id)) !== one) continue;
     state.heard.set(id, one);
     if (state.followed.has(id) && state.followed.get(id) !== status) {
       state.followed.set(id, status);
@@ -80,7 +79,7 @@ function current() {
 /** The rows to show: new ones wait while the user moves. */
 function rows() {
   const { list, moved, rows: shown } = state;
-  if (list?.url !== url()) return shown;
+  if (list?.url !== url()) return state.refused.list ? { url: "", items: [] } : shown;
   const items = current();
   const rests = Date.now() - moved > REST;
   if (rests || !shown.items.length || shown.url !== list.url) return { ...list, items, fresh: 0 };
@@ -105,22 +104,22 @@ parts.push((state) => {
   const { url: shown, items, more, fresh } = state.rows;
   draw($("zone"), {}, `Created (${zone()})`);
   draw($("transactions"), {}, items.map(row));
-  const begin = state.stations?.items.length ? "Press Start beside a station." : "Create a station to begin.";
-  const none = filtered() ? "No transaction matches." : `There is no transaction yet. ${begin}`;
-  draw($("no-transactions"), {}, shown && !items.length && none);
-  draw($("new"), { hidden: !fresh }, `${fresh} new`);
+  const none = "There is no transaction yet. Press Start beside a station.";
+  draw($("no-transactions"), {}, shown && !items.length && (filtered() ? "No transaction matches." : none));
+  draw($("new"), { hidden: !fresh }, `${fresh}${fresh < LIMIT ? "" : "+"} new`);
   pager($("transactions-pager"), "after", ["Newer", "Older"], shown === url() && more && items.at(-1)?.id);
 });
 $("new").onclick = () => change({ moved: 0 });
 
 // Filters
 
-/** Convert the API's time to the local time in a form's field, and back. */
+const TIMES = { created_from: "Z", created_to: ".999999Z" }; // the first and last microsecond of a second
+
+/** The API's time as the local time in a form's field. */
 const local = (time) => {
   const date = new Date(time);
-  return date > 0 ? new Date(date - date.getTimezoneOffset() * 60_000).toISOString().slice(0, 19) : "";
+  return isNaN(date) ? "" : new Date(date - date.getTimezoneOffset() * 60_000).toISOString().slice(0, 19);
 };
-const utc = (text) => (text ? new Date(text).toISOString().replace(".000", "") : "");
 
 parts.push(({ view }) => {
   const active = FILTERS.filter((name) => view[name]).length;
@@ -129,31 +128,37 @@ parts.push(({ view }) => {
   const statuses = view.status?.split(",") ?? [];
   for (const box of $("filters").elements.status) draw(box, { checked: statuses.includes(box.value) });
   draw($("station_id"), { value: view.station_id ?? "" });
-  draw($("created_from"), { value: local(view.created_from) });
-  draw($("created_to"), { value: local(view.created_to) });
+  // A field with the focus belongs to the user, who may be typing a year.
+  const times = Object.keys(TIMES).map($).filter((field) => field !== document.activeElement);
+  for (const field of times) draw(field, { value: local(view[field.id]) });
 });
 
-$("filters").onchange = $("filters").onsubmit = () => {
-  if (!$("filters").reportValidity()) return; // for example a half-typed time
-  const boxes = [...$("filters").elements.status].filter(({ checked }) => checked);
-  const status = boxes.length === 4 ? "" : boxes.map(({ value }) => value).join(",");
-  const range = { created_from: utc($("created_from").value), created_to: utc($("created_to").value) };
-  go({ ...state.view, station_id: $("station_id").value, status, ...range, after: "" });
+/** Apply the field that changed, and leave the others as they are in the URL. */
+$("filters").onchange = ({ target }) => {
+  const { name } = target;
+  let value = new FormData($("filters")).getAll(name).join(",");
+  if (value && TIMES[name]) value = new Date(value).toISOString().replace(".000Z", TIMES[name]);
+  const again = Boolean(TIMES[name] && state.view[name]); // a time changes with each digit
+  if (target.reportValidity()) go({ ...state.view, [name]: value, after: "" }, {}, again);
 };
 $("filters").onreset = () => go({ q: state.view.q, stations_after: state.view.stations_after });
 
 // Find one by its id or its key
 
+/** Load a transaction. A path with another text, such as "..", could lead elsewhere. */
+async function get(id) {
+  if (!/^[0-9a-f-]{36}$/i.test(id)) throw new Failure("There is no such transaction.", {});
+  return call(`/transactions/${id}`);
+}
+
 $("lookup").onsubmit = async () => {
   const text = $("lookup-text").value.trim();
   const look = async () => {
     const { items } = await call(`/transactions?${new URLSearchParams({ idempotency_key: text })}`);
-    return items[0] ?? call(`/transactions/${encodeURIComponent(text)}`);
+    return items[0] ?? get(text);
   };
   const found = await attempt("lookup", look, "Try again.");
   if (found) go({ ...state.view, transaction: found.id });
-  const { status } = state.wrong.lookup?.error?.problem ?? {};
-  if (status === 404 || status === 422) fail("lookup", "No transaction has this id or idempotency key.");
 };
 
 // Ask again about all
@@ -197,9 +202,9 @@ export async function open() {
     change({ details: id ? (state.rows.items.find((one) => one.id === id) ?? { id }) : null });
   }
   if (!id) return;
-  const get = () => call(`/transactions/${encodeURIComponent(id)}`);
-  const found = await attempt("details", get, "Close it and try again.");
-  if (!found || state.view.transaction !== id) return;
+  const found = await attempt("details", () => get(id), "Close it and try again.");
+  if (state.view.transaction !== id) return ask("details"); // the user has moved on
+  if (!found) return;
   if (!state.followed.has(id)) state.followed.set(id, found.status);
   learn([found]);
 }
@@ -221,24 +226,26 @@ function fields({ station, status, created, updated, asked, attempts, expires, r
   ];
 }
 
-parts.push(({ view, details }) => {
-  if (!view.transaction || !details) return $("details").close();
+parts.push(({ view, details, opened, token }) => {
+  state.opened = Boolean(view.transaction && details && !token);
+  if (opened && !state.opened) $("details").close();
+  if (!state.opened) return;
   draw($("id"), {}, details.id);
   const known = details.status ? fields(details) : [];
   draw($("fields"), {}, known.map(([name, text]) => [h("dt", {}, name), h("dd", {}, text)]));
   draw($("retry"), { hidden: details.status !== "EXPIRED" });
-  return $("details").open || $("details").showModal();
+  if (!opened) $("details").showModal();
 });
 
-/** Close. If going back shows the same list, go back, so that Back doesn't open it again. */
-function close() {
+/** The user closed it. If going back shows the same list, go back, so that Back doesn't open it again. */
+$("details").onclose = () => {
   const { transaction, ...view } = state.view;
-  if (!transaction) return;
+  if (!state.opened || $("details").open) return; // the URL closed it, and may have opened it again since
+  change({ opened: false, details: null });
   if (history.state?.opened === transaction) history.back();
   else go(view, {}, true);
-}
-$("details").onclose = $("close").onclick = close;
-$("details").onclick = (event) => event.target === $("details") && close();
+};
+$("close").onclick = () => $("details").close();
 $("retry").onclick = async () => {
   const again = () => call(`/transactions/${state.details.id}/retry`, { method: "POST" });
   const found = await attempt("details", again, "Ask again: it is harmless.");
