@@ -69,24 +69,24 @@ function row(station) {
   );
 }
 
-function form(station, { description }, latest) {
-  const field = h("input", { value: description, required: true, autocomplete: "off" });
+function form(station, edit, latest) {
+  const oninput = ({ target }) => (edit.text = target.value);
+  const field = h("input", { value: edit.text, oninput, required: true, autocomplete: "off" });
   const line = [
     h("button", {}, "Rename"),
     latest === null && h("button", { type: "button", onclick: () => remove(station) }, "Delete"),
     h("a", { key: "all", href: href({ ...state.view, station_id: station.id, after: "" }) }, "Transactions"),
     latest && "It has transactions, so you can't delete it.",
   ];
-  const onsubmit = () => rename(station, $(nameOf(station)).querySelector("input").value);
-  const label = h("label", {}, "Description ", field);
-  return h("form", { key: "form", onsubmit }, label, h("div", { className: "line" }, line));
+  const all = [h("label", {}, "Description ", field), h("div", { className: "line" }, line)];
+  return h("form", { key: "form", onsubmit: () => rename(station, edit) }, all);
 }
 
 parts.push(({ view, stations }) => {
   const items = stations?.items ?? [];
-  const none = view.q ? "No station matches." : "There is no station yet. Create the first one here.";
+  const none = view.stations_after ? "No more stations." : "There is no station yet. Create the first one here.";
   draw($("stations"), {}, items.map(row));
-  draw($("no-stations"), { hidden: !stations || items.length > 0 }, none);
+  draw($("no-stations"), { hidden: !stations || items.length > 0 }, view.q ? "No station matches." : none);
   if (stations && !items.length) draw($("stations-fold"), { open: true });
   draw($("q"), { value: view.q ?? "" });
   const last = stations?.url === url() && stations.next && items.at(-1).id;
@@ -114,23 +114,23 @@ function started(name, transaction) {
 
 /** The service is back: look up the starts that got no answer. */
 export async function resolve() {
-  for (const [name, { error }] of Object.entries(state.wrong)) {
+  for (const [name, key] of Object.entries(state.keys)) {
+    const { error } = state.wrong[name] ?? {};
     if (!error || error.problem) continue;
-    const key = state.keys[name] ?? "";
-    const { items } = key ? await call(`/transactions?${new URLSearchParams({ idempotency_key: key })}`) : {};
-    if (items?.length) started(name, items[0]);
-    else if (key) fail(name, "It wasn't started.");
-    else delete state.wrong[name];
+    const { items } = await call(`/transactions?${new URLSearchParams({ idempotency_key: key })}`);
+    if (items.length) started(name, items[0]);
+    else fail(name, "It wasn't started.");
   }
   change();
 }
 
 $("new-station").onsubmit = async () => {
-  const post = { method: "POST", body: { description: $("description").value } };
+  const description = $("description").value;
+  const post = { method: "POST", body: { description } };
   const unknown = "Check whether the station exists before you create it again.";
   const station = await attempt("new-station", () => call("/stations", post), unknown);
   if (!station) return;
-  $("new-station").reset();
+  if ($("description").value === description) $("new-station").reset(); // else it's already the next one
   say(`Station ${station.id} created.`);
   const { next, items } = state.stations ?? { items: [] };
   if (!next && items.length < LIMIT && !state.view.q) return ask("stations");
@@ -140,12 +140,13 @@ $("new-station").onsubmit = async () => {
 /** Open or close the form that changes a station. */
 function toggle(station) {
   const { id, description } = station;
+  const row = () => $(nameOf(station)); // it may have left the list
+  const near = !state.editing[id] || row()?.contains(document.activeElement);
   if (state.editing[id]) delete state.editing[id];
-  else state.editing[id] = { description, known: description };
+  else state.editing[id] = { known: description, text: description };
   delete state.wrong[nameOf(station)];
   render();
-  const row = $(nameOf(station));
-  (row.querySelector("input") ?? row.querySelector(".more")).focus();
+  if (near) (row()?.querySelector("input") ?? row()?.querySelector(".more"))?.focus();
 }
 
 /** Change or delete a station, unless someone else changed it and the user hasn't seen that. */
@@ -157,16 +158,18 @@ async function alter({ id }, options) {
     edit.known = description;
     throw new Failure(`Someone else renamed it to “${description}”. Press again to do it anyway.`, {});
   };
-  const changed = await attempt(nameOf({ id }), work, "Check its name before you try again.");
-  ask("stations", "list");
+  const name = nameOf({ id });
+  const changed = await attempt(name, work, "Check its name before you try again.");
+  const gone = state.wrong[name]?.error?.problem?.status === 404; // its row stays for a while, with the message
+  ask("list", ...(gone ? [] : ["stations"]));
   return changed;
 }
 
-async function rename(station, description) {
+async function rename(station, edit) {
   // An input drops line breaks: if that is the only difference, the user left the name alone.
-  const touched = description !== state.editing[station.id].description.replace(/[\r\n]/g, "");
-  if (touched && !(await alter(station, { method: "PATCH", body: { description } }))) return;
-  toggle(station);
+  const touched = edit.text.replace(/[\r\n]/g, "") !== edit.known.replace(/[\r\n]/g, "");
+  if (touched && !(await alter(station, { method: "PATCH", body: { description: edit.text } }))) return;
+  if (state.editing[station.id] === edit) toggle(station); // the user may have closed it
   if (touched) say(`Station ${station.id} renamed.`);
 }
 
