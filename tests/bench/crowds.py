@@ -20,6 +20,9 @@ from raw import answer
 from stack import Stack, step
 from traffic import spread
 
+FEW, MANY = 1000, 8000  # clients that wait
+FOLLOWING, EVENTS = (1, 1000, 5000), 10  # clients that follow, and transactions that are sent one by one
+DELAY = 9  # seconds that the equipment takes while clients wait
 CLIENTS, SLICE = 4, 0.25  # number of others, and for how long they read and then write
 READ = request("GET", "/transactions")
 WRITE = request("POST", "/stations", json.dumps({"description": "x"}).encode())
@@ -37,21 +40,21 @@ def others(port: int, seconds: float) -> list[float]:
     return took
 
 
-def waits(stack: Stack, count: int, delay: float, stay: bool) -> dict:
+def waits(stack: Stack, count: int, stay: bool) -> dict:
     """Everyone posts at once with `Prefer: wait=20`; the others come until after the first verdicts.
 
-    The equipment takes `delay` seconds. If they do not `stay`, they leave without their verdicts.
+    The equipment takes DELAY seconds. If they do not `stay`, they leave without their verdicts.
     """
     step(f"{count:,} clients wait")
     worker, found, began = stack.pids["service"], {"count": count}, time.monotonic()
     with Crowd(stack.service) as crowd:
         clients = crowd.open(count, WAIT)
-        took = others(stack.port, delay / 6)
+        took = others(stack.port, DELAY / 6)
         waiting = lambda: metric(stack.service, "energy2go_waiters")  # noqa: E731
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: waiting() == count, "all of them wait", delay / 6)
+            wait_until(lambda: waiting() == count, "all of them wait", DELAY / 6)
         found["at once"] = waiting()
-        found["ms"] = spread(took + others(stack.port, began + delay + 1 - time.monotonic()))
+        found["ms"] = spread(took + others(stack.port, began + DELAY + 1 - time.monotonic()))
         found["threads"] = len(os.listdir(f"/proc/{worker}/task"))
         answers = [answer(client).partition(b"\r\n\r\n")[2] for client in clients] if stay else []
         found["MB"] = resident(worker, "VmHWM")
@@ -59,7 +62,7 @@ def waits(stack: Stack, count: int, delay: float, stay: bool) -> dict:
     return found
 
 
-def reach(stack: Stack, count: int, events: int) -> dict:
+def reach(stack: Stack, count: int) -> dict:
     """How long a verdict takes from its row to the last of `count` followers, in milliseconds."""
     step(f"{count:,} clients follow")
     found, poller = {"ms": [], "reached": count}, select.epoll()
@@ -68,7 +71,7 @@ def reach(stack: Stack, count: int, events: int) -> dict:
         for number, client in clients.items():
             assert client.recv(15) == b"HTTP/1.1 200 OK"
             poller.register(number, select.EPOLLIN)
-        for _ in range(events):
+        for _ in range(EVENTS):
             since = time.time_ns() // 1000
             key = stack.service.post("/transactions", {"station_id": 1}).json["id"]
             verdict = re.compile(VERDICT % key.encode())
@@ -84,19 +87,19 @@ def reach(stack: Stack, count: int, events: int) -> dict:
     return found | {"ms": median(found["ms"])}
 
 
-def crowds(folder: Path, waiting: tuple, following: tuple, delay: float, events: int) -> dict:
-    """All of it. `delay` is how many seconds the equipment takes while clients wait."""
+def crowds(folder: Path) -> dict:
+    """Measure all crowds that this process may have descriptors for."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    most = hard - OPEN if hard != resource.RLIM_INFINITY else max(waiting + following)
-    few, many = (min(count, most) for count in waiting)
+    most = hard - OPEN if hard != resource.RLIM_INFINITY else MANY
     with contextlib.ExitStack() as ends:
-        stack = Stack(folder / "wait", ends, VALIDATOR_DELAY_MS=f"{delay * 1000:.0f}", WAITS=f"{many}")
-        found = {"alone": spread(others(stack.port, 1)), "waits": waits(stack, few, delay, stay=True)}
-        found["many"] = waits(stack, many, delay, stay=False)
+        many = min(MANY, most)
+        stack = Stack(folder / "wait", ends, VALIDATOR_DELAY_MS=f"{DELAY * 1000}", WAITS=f"{many}")
+        found = {"alone": spread(others(stack.port, 1)), "waits": waits(stack, FEW, stay=True)}
+        found["many"] = waits(stack, many, stay=False)
     with contextlib.ExitStack() as ends:
         # The equipment takes so long that everyone has the event before the verdict by then.
-        options = {"VALIDATOR_DELAY_MS": f"{delay / 18 * 1000:.0f}", "WAITS": f"{sum(following)}"}
+        options = {"VALIDATOR_DELAY_MS": "500", "WAITS": f"{sum(FOLLOWING)}"}
         stack = Stack(folder / "follow", ends, **options)
-        found["follow"] = {count: reach(stack, count, events) for count in following if count <= most}
+        found["follow"] = {count: reach(stack, count) for count in FOLLOWING if count <= most}
     return found

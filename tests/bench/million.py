@@ -14,6 +14,7 @@ from programs import MIGRATIONS
 from stack import STATION, Stack, step
 from traffic import Phase, measure, reads, spread
 
+ROWS = 1_000_000
 STATIONS = 10_000  # a search reads them all
 USED = 4  # of them have transactions
 AGE = 10  # days; a service with RETENTION_DAYS=1 deletes the rows
@@ -31,26 +32,26 @@ FROM drawn
 """
 
 
-def fill(folder: Path, rows: int) -> None:
-    """Make a database with this many settled transactions."""
+def fill(folder: Path) -> None:
+    """Make a database with settled transactions."""
     folder.mkdir()
     store = Store(f"sqlite:///{folder}/energy2go.db", 1, MIGRATIONS)
     store.recover()
     store.close()
     stations = [(f"{number}", f"{number}") for number in range(STATIONS)]
-    values = {"rows": rows, "stations": USED, "now": time.time_ns() // 1000 - AGE * DAY}
+    values = {"rows": ROWS, "stations": USED, "now": time.time_ns() // 1000 - AGE * DAY}
     with contextlib.closing(sqlite3.connect(folder / "energy2go.db")) as database, database:
         database.executemany("INSERT INTO station (description, folded) VALUES (?, ?)", stations)
         database.execute(FILL, values)
 
 
-def million(folder: Path, rows: int, seconds: float) -> dict[str, dict[str, float]]:
+def million(folder: Path) -> dict[str, dict[str, float]]:
     """The times of each request of a single client, in milliseconds; the last is that of posts."""
-    step(f"making {rows:,} rows")
-    fill(folder, rows)
+    step(f"making {ROWS:,} rows")
+    fill(folder)
     with contextlib.ExitStack() as ends:
         stack, lists = Stack(folder, ends), "/transactions"
-        deep = stack.query('SELECT id FROM "transaction" ORDER BY id LIMIT 1 OFFSET ?', rows // 10)[0][0]
+        deep = stack.query('SELECT id FROM "transaction" ORDER BY id LIMIT 1 OFFSET ?', ROWS // 10)[0][0]
         after = UUID(deep)  # all but a tenth of the rows come before it
         requests = {
             "GET by id": reads(stack),
@@ -61,10 +62,10 @@ def million(folder: Path, rows: int, seconds: float) -> dict[str, dict[str, floa
         }
         step("reading them")
         found = {
-            name: spread(drive(stack.port, itertools.cycle(each), 1, seconds, status=200).milliseconds())
+            name: spread(drive(stack.port, itertools.cycle(each), 1, 1, status=200).milliseconds())
             for name, each in requests.items()
         }
     step("deleting them")
     with contextlib.ExitStack() as ends:
         stack = Stack(folder, ends, RETENTION_DAYS="1")
-        return found | {"POST while the rows are deleted": measure(Phase("", 5 * seconds, 1), stack)["ms"]}
+        return found | {"POST while the rows are deleted": measure(Phase("", 5, 1), stack)["ms"]}

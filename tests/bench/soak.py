@@ -2,10 +2,8 @@
 
 import argparse
 import contextlib
-import json
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -13,9 +11,8 @@ from installation import resident
 from load import Load
 from programs import ROOT
 from report import Goal, goal_table, table
-from stack import STATION, Stack, end_on_signals, step
+from stack import STATION, Stack, keep, step, workplace
 
-VAR = ROOT / "var"
 PARTS = 20
 DAYS = 90  # RETENTION_DAYS
 YEAR = 365 * 24 * 60 * 60  # seconds
@@ -102,16 +99,14 @@ def main() -> None:
     parser.add_argument("--posts", type=int, default=200_000)
     parser.add_argument("--rate", type=float, default=400, help="posts a second")
     options = parser.parse_args()
-    end_on_signals()
-    VAR.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="soak-", dir=VAR) as name:
-        found = soak(Path(name), options.posts, options.rate)
+    with workplace("soak") as folder:
+        found = soak(folder, options.posts, options.rate)
     looks = found["looks"]
     print(goal_table(goals(found)))
     print(f"\n{found['accepted']:,} accepted, {found['unanswered']:,} after a request without an answer.\n")
     rows = ((name, *(look[name] for look in looks.values())) for name in next(iter(looks.values())))
     print(table(("after … transactions", *(f"{count:,}" for count in looks)), rows))
-    (VAR / "soak.json").write_text(json.dumps(found, indent=1) + "\n")
+    keep("soak", found)
     sys.exit(1 if found["lost"] else 0)
 
 

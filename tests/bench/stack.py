@@ -1,17 +1,21 @@
 """The programs that are measured, on free ports, and their use of processor and memory."""
 
 import contextlib
+import json
 import os
 import shlex
 import signal
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from installation import Installation, resident
 from programs import ROOT, wait_until
 
 STATION = 1
+VAR = ROOT / "var"
 BEGAN = time.monotonic()
 
 
@@ -31,8 +35,12 @@ def busy() -> float:
     return sum((user, nice, system, *rest)) / os.sysconf("SC_CLK_TCK")
 
 
-def end_on_signals() -> None:
-    """Let the first Ctrl-C or SIGTERM end this process and everything that it has started."""
+@contextlib.contextmanager
+def workplace(name: str) -> Iterator[Path]:
+    """A folder in var/, like that of `make run`: /tmp may be in memory, where writing costs nothing.
+
+    The first Ctrl-C or SIGTERM ends this process, everything that it has started, and the folder.
+    """
 
     def end(number, frame):
         for each in (signal.SIGINT, signal.SIGTERM):
@@ -41,6 +49,14 @@ def end_on_signals() -> None:
 
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, end)
+    VAR.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=VAR) as folder:
+        yield Path(folder)
+
+
+def keep(name: str, found: dict) -> None:
+    """Write the results to var/."""
+    (VAR / f"{name}.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
 class Stack(Installation):
