@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LONGEST_WAIT = 30  # seconds
+PREFERENCE = re.compile(r'([^\s=,;"]+)(?:\s*=\s*("(?:[^"\\]|\\.)*"|[^\s,;"]*))?')  # RFC 7240, section 2
 COUNTS_INTERVAL, LOOKS = 5, 100  # seconds in which we compute the same counts once; results that we keep
 MIGRATIONS = str(ROOT / "migrations")
 STATIC, SWAGGER = ROOT / "static", Path(swagger_ui_path)
@@ -342,10 +343,10 @@ async def readyz(service: Service) -> schemas.Readiness:
 @app.get("/metrics", media_type=metrics.CONTENT_TYPE)
 async def read_metrics(service: Service) -> bytes:
     """Read the service's metrics. Gauges that need the database are omitted while it is down."""
-    service.pending, service.sizes = None, {}
+    pending, found = None, dict[str, int]()
     with suppress(NotRead):
-        service.pending = await service.look(models.pending)
-        service.sizes = await service.look(sizes)
+        pending, found = await service.look(models.pending), await service.look(sizes)
+    service.pending, service.sizes = pending, found  # from here on no other scrape comes in between
     return metrics.render(service.metrics)
 
 
@@ -372,10 +373,10 @@ async def preferred(
     service: Service, answer: Answer, transaction: schemas.Transaction, prefer: str
 ) -> schemas.Transaction:
     """A stored transaction, after waiting for its verdict as `Prefer: wait=N` asks (RFC 7240)."""
-    wanted = re.search(r"(?:^|[,;])\s*wait\s*=\s*(\"?)(\d{1,4000})\1\s*(?:$|[,;])", prefer, re.IGNORECASE)
-    if not wanted:
+    waits = (text.strip('"') for name, text in PREFERENCE.findall(prefer) if name.lower() == "wait")
+    if not re.fullmatch(r"\d{1,4000}", wanted := next(waits, "")):
         return transaction
-    seconds = min(int(wanted[2]), LONGEST_WAIT)
+    seconds = min(int(wanted), LONGEST_WAIT)
     try:
         transaction = await service.changes.wait(transaction, seconds)
         answer.headers["Preference-Applied"] = f"wait={seconds}"

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -53,7 +54,7 @@ class Changes:
     def __init__(self, read: Read, ready: Callable[[], bytes], places: int, loop: asyncio.AbstractEventLoop):
         self._read, self._ready, self._places, self._loop = read, ready, places, loop
         self.clients, self._read_until = Counter(waits=0, streams=0), 0.0
-        self._waits: defaultdict[UUID, set[asyncio.Future[Transaction | None]]] = defaultdict(set)
+        self._waits: defaultdict[UUID, dict[asyncio.Future[Any], datetime]] = defaultdict(dict)
         self._recent: list[Event] = []  # all changes between these two cursors
         self._since = self._position = FIRST
         self._due = loop.create_future()  # wakes the reader
@@ -81,7 +82,7 @@ class Changes:
             return transaction
         with self._place("waits"):
             changed = self._loop.create_future()
-            self._waits[transaction.id].add(changed)
+            self._waits[transaction.id][changed] = transaction.updated
             try:
                 if not self._reader or models.cursor(transaction) <= self._position:
                     await self._start_reading()
@@ -94,7 +95,7 @@ class Changes:
                     transaction = await self._read(models.get_transaction, transaction.id)
                 return transaction
             finally:
-                self._waits[transaction.id].discard(changed)
+                del self._waits[transaction.id][changed]
                 if not self._waits[transaction.id]:
                     del self._waits[transaction.id]
 
@@ -202,7 +203,9 @@ class Changes:
         if not changes and deleted <= position:
             return False
         settled = [change for change in changes if change.status is not Status.PENDING]
-        resolve([(changed, one) for one in settled for changed in self._waits.get(one.id, ())])
+        for one in settled:  # a change may have been read before the retry that its client waits for
+            waits = self._waits.get(one.id, {}).items()
+            resolve([(changed, one) for changed, since in waits if since < one.updated])
         self._position = max([deleted, *map(models.cursor, changes[-1:])])
         if deleted > position or not self.clients["streams"]:  # streams read these themselves
             self._recent, self._since, changes = [], self._position, []

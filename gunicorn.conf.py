@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from kit import logs, server
-from kit.settings import VERSION, load, refusal, shown, unknown_names
+from kit.connection import LARGEST_HEAD
+from kit.settings import VERSION, check_port, load, refusal, shown, unknown_names
 
 if sys.stderr is None:  # it is closed: a socket might get its number, and then our log lines
     os.dup2(os.open(os.devnull, os.O_WRONLY), logs.STDERR)
@@ -29,6 +30,8 @@ keepalive = 30  # seconds
 graceful_timeout = 3  # seconds; `make run` kills after 5
 asgi_lifespan = "off"  # the hooks below start and stop the service, after SIGINT too
 asgi_disconnect_grace_period = 0  # a client that has gone gives its place back at once
+limit_request_line = 8190  # bytes; gunicorn's highest
+limit_request_field_size = LARGEST_HEAD  # a limit for the whole head
 forwarder_headers = ""  # no client sets SCRIPT_NAME or PATH_INFO
 control_socket_disable = True  # it would lie in the home directory
 logger_class = logs.Quiet
@@ -41,11 +44,14 @@ def on_starting(server: Any) -> None:
     for name in ("preload_app", "worker_class", "asgi_lifespan"):
         if options[name] != globals()[name]:
             raise refusal(f"{name}: must stay as gunicorn.conf.py sets it.")
-    for name in ("keepalive", "worker_connections", "graceful_timeout"):
+    for name in ("keepalive", "worker_connections", "graceful_timeout", "workers"):
         if options[name] < 1:
             raise refusal(f"{name}: must be at least 1.")
     if options["workers"] > 1 and settings.database_url.startswith("sqlite"):
         raise refusal("workers: must be 1 with SQLite; DATABASE_URL=postgresql://… takes more.")
+    for where in server.cfg.address:
+        if isinstance(where, tuple):
+            check_port("BIND", where)
     server.app.reload = lambda: None  # SIGHUP loads new code; an unreadable setting would end gunicorn
 
 
@@ -95,26 +101,32 @@ def post_worker_init(worker: Any) -> None:
     own = msgspec.structs.replace(settings, waits=waits(worker.cfg))
     service = worker.service.enter_context(Service(own, worker.loop))
     worker.on_stop = service.end_waits
-    threading.Thread(target=log_when_ready, args=(worker, service), name="ready", daemon=True).start()
+    lines = [line for listener in worker.sockets for line in welcome(listener)]
+    threading.Thread(target=log_when_ready, args=(worker, service, lines), name="ready", daemon=True).start()
 
 
-def log_when_ready(worker: Any, service: Any) -> None:
-    """Wait for the broker, the equipment and the database. Then log our addresses, and requests to try."""
+def welcome(listener: Any) -> list[str]:
+    """Our address, and requests to try there."""
+    url, ip = str(listener), address(listener)
+    if ip is None:
+        return [f"ready at {url}"]
+    if ip.is_unspecified:  # a container doesn't know its address on the host
+        return [f"ready on port {listener.getsockname()[1]} of every address"]
+    return [
+        f"ready at {url} (the live page), Swagger UI at {url}/swagger/; try:",
+        f"""  curl --json '{{"description": "Teste"}}' {url}/stations""",
+        f"""  curl --json '{{"station_id": 1}}' -H 'Prefer: wait=5' {url}/transactions""",
+    ]
+
+
+def log_when_ready(worker: Any, service: Any, lines: list[str]) -> None:
+    """Log these once the broker, the equipment and the database work."""
     while any(service.problems().values()):
-        if not worker.alive:
+        if worker.stopping:
             return
         time.sleep(0.1)
-    for listener in worker.sockets:
-        url, ip = str(listener), address(listener)
-        lines = [f"ready at {url} (the live page), Swagger UI at {url}/swagger/; try:"]
-        lines.append(f"""  curl --json '{{"description": "Teste"}}' {url}/stations""")
-        lines.append(f"""  curl --json '{{"station_id": 1}}' -H 'Prefer: wait=5' {url}/transactions""")
-        if ip is None:
-            lines = [f"ready at {url}"]
-        elif ip.is_unspecified:  # a container doesn't know its address on the host
-            lines = [f"ready on port {listener.getsockname()[1]} of every address"]
-        for line in lines:
-            worker.log.info("%s", line, extra={"event": "ready"})
+    for line in lines:
+        worker.log.info("%s", line, extra={"event": "ready"})
 
 
 def stay_on_one_processor() -> None:

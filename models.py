@@ -176,16 +176,18 @@ def pending(database: Database) -> tuple[int, int | None]:
 
 def latest(database: Database) -> int:
     """The highest `updated` that there ever was, though retention may have deleted its row."""
-    statement = 'SELECT coalesce(max(updated), 0), (SELECT deleted FROM retention) FROM "transaction"'
-    return int(max(execute(database, statement)[0]))
+    statement = 'SELECT max(updated), (SELECT deleted FROM retention) FROM "transaction"'
+    return max(time or 0 for time in execute(database, statement)[0])
 
 
 def known_changes(database: Database) -> tuple[Cursor, Cursor]:
     """A client can resume between these cursors: the last deleted change (or FIRST), and the newest one."""
-    ((updated, row_id),) = execute(database, "SELECT deleted, deleted_id FROM retention WHERE id = 1")
-    deleted = updated, uuid(row_id)
-    rows = execute(database, 'SELECT updated, id FROM "transaction" ORDER BY updated DESC, id DESC LIMIT 1')
-    return deleted, max([deleted, *((updated, uuid(row_id)) for updated, row_id in rows)])
+    deleted = execute(database, "SELECT deleted, deleted_id FROM retention WHERE id = 1")
+    newest = execute(
+        database, 'SELECT updated, id FROM "transaction" ORDER BY updated DESC, id DESC LIMIT 1'
+    )
+    cursors = [FIRST, *((updated, uuid(row_id)) for updated, row_id in (*deleted, *newest))]
+    return max(cursors[: 1 + len(deleted)]), max(cursors)
 
 
 def changes(
@@ -474,7 +476,8 @@ def delete_finished(database: Database, before: int, after: Cursor, limit: int) 
         free = unlocked(database, f"id IN {placeholders(finished)}")
         execute(database, f'DELETE FROM "transaction" WHERE {free}', *finished)
         last = [(updated, uuid(row_id).hex) for updated, row_id, status in rows if status != "PENDING"][-1]
-        statement = """UPDATE retention SET deleted = ?, deleted_id = ?
-            WHERE id = 1 AND (deleted, deleted_id) < (?, ?)"""
-        execute(database, statement, *last, *last)
+        statement = """INSERT INTO retention (id, deleted, deleted_id) VALUES (1, ?, ?)
+            ON CONFLICT (id) DO UPDATE SET deleted = excluded.deleted, deleted_id = excluded.deleted_id
+            WHERE (retention.deleted, retention.deleted_id) < (excluded.deleted, excluded.deleted_id)"""
+        execute(database, statement, *last)
     return (rows[-1][0], uuid(rows[-1][1])) if len(rows) == limit else FIRST, len(finished)

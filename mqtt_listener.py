@@ -55,6 +55,8 @@ NO_DELAY = socket.IPPROTO_TCP, socket.TCP_NODELAY, 1  # otherwise Nagle's algori
 ACK_TIMEOUT = 10 * SECOND  # for SUBACK, and for each PUBACK
 ESCAPES = re.compile(rb"(?i)\\\\|\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}|(\\ud[89a-f][0-9a-f]{2})")
 LONGEST = 255  # characters in a verdict's reason and in its equipment
+# Of JSON: texts, opening and closing brackets, and the rest.
+TOKENS = re.compile(rb'(?s)"(?:[^"\\]|\\.)*"?|[\[{]+|[\]}]+|[^\]\[{}"]+')
 decode_response = msgspec.json.Decoder(Response).decode
 decode_text = msgspec.json.Decoder(Annotated[str, Meta(pattern=NO_NUL)] | None).decode
 
@@ -316,7 +318,7 @@ class Listener:
                 self._settle(read_verdict(payload), acknowledge)
                 return
             self._note(topic.removeprefix(STATUSES), payload.decode("ascii"), retained)
-        except (ValueError, RecursionError) as error:  # msgspec.DecodeError is a ValueError
+        except ValueError as error:  # msgspec.DecodeError is one
             self.unreadable += 1
             about = {"event": "message_ignored"}
             log.warning("ignored on %.80r: %.80s: %r", topic, error, payload[:64], extra=about)
@@ -336,19 +338,20 @@ class Listener:
 
     def _note(self, name: str, status: str, retained: bool) -> None:
         """Note this equipment's status. Past EQUIPMENT names, forget the oldest `offline`."""
-        if len(name) > NAME:
-            raise ValueError(f"the name is longer than {NAME} characters")
-        if status not in ("online", "offline"):
+        if not 0 < len(name) <= NAME:
+            raise ValueError(f"the name does not have 1 to {NAME} characters")
+        if status not in ("online", "offline", ""):
             raise ValueError("neither online nor offline")
         write = log.warning if name in self.equipment else log.info
-        known = {other: said for other, said in self.equipment.items() if other != name} | {name: status}
+        known = {other: said for other, said in self.equipment.items() if other != name}
+        known |= {name: status} if status else {}  # the broker no longer retains its status
         if len(known) > EQUIPMENT:
             known.pop(next((other for other, said in known.items() if said == "offline"), name))
         self.equipment = known  # a new dictionary, as other threads read it
         if retained:  # published before we subscribed, and then we asked everything again
             return
         text = "equipment %(equipment).80r is %(status)s"
-        note(write, "equipment_status", text, equipment=name, status=status)
+        note(write, "equipment_status", text, equipment=name, status=status or "forgotten")
         self._connection.answered &= status == "online"
         if status == "online" and (self._again is None or self._again.taken):
             self._again = Job(ask_again, 0)
@@ -356,9 +359,11 @@ class Listener:
 
 
 def read_verdict(payload: bytes) -> Verdict:
-    """A verdict, without texts that can't be stored; raises ValueError or RecursionError."""
+    """A verdict, without texts that can't be stored; raises ValueError."""
     try:
         response = decode_response(payload)
+    except RecursionError:
+        response = decode_response(shallow(payload))
     except msgspec.DecodeError:  # half a surrogate pair, as in a text that was cut, is JSON but no text
         response = decode_response(ESCAPES.sub(lambda found: rb"\u0000" if found[1] else found[0], payload))
     key, texts = response.transaction_id, list[str | None]()
@@ -371,3 +376,18 @@ def read_verdict(payload: bytes) -> Verdict:
             note(log.warning, "text_ignored", words, field=field, transaction=key)
         texts.append((text or "")[:LONGEST] or None)
     return Verdict(key, response.status, *texts)
+
+
+def shallow(payload: bytes) -> bytes:
+    """A JSON object with 0 in place of each object and array inside it, as the decoder stops at 1,000."""
+    kept, depth = list[bytes](), 0
+    for token in TOKENS.findall(payload):
+        if token[0] in b"[{":
+            kept += [token[:1]] * (depth == 0) + [b"0"] * (depth < 2 <= depth + len(token))
+            depth += len(token)
+        elif token[0] in b"]}":
+            depth -= len(token)
+            kept += [token[-1:]] * (depth == 0)
+        elif depth == 1:
+            kept.append(token)
+    return b"".join(kept)

@@ -28,13 +28,14 @@ def backup(database: Path) -> Path:
     """Write a copy of the database beside it, while others use it; returns its name once it is on disk."""
     if not database.is_file():
         raise Unusable(f"there is no file {database}")
-    name, part = unused_name(database, ""), database.with_name(f"{database.stem}-{os.getpid()}.part")
+    part = database.with_name(f"{database.stem}-{os.getpid()}.part")
     try:
         with opened(database, "ro") as source:
             source.execute("VACUUM INTO ?", (str(part),))
         shutil.copymode(database, part)
         sync(part)
-        part.rename(name)
+        name = unused_name(database, "")
+        os.link(part, name)  # fails if another backup has taken that name; a rename would replace it
         sync(name.parent)
     finally:
         part.unlink(missing_ok=True)

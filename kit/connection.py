@@ -41,6 +41,7 @@ class Connection(Protocol):  # type: ignore[misc]
     _response_buffer: bytes
     _half_closed = False
     _sent = 0  # bytes sent so far of this answer's head
+    _streams = False  # its body has no length
 
     def connection_made(self, transport: Any) -> None:
         self._socket: socket.socket = transport.get_extra_info("socket")
@@ -70,6 +71,8 @@ class Connection(Protocol):  # type: ignore[misc]
 
     def _feed_callback_parser(self, data: bytes) -> bool:
         """Parse it, in pieces, since the parser moves all that follows a chunk. False: we close."""
+        if not self._current_request and not self._fed:
+            data = data.lstrip(b"\r\n")  # empty lines before a request (RFC 9112, section 2.2)
         try:
             while data and self._callback_parser:
                 request = self._current_request
@@ -126,16 +129,16 @@ class Connection(Protocol):  # type: ignore[misc]
         self._half_closed = True
         if self._unread:
             self._refuse_body()
-        if self._sent > 1:  # a stream
-            self._task.cancel()
-        self.worker.loop.call_later(HANGUP_INTERVAL, self._look)
+        self._look()
         return True
 
     def _look(self) -> None:
         """Break off if the client has gone. We only learn that if we send something, so begin the answer."""
         if self.transport.is_closing():
             return
-        if self.has(select.POLLHUP):
+        if self._streams:
+            self._task.cancel()
+        elif self.has(select.POLLHUP):
             self.transport.abort()
         elif not self._sent:
             self.transport.write(b"H")  # as every answer begins
@@ -152,6 +155,7 @@ class Connection(Protocol):  # type: ignore[misc]
 
     def _send_response_start(self, *given: Any, **named: Any) -> None:
         super()._send_response_start(*given, **named)
+        self._streams = b"Content-Length: " not in self._response_buffer
         self._response_buffer = self._response_buffer[self._sent :]
         self._sent += len(self._response_buffer)
 
@@ -173,8 +177,9 @@ class Connection(Protocol):  # type: ignore[misc]
 
     def _will_close(self, request: Any, response_requires_close: bool) -> bool:
         """gunicorn closes after an unread body without announcing it."""
-        ending = self._unread or not self._callback_parser
-        ending |= self.worker.stopping and not self._callback_parser.remaining()
+        if self._unread or not self._callback_parser:
+            return True
+        ending = self.worker.stopping and not self._callback_parser.remaining()
         return ending or bool(super()._will_close(request, response_requires_close))
 
     def _is_websocket_upgrade(self, request: Any) -> bool:
@@ -182,8 +187,12 @@ class Connection(Protocol):  # type: ignore[misc]
 
     async def _serve_http_request(self, request: Any, sockname: Any, peername: Any) -> bool:
         # gunicorn makes a task for each request, for apps that go on working after their answer.
-        self._sent = 0
-        if any(name == b"expect" and value.lower() != CONTINUE for name, value in request.headers_bytes):
+        self._sent, self._streams = 0, False
+        names = [name for name, _ in request.headers_bytes]
+        if names.count(b"host") != 1 and request.version > (1, 0):  # RFC 9112, section 3.2
+            self._send_error_response(400, "Host must be sent once")
+            return False
+        if b"expect" in names and dict(request.headers_bytes)[b"expect"].lower() != CONTINUE:
             self._send_error_response(417, "Expect must be 100-continue")
             return False
         return bool(await self._handle_http_request(request, sockname, peername))

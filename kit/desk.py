@@ -116,19 +116,6 @@ def lock() -> int:
     return descriptor
 
 
-def check_port(variable: str, address: tuple[str, int]) -> None:
-    """Raise SystemExit if we can't listen on this address."""
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise SystemExit(
-            f"{variable}: port {address[1]} on {address[0]} cannot be used ({error.strerror}). "
-            f"Choose another with `{variable}=… make run`, or change it in .env."
-        ) from None
-
-
 def take_terminal(at_end: ExitStack) -> None:
     """Let Ctrl-C reach only us; make would report it as an error. Does nothing in the background."""
     with suppress(OSError):
@@ -147,7 +134,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, lambda number, _: stops.append(number))
-    from kit.settings import load  # only now: it takes a while, and Ctrl-C may come at once
+    from kit.settings import check_port, load  # only now: it takes a while, and Ctrl-C may come at once
 
     settings = load()  # puts .env into the programs' environment
     broker = "::1" if settings.mqtt_host == "::1" else "127.0.0.1", settings.mqtt_port

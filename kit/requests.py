@@ -37,8 +37,8 @@ def cgi_name(name: str) -> str:
 def environment(scope: dict[str, Any], body: bytes | None) -> dict[str, Any]:
     """A request from an ASGI server as a WSGI environment (PEP 3333); `body` comes from `receive_body`."""
     path = scope["raw_path"]
-    if path.startswith(b"http") and path.count(b"/") > 2:  # the whole URL (RFC 9112, section 3.2.2)
-        path = b"/" + path.split(b"/", 3)[3]
+    if re.match(rb"(?i)https?://", path):  # the whole URL (RFC 9112, section 3.2.2)
+        path = b"/" + b"".join(path.split(b"/", 3)[3:])
     environ: dict[str, Any] = {
         "REQUEST_METHOD": scope["method"],
         "PATH_INFO": unquote_to_bytes(path).decode("latin1"),

@@ -6,15 +6,18 @@ import socket
 import ssl
 import time
 import tomllib
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import unquote
 
 import msgspec
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from msgspec import Meta
 
 ROOT = Path(__file__).parent.parent
+DOTENV = ROOT / ".env"
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 HOST, ADDRESS = r"^[^\s\[\]/]+$", r"^(\[[^\s\[\]/]+\]|[^\s:\[\]/]+):[0-9]{1,5}$"
 URL = r"^sqlite:///(?!:memory:)[^?#]*[^?#/]$|^postgres(ql)?://.+"
@@ -75,9 +78,12 @@ FIELDS = {field.encode_name: field for field in msgspec.structs.fields(Settings)
 def load() -> Settings:
     """Read the environment, and `.env` for variables that aren't set there. Raises SystemExit."""
     try:
-        for name, text in dotenv_values(ROOT / ".env").items():
+        content = DOTENV.read_text("utf-8") if DOTENV.exists() else ""
+        for wrong in (one.original.line for one in parse_stream(StringIO(content)) if one.error):
+            raise refusal(f".env: line {wrong} must be NAME=value, with a quote at both ends or none.")
+        for name, text in dotenv_values(stream=StringIO(content)).items():
             os.environb.setdefault(name.encode(), (text or "").encode())  # os.environ may know ASCII only
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise refusal(f".env: cannot be read ({error}).") from None
     given = {name: os.environb.get(name.encode(), b"").decode(errors="surrogateescape") for name in FIELDS}
     given = {name: value for name, value in given.items() if value}
@@ -122,6 +128,21 @@ def check_values(settings: Settings) -> None:
     except OSError as error:
         reason = f"must name a file of certificates in PEM ({error.strerror or error})"
         raise refused("MQTT_CA_FILE", reason) from None
+
+
+def check_port(variable: str, address: tuple[str, int]) -> None:
+    """Raise SystemExit if we can't listen on this address."""
+    if {"GUNICORN_FD", "LISTEN_FDS"} & os.environ.keys():  # gunicorn gets its sockets from another process
+        return
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise refusal(
+            f"{variable}: port {address[1]} on {address[0]} cannot be used ({error.strerror}). "
+            f"Choose another with `{variable}=… make run`, or change it in .env."
+        ) from None
 
 
 def check_postgresql(url: str) -> None:
@@ -172,5 +193,5 @@ def shown(settings: Settings) -> str:
 
 def unknown_names() -> list[str]:
     """Names in `.env` that no program reads. They are probably misspelt."""
-    names = dotenv_values(ROOT / ".env", interpolate=False).keys() - FIELDS.keys() - OTHERS
+    names = dotenv_values(DOTENV, interpolate=False).keys() - FIELDS.keys() - OTHERS
     return sorted(name for name in names if not name.startswith(("COMPOSE_", "DOCKER_")))

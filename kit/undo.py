@@ -7,14 +7,17 @@ from playhouse.migrations import MigrationError, Runner
 
 from kit.files import is_open
 from kit.settings import ROOT, load
-from kit.sql import begin, connect, is_postgresql, path
+from kit.sql import begin, connect, execute, is_postgresql, path
 from kit.storage import ERRORS
+
+SESSIONS = """SELECT 1 FROM pg_stat_activity WHERE datname = current_database()
+    AND application_name = 'energy2go' AND pid <> pg_backend_pid()"""
 
 if __name__ == "__main__":
     database = connect(load().database_url, 1)
-    if not is_postgresql(database) and is_open(file := path(database)):
-        raise SystemExit(f"Nothing was undone: a process has {file} open, so stop the service first.")
     try:
+        if execute(database, SESSIONS) if is_postgresql(database) else is_open(path(database)):
+            raise SystemExit("Nothing was undone: a process uses this database, so stop the service first.")
         with begin(database):
             undone = Runner(database, str(ROOT / "migrations")).down()
     except (*ERRORS, MigrationError) as error:

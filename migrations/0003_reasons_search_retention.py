@@ -10,7 +10,7 @@ from models import fold
 
 def up(migrator, db):
     class Retention(db.Model):
-        deleted = BigIntegerField()  # one row: `updated` in the last change that retention deleted
+        deleted = BigIntegerField()  # at most one row: `updated` in the last change that retention deleted
         deleted_id = UUIDField()  # and the transaction's id
 
     migrator.migrate(
@@ -20,7 +20,9 @@ def up(migrator, db):
         migrator.add_index("transaction", ("station_id", "updated", "id")),
     )
     db.create_tables([Retention])
-    Retention.insert(id=1, deleted=0, deleted_id=UUID(int=0)).execute()
+    # Release 1.1 did not note what it deleted: perhaps everything before the oldest transaction.
+    for (oldest,) in execute(db, 'SELECT min(updated) FROM "transaction" HAVING count(*) > 0'):
+        Retention.insert(id=1, deleted=oldest - 1, deleted_id=UUID(int=0)).execute()
     for row_id, description in execute(db, "SELECT id, description FROM station"):
         execute(db, "UPDATE station SET folded = ? WHERE id = ?", fold(description), row_id)
 

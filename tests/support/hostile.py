@@ -47,6 +47,7 @@ READABLE = [
     b'{"status": "{other}", "transaction_id": "{none}", "transaction_id": "{key}", "status": "{status}"}',
     b'{"transaction_id": "{key}", "status": "{status}", "more": %s, "even more": 1e999}' % (b"9" * 5000),
     b'{"transaction_id": "{key}", "status": "{status}", "more": %s}' % (b"[" * 100 + b"]" * 100),
+    b'{"transaction_id": "{key}", "status": "{status}", "reason": {"]": %s}}' % (b"[" * MB + b"]" * MB),
     b'{"transaction_id": "{key}", "status": "{status}", "more": "%s"}' % (b"x" * MB),
     b'{"transaction_id": "{key}", "status": "{status}", "more": "\\ud800", "reason": %s}' % (b"9" * 5000),
 ]
@@ -85,7 +86,7 @@ UNREADABLE += [
     b" " * MB,
     b"9" * MB,
 ]
-NO_EQUIPMENT_STATUS = "", "Online", "ONLINE", "online ", "online\n", "online\0", '"online"', "ónline"
+NO_EQUIPMENT_STATUS = "Online", "ONLINE", "online ", "online\n", "online\0", '"online"', "ónline"
 
 whom = st.sampled_from([None, 0, 1, 2, 3])
 VERDICTS_OF = {Status.COMPLETED: b"ERROR", Status.ERROR: b"COMPLETED"}  # each verdict, and the other one
@@ -118,12 +119,16 @@ NAMES = "", " ", "validator-1", "$SYS", "%00", "\n\x1b[2J", "\u2028", "é" * 30_
 NAMES += "a" * NAME, "🔋" * (NAME + 1)
 names = st.sampled_from(NAMES)
 names |= st.text(characters, max_size=20).filter(lambda name: not set(name) & set("+#/\0"))
-SAID = [b"online", b"offline"] * 20 + [text.encode() for text in NO_EQUIPMENT_STATUS] + UNREADABLE
+SAID = (
+    [b"online", b"offline", b"online", b"offline", b""] * 8
+    + [text.encode() for text in NO_EQUIPMENT_STATUS]
+    + UNREADABLE
+)
 
 
 def equipment_says(drawn: tuple) -> Message:
     name, payload, retained = drawn
-    means = "status" if payload in (b"online", b"offline") and len(name) <= NAME else "unreadable"
+    means = "status" if payload in (b"online", b"offline", b"") and 0 < len(name) <= NAME else "unreadable"
     return Message(STATUSES + name, payload, None, means, retained)
 
 

@@ -56,6 +56,7 @@ SENT = {  # what is sent, and what is in the answer
     CHUNKED + b"1\r\nx\r\n0\r\nno colon\r\n\r\n": b" 400 ",
     CHUNKED + b"1;=b\r\nx\r\n0\r\n\r\n": b" 400 ",
     HEAD + b"Expect: pancakes\r\n\r\n": b" 417 ",
+    b"GET / HTTP/1.1\r\n\r\n": b" 400 ",
     HEAD + b"X: %b\r\n" % (b"x" * 5000) * 4 + b"\r\n": b" 431 ",
     b"nonsense\r\n\r\n": b"application/problem+json",
     HEAD + UPGRADE: b" 200 ",

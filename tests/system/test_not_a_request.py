@@ -42,6 +42,8 @@ NOT_HTTP += [
     POST + b"Content-Length: 20\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNK,
     CHUNKED.replace(b"/1.1", b"/1.0") + CHUNK + LAST,
     POST,
+    NEXT.replace(b"Host: x\r\n", b""),
+    NEXT.replace(b"Host: x\r\n", b"Host: x\r\nHost: x\r\n"),
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 50,  # TLS
     b"",
@@ -143,6 +145,15 @@ def test_the_path_is_that_of_the_request(port):
     for name in ("SCRIPT_NAME", "SCRIPT-NAME", "PATH_INFO", "PATH-INFO"):
         assert get(port, "/stations/1", f"{name}: /stations")[0] == 200
         assert get(port, "/healthz", f"{name}: /nowhere")[0] == 200
+    for line in (b"GET http://x/stations/1", b"GET HTTP://x", b"\r\n\r\nGET /stations/1"):
+        assert talk(port, line + b" HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_head_may_have_16_kib(port):
+    assert get(port, "/stations/1?" + "a" * 8000, *["X: 1"] * 98)[0] == 200
+    assert get(port, "/stations/1", "X: " + "a" * 16_000)[0] == 200
+    assert get(port, "/stations/1", "X: " + "a" * 16_400)[0] == 431
+    assert get(port, "/stations/1?" + "a" * 8200)[0] == 414
 
 
 def test_a_client_that_expects_100_is_told_to_continue_but_not_if_its_body_is_cut_off(port):

@@ -1,5 +1,6 @@
 """Programs that start with bad settings, or on ports that are taken."""
 
+import json
 import os
 import shutil
 import socket
@@ -31,6 +32,20 @@ def test_a_program_with_a_bad_value_ends_with_one_sentence(command):
     assert ended.returncode == 1
     sentence = "THREADS='many': must be a whole number from 2 to 256. See the line of THREADS in .env.\n"
     assert (ended.stderr, ended.stdout) == (sentence, "")
+
+
+def test_gunicorn_refuses_what_it_cannot_do():
+    command = sys.executable, "-m", "gunicorn", "app:app"
+    assert "workers: must be at least 1.\n" in run(*command, "--workers", "0").stderr
+    unknown = run(*command, BIND="no-such-host.invalid:8000").stderr
+    assert "\nBIND: port 8000 on no-such-host.invalid cannot be used (" in f"\n{unknown}"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        lines = run(*command, BIND=f"127.0.0.1:{port}", LOG_FORMAT="json").stderr.splitlines()
+    (refused,) = (line for line in map(json.loads, lines) if line["event"] == "refused")
+    assert refused["message"].startswith(
+        f"BIND: port {port} on 127.0.0.1 cannot be used (Address already in"
+    )
 
 
 # Ports, before `make run` starts anything

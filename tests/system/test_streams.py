@@ -15,6 +15,7 @@ from installation import Installation, children, every_transaction, metric
 from load import Load
 from models import FIRST
 from programs import HttpServer, Nginx, Service, wait_until
+from raw import talk
 from replicas import Replicas
 
 START = to_text(FIRST)
@@ -174,6 +175,11 @@ def test_clients_that_do_not_read_are_cut_off_and_block_no_others(shared, follow
         followers(service, 1)  # the others are cut off
     assert other.streams == 1
     assert "Traceback" not in service.said()
+
+
+def test_a_stream_ends_if_its_client_closes_its_side_at_once(shared):
+    talk(shared.service.port, REQUEST)
+    followers(shared.service, 0)
 
 
 def test_a_client_that_comes_late_is_told_everything_in_order(shared, follow):

@@ -6,11 +6,13 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 from uuid import UUID
 
 import pytest
 
 import models
+from events import to_text
 from kit import storage
 from kit.clock import SECOND, moment
 from models import Timeouts
@@ -116,12 +118,13 @@ def test_release_1_1_is_upgraded_and_comes_back(kind, request, tmp_path, release
         old.post("/stations", {"description": "Hof"})
         assert [one["description"] for one in new.get("/stations?q=hof").json["items"]] == ["Hof"]
         old.stop()
-    else:
-        assert "so stop the service first" in undo(url).stderr
+    assert "so stop the service first" in undo(url).stderr
     old = start(release_1_1, "refused")
     wait_until(lambda: "later release" in old.said(), "it refuses")
     old.stop()
     assert works(new)["reason"]
+    with urlopen(f"http://127.0.0.1:{new.port}/events?after={to_text(models.FIRST)}", timeout=60) as stream:
+        assert stream.readline() == b"event: reset\n"  # release 1.1 may have deleted older ones
     new.stop()
     assert (
         undo(url).stdout == "Undone: 0003_reasons_search_retention. Now start the release before this one.\n"

@@ -22,7 +22,7 @@ def empty(database) -> None:
     """Bring a database to the state after its migrations."""
     for table in ('"transaction"', "station"):
         execute(database, f"DELETE FROM {table}")
-    execute(database, "UPDATE retention SET deleted = 0, deleted_id = ?", models.FIRST[1].hex)
+    execute(database, "DELETE FROM retention")
     execute(database, RESTART[not is_postgresql(database)])
 
 

@@ -83,6 +83,10 @@ def test_past_100_equipments_the_oldest_offline_one_is_forgotten(bench):
     hear("new", b"online")
     kept = {str(number): "offline" for number in range(1000)[1 - mqtt_listener.EQUIPMENT :]}
     assert bench.listener.equipment == kept | {"new": "online"}
+    hear("999", b"", retained=False)  # so the broker forgets it (MQTT 5, section 3.3.1.3)
+    assert bench.listener.equipment == {name: kept[name] for name in kept if name != "999"} | {
+        "new": "online"
+    }
     for number in range(1000):
         hear(number, b"online")
     assert len(bench.listener.equipment) == mqtt_listener.EQUIPMENT

@@ -10,7 +10,17 @@ from programs import wait_until
 HONOURED = {"wait=5": 5, "wait=0": 0, "respond-async, wait=1": 1, "wait=2, respond-async": 2, "Wait = 4": 4}
 HONOURED |= {"handling=lenient; wait=3": 3, 'wait="6"': 6, "wait=31": 30, "wait=99999999999999999999": 30}
 IGNORED = ["", "wait 30", "\xe9", "wait=" + "9" * 8000, "wait=" + "9" * 8000 + "x", "," * 8000]
-IGNORED += ["wait", "wait=", "wait=x", "wait=-1", "wait=30x", "wait=3.5", 'wait="30', "await=30"]
+IGNORED += [
+    "wait",
+    "wait=",
+    "wait=x",
+    "wait=-1",
+    "wait=30x",
+    "wait=3.5",
+    'wait="30',
+    "await=30",
+    'a="b,wait=1,c"',
+]
 
 
 def test_a_preference_that_is_honoured_is_named_and_others_are_ignored(api):
