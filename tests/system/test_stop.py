@@ -1,6 +1,7 @@
 """The service reloads and stops under load: each request that a client has sent completely is answered."""
 
 import signal
+import socket
 import threading
 import time
 from itertools import takewhile

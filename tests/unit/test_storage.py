@@ -1,6 +1,7 @@
 """What counts as a broken database, and what the service needs of one and asks for itself."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import peewee
 import pytest
@@ -69,8 +70,8 @@ def test_a_schema_that_someone_has_changed_is_the_databases_fault(store):
 def test_a_read_that_takes_too_long_is_ended(store, monkeypatch):
     monkeypatch.setattr(sql, "LONGEST_READ", 0.2)
     endless = "WITH RECURSIVE x (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM x) SELECT count(*) FROM x"
-    with pytest.raises(Unreadable):
-        store.read(execute, endless)
+    with ThreadPoolExecutor() as reader, pytest.raises(Unreadable):
+        reader.submit(store.read, execute, endless).result()
     with store.transaction():  # what comes later has no limit
         assert execute(store.database, "SELECT 1") == [(1,)]
         if is_postgresql(store.database):
