@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from calls import UNKNOWN, new_station, new_transaction, send, service, serving, settle
+from calls import UNKNOWN, at_once, new_station, new_transaction, send, service, serving, settle
 from kit.settings import VERSION
 from mqtt_listener import VERDICTS
 from postgres import BOTH
@@ -24,6 +24,13 @@ def scrape(api) -> dict[str, float]:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def test_scrapes_at_the_same_time_have_all_gauges(api):
+    for texts in at_once(8, lambda: [api.get("/metrics").text for _ in range(20)]):
+        for text in texts:
+            assert "\nenergy2go_pending_transactions " in text
+            assert "\nenergy2go_database_bytes " in text
 
 
 def test_known_traffic_gives_these_numbers(api):

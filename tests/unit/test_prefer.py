@@ -1,11 +1,19 @@
 """Prefer: wait=N holds an answer until the verdict."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 
+import models
 from calls import at_once, new_station, new_transaction, send, service, serving, settle
+from events import Changes
+from kit.clock import EPOCH
+from models import FIRST
 from programs import wait_until
+from schemas import Station, Status, Transaction
 
 HONOURED = {"wait=5": 5, "wait=0": 0, "respond-async, wait=1": 1, "wait=2, respond-async": 2, "Wait = 4": 4}
 HONOURED |= {"handling=lenient; wait=3": 3, 'wait="6"': 6, "wait=31": 30, "wait=99999999999999999999": 30}
@@ -98,3 +106,28 @@ def test_what_is_stored_is_the_answer_while_postgresql_takes_no_new_connections(
         assert answer.headers["Retry-After"] == "1"
         assert "Preference-Applied" not in answer.headers
         assert api.get(answer.headers["Location"]).json == answer.json
+
+
+def test_a_wait_is_not_answered_with_a_change_that_was_read_before_its_retry():
+    expired = Transaction(
+        FIRST[1], Station(1, "Teste"), Status.EXPIRED, EPOCH, EPOCH + timedelta(1), 1, None, None, None, None
+    )
+    pending = replace(expired, status=Status.PENDING, updated=EPOCH + timedelta(2))
+    completed = replace(expired, status=Status.COMPLETED, updated=EPOCH + timedelta(3))
+
+    async def play() -> Transaction:
+        pages = [[], [expired], [completed]]
+
+        async def read(function, *_):
+            if function is models.known_changes:
+                return FIRST, FIRST
+            if function is models.get_transaction:
+                return pending
+            found = pages.pop(0) if pages else []
+            await asyncio.sleep(0)  # the wait begins while `expired` is on its way
+            return found, FIRST
+
+        changes = Changes(read, bytes, 9, asyncio.get_running_loop())
+        return await changes.wait(pending, 60)
+
+    assert asyncio.run(play()) == completed
