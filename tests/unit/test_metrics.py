@@ -27,7 +27,7 @@ def scrape(api) -> dict[str, float]:
 
 
 def test_scrapes_at_the_same_time_have_all_gauges(api):
-    for texts in at_once(8, lambda: [api.get("/metrics").text for _ in range(20)]):
+    for texts in at_once(16, lambda: [api.get("/metrics").text for _ in range(20)]):
         for text in texts:
             assert "\nenergy2go_pending_transactions " in text
             assert "\nenergy2go_database_bytes " in text
