@@ -5,7 +5,6 @@ A handler's signature, docstring and decorator declare its inputs, outputs and e
 
 import asyncio
 import logging
-import math
 import platform
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -265,7 +264,7 @@ async def count_transactions(service: Service, query: schemas.CountQuery) -> sch
 
     At most 31 days and 200 steps; an answer may be 5 s old.
     """
-    begin, end, step = query.times(math.ceil(service.ledger.clock.wall() / SECOND) * SECOND)
+    begin, end, step = query.times(-(-service.ledger.clock.wall() // SECOND) * SECOND)
     about = models.count_transactions, begin, end, step * SECOND, query.station_id or None
     counts = await service.look(*about, keep=COUNTS_INTERVAL)
     return schemas.Counts(moment(begin), moment(end), step, counts)
