@@ -75,6 +75,17 @@ class Tab:
         urls = [request.url for request in self.requests if request not in self.ended]
         return [url for url in urls if not url.endswith("/events")]
 
+    def hold(self, pattern: str):
+        """Hold the next request to this URL; returns a function that waits for it and lets it go on."""
+        held = []
+        self.page.route(pattern, lambda route: held.append(route), times=1)
+
+        def go() -> None:
+            self.wait_until(lambda: held, f"{pattern} is asked for")
+            held.pop().continue_()
+
+        return go
+
     def asked(self, method: str, path: str = "") -> list:
         """The requests so far with this method and this text in the URL."""
         return [request for request in self.requests if request.method == method and path in request.url]

@@ -263,13 +263,12 @@ def test_a_row_opens_the_details_and_back_and_reload_keep_them(opened, tab):
     page.mouse.click(5, 5)
     expect(details).to_be_hidden()
     # The URL moves on before the answer comes.
-    held = []
-    page.route("**/transactions/*-*", lambda route: held.append(route), times=1)
+    go = tab.hold("**/transactions/*-*")
     for one in stored, other:
         page.evaluate("(id) => history.pushState({}, '', `/?transaction=${id}`)", one["id"])
         page.evaluate("dispatchEvent(new PopStateEvent('popstate'))")
         expect(details.locator("#id")).to_have_text(one["id"])
-    held[0].continue_()
+    go()
     expect(field(page, "Attempts")).to_have_text("1")
     details.get_by_role("button", name="Close").click()
     expect(details).to_be_hidden()

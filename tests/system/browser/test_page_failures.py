@@ -140,15 +140,14 @@ def test_without_events_the_page_asks_and_says_so(running, tab):
 
 def test_a_slow_network_is_not_taken_for_a_service_that_is_away(opened, tab):
     page = opened("Teste", clock=True)[1]
-    held = []
-    page.route("**/transactions", lambda route: held.append(route), times=1)
-    button(page, 1).click()
-    tab.wait_until(lambda: held, "the transaction is on its way")
+    go = tab.hold("**/transactions")
+    with page.expect_request("**/transactions"):
+        button(page, 1).click()
     page.clock.fast_forward(5000)
     slow = "The network or the service is slow. Still waiting for an answer."
     expect(page.locator(NOTICES)).to_contain_text(slow)
     expect(part(page, "Service")).to_contain_text("ok")
-    held[0].continue_()
+    go()
     expect(outcome(page, 1)).to_contain_text(VERDICT)
     expect(page.locator(NOTICES)).to_be_empty()
     assert "does not answer" not in page.get_by_role("log").inner_text()

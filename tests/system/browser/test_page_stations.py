@@ -67,11 +67,10 @@ def test_a_new_station_is_shown_on_whichever_page_it_is(opened, tab):
     expect(new).to_have_value("x" * 256)
     new.fill("x")
     expect(page.locator("#new-station .wrong")).to_be_hidden()  # with its cause
-    held = []
-    page.route("**/stations", lambda route: held.append(route), times=1)
+    go = tab.hold("**/stations")
     create.click()
     new.fill("the next one")
-    held[0].continue_()
+    go()
     expect(button(page, 13)).to_be_visible()
     expect(new).to_have_value("the next one")
 
@@ -100,13 +99,13 @@ def test_a_station_is_renamed_and_nothing_of_others_is_overwritten_unseen(opened
     expect(changed.locator(".wrong")).to_be_hidden()
 
     change(page, 2)
-    search, held = page.get_by_label("Find a station"), []
+    search = page.get_by_label("Find a station")
     changed.get_by_label("Description").fill("Hauptbahnhof")
-    page.route("**/stations/2", lambda route: held.append(route), times=1)
+    go = tab.hold("**/stations/2")
     changed.get_by_role("button", name="Rename").click()
     search.fill("Teste")  # the row leaves before the answer comes
     expect(changed).to_have_count(0)
-    held[0].continue_()
+    go()
     expect(page.get_by_role("log")).to_contain_text("Station 2 renamed.")
     expect(search).to_be_focused()
     change(page, 1).get_by_label("Description").fill("Half a wo")
@@ -120,6 +119,8 @@ def test_a_station_is_renamed_and_nothing_of_others_is_overwritten_unseen(opened
         old = "id = '0' || substr(id, 2), created = 0, status = 'PENDING'"
         database.execute(f'UPDATE "transaction" SET {old}')
     page.reload()
+    live(page)
+    shared.transact(1)  # so the page asks for the counts until the service has counted anew
     expect(page.locator("#pending")).to_have_text("PENDING now: 1")
     before = len(tab.asked("PATCH"))
     change(page, 2)

@@ -31,14 +31,13 @@ def test_the_token_is_asked_for_once_and_kept_for_its_tab(running, tab):
         expect(token).to_be_focused()
     expect(page).to_have_title("Token needed · energy2go")
     expect(part(page, "Service").locator("b")).to_have_text("ok")
-    held = []
-    page.route("**/stations?*", lambda route: held.append(route), times=1)
+    go = tab.hold("**/stations?*")
     token.fill("Schlüssel")
     page.get_by_role("button", name="Use it").click()
     expect(token).to_be_hidden()
     expect(page.get_by_role("button", name="Pause")).to_be_focused()
     live(page)  # the stream takes the token too
-    held[0].continue_()
+    go()
     button(page, 1).click()
     expect(outcome(page, 1)).to_contain_text(VERDICT)
     page.reload()
