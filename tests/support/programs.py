@@ -186,15 +186,21 @@ class Program:
 
 
 class Broker(Program):
-    """The real Mosquitto, with the project's configuration."""
+    """The real Mosquitto, with the project's configuration and more lines at the ends of its files."""
 
-    def __init__(self, folder: Path, port: int | None = None, **environment):
+    def __init__(self, folder: Path, port: int | None = None, conf: str = "", acl: str = "", **environment):
         self.port = port or free_port()
         self.environment_of_clients = (
             {"MQTT_HOST": "127.0.0.1", "MQTT_PORT": str(self.port)} | ACCOUNTS | environment
         )
         command = [*shlex.split(PROCFILE["broker"].removeprefix("exec "))[:-1], str(folder / "broker")]
         super().__init__("broker", command, folder, self.environment_of_clients)
+        if conf or acl:
+            self.root = folder / "amended"
+            (self.root / "deploy").mkdir(parents=True, exist_ok=True)
+            added = {"mosquitto.conf": conf, "deploy/mosquitto.acl": acl, "deploy/mosquitto.sh": ""}
+            for path, more in added.items():
+                (self.root / path).write_text((ROOT / path).read_text() + more)
 
     def start(self):
         assert_nothing_listens(self.port)

@@ -6,7 +6,6 @@ import pytest
 
 from certificates import make_certificates
 from checks import alive
-from mosquitto import AmendedBroker
 from pair import Pair
 from programs import Broker, Equipment, Service, wait_until
 from scripted import ScriptedBroker
@@ -128,7 +127,7 @@ def tls_broker(tmp_path, programs, certificates):
 
     def make(name: str, **options) -> Broker:
         lines = f"\ncertfile {certificates}/{name}.pem\nkeyfile {certificates}/{name}.key\n"
-        programs.append(AmendedBroker(tmp_path, conf=lines, **options))
+        programs.append(Broker(tmp_path, conf=lines, **options))
         return programs[-1]
 
     return make

@@ -7,8 +7,7 @@ import pytest
 from checks import alive
 from installation import ONLINE, Installation, every_transaction
 from load import Load
-from mosquitto import AmendedBroker
-from programs import Equipment, wait_until
+from programs import Broker, Equipment, wait_until
 
 SETTLED = {"COMPLETED", "ERROR"}
 
@@ -104,7 +103,7 @@ def test_equipment_that_ended_with_its_broker_is_not_called_online(service, equi
 
 def test_a_limited_mosquitto(tmp_path, programs):
     limits = "\nretain_available false\nmax_inflight_messages 1\nmax_packet_size 600\n"
-    broker = AmendedBroker(tmp_path, conf=limits)
+    broker = Broker(tmp_path, conf=limits)
     limited = Installation(tmp_path, programs, broker)
     for program in (broker, limited.equipment, limited.service):
         program.start()

@@ -1,16 +1,15 @@
 """The broker's two accounts: what each may read and write, and who sees the passwords."""
 
-import contextlib
 import re
 import socket
 import uuid
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 from paho.mqtt.client import Client, MQTTv5, MQTTv31, MQTTv311
 
 from checks import SECRETS, online, settles
-from mosquitto import AmendedBroker
 from peer import Peer, dial
 from programs import ACCOUNTS, ROOT, Broker, Equipment, Service, wait_until
 
@@ -43,8 +42,8 @@ WRONG = [
 def test_the_broker_refuses_a_wrong_password(broker, protocol):
     said = {}
     strangers = [dial(broker, protocol=protocol, **instead) for instead in WRONG]
-    for client in strangers:
-        client.on_connect = lambda client, userdata, flags, code, limits: said.update({client: str(code)})
+    for number, client in enumerate(strangers):
+        client.on_connect = lambda *arguments, number=number: said.update({number: str(arguments[3])})
         client.loop_start()
     wait_until(lambda: len(said) == len(WRONG), "the broker has answered all")
     for end in (Client.disconnect, Client.loop_stop):
@@ -57,7 +56,7 @@ def test_the_broker_refuses_a_wrong_password(broker, protocol):
 def lax(run):
     """A function that starts a broker that lets one account do anything."""
     everything = "\nuser {}_USERNAME\ntopic readwrite #\ntopic readwrite $other/#\n"
-    return lambda account: run(AmendedBroker, acl=everything.format(account))
+    return lambda account: run(Broker, acl=everything.format(account))
 
 
 @pytest.mark.parametrize(*BOTH)
@@ -92,11 +91,13 @@ def test_an_account_writes_nothing_but_its_topics(lax, account, other):
 def test_a_last_will_goes_no_further_than_its_account(lax):
     broker = lax("MQTT")
     with Peer(broker, "#", account="MQTT") as reader, Peer(broker) as writer:
-        dying = [Peer(broker, will=topic).client for topic in (QUESTIONS, "other/topic", STATUS)]
-        for client in dying:
-            client.socket().shutdown(socket.SHUT_RDWR)
-        for client in dying:
-            client.loop_stop()
+        with ExitStack() as ends:
+            topics = QUESTIONS, "other/topic", STATUS
+            dying = [ends.enter_context(Peer(broker, will=topic)) for topic in topics]
+            for peer in dying:
+                peer.client.socket().shutdown(socket.SHUT_RDWR)
+            for peer in dying:
+                wait_until(lambda one=peer: one.lost, "its connection is lost")
         wait_until(lambda: any(message.topic == STATUS for message in reader.messages), "the will that may")
         writer.publish(VERDICTS, "last")
         assert reader.before_the_last() == {STATUS}
@@ -132,7 +133,7 @@ def test_a_stranger_who_talks_nonsense_to_the_broker_is_cut_off(broker):
     with Peer(broker) as other:
         for nonsense in NONSENSE.values():
             stranger = socket.create_connection(("127.0.0.1", broker.port), timeout=60)
-            with stranger, contextlib.suppress(ConnectionError):
+            with stranger, suppress(ConnectionError):
                 stranger.sendall(nonsense)
                 while stranger.recv(4096):
                     pass
@@ -171,7 +172,7 @@ def test_no_command_line_shows_a_secret(run):
     wait_until(lambda: online(service), "all are online")
     lines = b""
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             lines += (process / "cmdline").read_bytes() + b"\n"
     assert b"mosquitto" in lines
     assert b"gunicorn" in lines
