@@ -42,12 +42,6 @@ def test_every_variable_in_env_is_read_and_the_other_way_round():
     assert ENV.keys() == FIELDS.keys() | defaults_of_the_equipment().keys() | of_compose
 
 
-def test_only_the_settings_read_the_environment():
-    sources = *ROOT.glob("*.py"), *ROOT.glob("kit/*.py"), *ROOT.glob("validator/*.c")
-    readers = {path.name for path in sources if re.search(r"os\.environ|getenv", path.read_text())}
-    assert readers == {"settings.py", "settings.c"}
-
-
 def test_every_variable_in_env_is_explained():
     explained = False
     for line in (ROOT / ".env").read_text().splitlines():
@@ -85,22 +79,13 @@ def test_an_empty_variable_means_the_default(environment):
     assert settings.load() == Settings()
 
 
-def test_what_is_not_ours_is_left_alone(environment):
-    environment |= {"threads": "x", "THREADS_": "x", "VALIDATOR_SEED": "x", "mqtt_port": "x"}
-    assert settings.load().threads == 4
-
-
 SAME = """BIND=0.0.0.0:80 BIND=localhost:65535 BIND=[::1]:8000 MQTT_HOST=::1 API_TOKEN=123 API_TOKEN=null
     MQTT_PASSWORD=true LOG_LEVEL=DEBUG LOG_FORMAT=json DATABASE_URL=sqlite:////srv/energy2go/e.db
     DATABASE_URL=sqlite:///a%23b%3Fc.db DATABASE_URL=postgresql://u:p%40@h,i/d?target_session_attrs=any"""
 GOOD = [(*text.partition("=")[::2], text.partition("=")[2]) for text in SAME.split()]
-GOOD += [
-    ("LOG_LEVEL", "debug", "DEBUG"),
-    ("LOG_FORMAT", "JSON", "json"),
-    ("MQTT_PASSWORD", " ä$'\"", " ä$'\""),
-]
-GOOD += [("THREADS", "2", 2), ("MQTT_PORT", "8883", 8883), ("WAITS", "0", 0), ("VALIDATION_RETRY", "5", 5.0)]
-GOOD += [("VALIDATION_RETRY", "0.05", 0.05), ("VALIDATION_TIMEOUT", "86400", 86400.0)]
+GOOD += [("LOG_LEVEL", "debug", "DEBUG"), ("LOG_FORMAT", "JSON", "json"), ("MQTT_USERNAME", " ä$'", " ä$'")]
+GOOD += [("API_TOKEN", "x" * 4096, "x" * 4096), ("MQTT_PASSWORD", "ü" * 16_000, "ü" * 16_000)]
+GOOD += [("THREADS", "2", 2), ("VALIDATION_RETRY", "0.05", 0.05), ("VALIDATION_TIMEOUT", "86400", 86400.0)]
 
 
 def test_a_good_value_is_read_as_its_type(environment):
@@ -113,49 +98,38 @@ def test_a_good_value_is_read_as_its_type(environment):
 
 # What is refused
 
-# Parameters that libpq does not know, and others with values that they do not take.
-LIMITED = (
-    "timeout=3 max_connections=1 stale_timeout=1 service=unknown "
-    "connect_timeout=abc connect_timeout= sslmode=bogus sslcertmode=x channel_binding=x require_auth=x "
-    "gssencmode=x target_session_attrs=x load_balance_hosts=x ssl_min_protocol_version=TLSv9 "
-    "ssl_min_protocol_version=TLSv1.3&ssl_max_protocol_version=TLSv1.2 keepalives=x keepalives_idle=5x "
-    "keepalives_interval=x keepalives_count=x tcp_user_timeout=x"
-)
-
 
 BAD = [  # a variable, the beginning of the sentence, and values
     (
         "BIND: must be a host and a port from 1 to 65535, such as 127.0.0.1:8000 or [::1]:8000",
-        "[::::]:8000 [1:2]:8000 8000 :8000 127.0.0.1 127.0.0.1: 127.0.0.1:x 127.0.0.1:0 127.0.0.1:65536 "
-        f"::1:8000 unix:/tmp/x a/b:1 a..b:1 {'a' * 64}:1",
+        f"[::::]:8000 8000 :8000 127.0.0.1: 127.0.0.1:x 127.0.0.1:65536 ::1:8000 a/b:1 {'a' * 64}:1",
     ),
-    ("THREADS: must be a whole number from 2 to 256", "16.0 1e1 016 +16 1_6 abc 0 1 257 -4 x 1.5 true 16x"),
+    ("THREADS: must be a whole number from 2 to 256", "16.0 016 +16 1_6 abc 1 257 16x"),
     (
         "DATABASE_URL: must be sqlite:/// and a path (? as %3F, # as %23), or postgresql:// and ",
-        "x sqlite:// sqlite:/// sqlite:///:memory: sqlite:///var/ sqlite:x.db mysql://a/b /var/energy2.db "
-        "sqlite:///a#b.db sqlite:///a?z.db sqlite:///a.db?mode=ro sqlite:///a.db?journal_mode=delete",
+        "x sqlite:// sqlite:/// sqlite:///:memory: sqlite:///var/ mysql://a/b sqlite:///a#b.db sqlite:///a?z.db",
     ),
     (
-        "DATABASE_URL: ",
-        "postgresql://h:x/d postgresql://h:0/d postgresql://h:65536/d postgresql://h,i/d?port=1,2,3 "
-        "postgresql://u:%zz@h/d " + " ".join(f"postgresql://h/d?{text}" for text in LIMITED.split()),
+        "DATABASE_URL: libpq does not accept it ",
+        "postgresql://h:x/d postgresql://h:65536/d postgresql://h,i/d?port=1,2,3 postgresql://u:%zz@h/d "
+        "postgresql://h/d?x=1 postgresql://h/d?service=unknown postgresql://h/d?connect_timeout=x "
+        "postgresql://h/d?sslmode=bogus postgresql://h/d?ssl_min_protocol_version=TLSv9 "
+        "postgresql://h/d?ssl_min_protocol_version=TLSv1.3&ssl_max_protocol_version=TLSv1.2",
     ),
-    ("RETENTION_DAYS: must be a whole number from 0 to 36500; 0 keeps everything", "-1 1.5 36501 30d x"),
-    ("MQTT_PORT: must be a whole number from 1 to 65535", "1e3 +1883 1883.0 0 -1 65536 x 1883.5 1883/tcp"),
+    ("RETENTION_DAYS: must be a whole number from 0 to 36500; 0 keeps everything", "-1 36501 30d"),
+    ("MQTT_PORT: must be a whole number from 1 to 65535", "1e3 0 65536 1883/tcp"),
     ("MQTT_CA_FILE: ", "/nowhere/ca.pem / /dev/null pyproject.toml"),
-    (
-        "VALIDATION_RETRY: must be a number of seconds from 0.05 to 30, such as 5",
-        "0 0.04 30.1 -1 nan inf 5s",
-    ),
+    ("VALIDATION_RETRY: must be a number of seconds from 0.05 to 30, such as 5", "0.04 30.1 nan inf 5s"),
     ("VALIDATION_TIMEOUT: must be longer than VALIDATION_RETRY, 5", "5"),
     ("VALIDATION_TIMEOUT: ", "0 86401 -1 x nan inf 1m"),
-    ("WAITS: must be a whole number from 0 to 10000", "-1 1.0 1e3 10001 x 1.5"),
+    ("WAITS: must be a whole number from 0 to 10000", "-1 1.0 10001"),
     (
         "MQTT_HOST: must be a host name or an IP address, such as 127.0.0.1 or ::1",
-        "[::1] mqtt://localhost mqtt://[::1]:1883 localhost:1883 127.0.0.1:1883 a/b a..b .a 1:2 :::: "
-        f"fe80::1%lo {'a' * 64}",
+        f"[::1] mqtt://localhost localhost:1883 a/b a..b .a 1:2 :::: fe80::1%lo {'a' * 64}",
     ),
-    ("MQTT_PASSWORD: ", "a\x07b"),
+    ("MQTT_PASSWORD: ", f"a\x07b {'x' * 16_001}"),
+    ("MQTT_USERNAME: ", "ü" * 16_001),
+    ("API_TOKEN: ", "x" * 4097),
     ("LOG_LEVEL: must be DEBUG, INFO, WARNING or ERROR", "verbose TRACE 20"),
     ("LOG_FORMAT: must be text or json", "xml"),
 ]
@@ -169,7 +143,7 @@ def test_a_bad_value_is_refused_in_a_sentence_that_names_it_and_lists_the_right_
             with pytest.raises(SystemExit) as refused:
                 settings.load()
             sentence = str(refused.value)
-            shown = "" if name in settings.SECRETS else f"={value!r}"
+            shown = "" if name in settings.SECRETS else f"={value!r:.200}"
             assert sentence.startswith(f"{name}{shown}:{right}"), value
             assert sentence.endswith(f". See the line of {name} in .env.")
             assert "\n" not in sentence
@@ -189,19 +163,6 @@ def test_a_refused_url_is_not_shown_with_its_password(environment):
         assert "sec" not in str(refused.value)
 
 
-TOO_MUCH = [("API_TOKEN", text) for text in (" x", "x ", "x" * 4097)]
-TOO_MUCH += [("MQTT_USERNAME", "ü" * 16_001), ("MQTT_PASSWORD", "x" * 16_001)]
-
-
-def test_what_no_packet_and_no_header_can_carry_is_refused(environment):
-    for name, value in TOO_MUCH:
-        environment[name] = value
-        with pytest.raises(SystemExit, match=rf"^{name}\b.{{0,400}}\.env\.$"):
-            settings.load()
-        environment[name] = value.strip()[1:-1]
-        assert settings.load()
-
-
 def test_the_settings_are_shown_without_secrets():
     url = "postgresql://user:secret@h,i:1/d?sslpassword=secret"
     shown = settings.shown(Settings(database_url=url, api_token="secret", mqtt_password="secret"))
@@ -213,9 +174,9 @@ def test_the_settings_are_shown_without_secrets():
 
 
 def test_a_refusal_is_a_line_of_json_if_the_log_is(environment):
-    environment |= {"LOG_LEVEL": "x", "LOG_FORMAT": "Json"}
+    environment |= {"API_TOKEN": " x", "LOG_FORMAT": "Json"}
     with pytest.raises(SystemExit) as refused:
         settings.load()
     said = json.loads(str(refused.value))
     assert list(said) == ["time", "level", "event", "message", "request_id", "logger", "pid"]
-    assert said["message"].startswith("LOG_LEVEL")
+    assert said["message"].startswith("API_TOKEN")
