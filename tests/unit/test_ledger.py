@@ -9,7 +9,7 @@ import models
 from batch import create
 from kit import storage
 from kit.clock import SECOND, Clock
-from kit.errors import OutcomeUnknown, Refusal, Unavailable
+from kit.errors import Refusal, Unavailable
 from ledger import Draft
 from postgres import BOTH
 from schemas import Status
@@ -30,20 +30,6 @@ def test_a_poisoned_job_in_a_full_batch_hurts_no_other(bench):
     assert [job.result.id for job in jobs] == [job.item.id for job in jobs]
     assert len(bench.list()) == ledgers.BATCH - 1
     assert bad_verdict == verdict == [True]
-
-
-@pytest.mark.parametrize("taken", [False, True])
-def test_a_request_withdraws_after_its_patience_unless_its_outcome_is_unknown(bench, monkeypatch, taken):
-    monkeypatch.setattr(ledgers, "JOB_TIMEOUT", 0.01)
-    waiting = bench.submit(bench.ledger.create(Draft(1)))
-    jobs = bench.ledger._take(0) if taken else []
-    with pytest.raises(Unavailable) as refused:
-        bench.result(waiting)
-    assert isinstance(refused.value, OutcomeUnknown) == taken
-    assert ("nothing was stored" in str(refused.value)) != taken
-    bench.ledger._write(jobs)
-    bench.step()
-    assert len(bench.list()) == taken
 
 
 def test_a_full_queue_refuses_requests(bench, monkeypatch):

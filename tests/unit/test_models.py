@@ -50,18 +50,6 @@ def test_a_transaction_says_how_often_and_when_it_was_asked_and_when_it_expires(
 
 
 @both
-def test_the_first_verdict_wins(queries):
-    (key,) = queries.create()
-    verdicts = [(key, "ERROR", "first"), (key, "COMPLETED"), (key, "ERROR", "x", "y"), (uuid4(), "ERROR")]
-    for kind, delay in (("settled", 5), ("duplicate", None)):
-        settled = queries.settle(verdicts, NOW + 5)
-        assert settled == [(kind, delay), ("contradiction", None), ("duplicate", None), ("unknown", None)]
-        found = queries.get_transaction(key)
-        assert (found.status, found.reason, found.equipment) == (Status.ERROR, "first", None)
-        assert found.updated == moment(NOW + 5)
-
-
-@both
 @pytest.mark.parametrize("room", [MANY, 0])
 def test_only_what_is_expired_is_retried_once_with_a_new_deadline(queries, room):
     key, late = queries.create(2)

@@ -9,9 +9,9 @@ from openapi_schema_validator import OAS30Validator, oas30_format_checker
 from openapi_spec_validator import OpenAPIV30SpecValidator
 
 import app
-from calls import JSON, UNKNOWN, send, service
+from calls import UNKNOWN, send, service
 from kit.storage import execute
-from refused import BODIES, LONG
+from refused import LONG
 
 PROBLEM = "application/problem+json"
 
@@ -79,50 +79,18 @@ def test_the_document_is_valid(document, guarded):
         assert list(OpenAPIV30SpecValidator(valid).iter_errors()) == []
 
 
-def test_the_document_keeps_the_rules_that_redocly_recommends(document):
-    assert document["info"]["license"].keys() == {"name", "url"}
-    assert [server["url"] for server in document["servers"]] == ["/"]
-    tags = {tag["name"]: tag["description"] for tag in document["tags"]}
-    assert all(tags.values())
-    schemes = document["components"]["securitySchemes"].keys()
-    for (method, path), says in operations(document).items():
-        assert re.fullmatch(r"[a-z_]+", says["operationId"])
-        assert says["summary"].endswith(".")
-        assert {status[0] for status in says["responses"]} >= {"2", "4"}, (method, path)
-        assert all(requirement.keys() <= schemes for requirement in says["security"])
-        assert ("?" in path, path.endswith("/")) == (False, False)
-        for parameter in says.get("parameters", ()):
-            assert parameter["in"] == "path" or parameter["description"], (path, parameter)
-    assert {tag for says in operations(document).values() for tag in says["tags"]} == tags.keys()
-    shapes = {re.sub(r"{\w+}", "{}", path) for path in document["paths"]}
-    assert len(shapes) == len(document["paths"])
-
-
 def test_every_component_is_used_and_every_reference_has_one(document):
     referred = set(re.findall(r'"#/components/([^"]+)"', json.dumps(document)))
     there = {f"{kind}/{name}" for kind in ("schemas", "headers") for name in document["components"][kind]}
     assert referred == there
 
 
-MEANINGS = {  # words in the descriptions of answers
-    "POST /transactions 422": ("no such station", "Idempotency-Key was used before"),
-    "POST /transactions 503": ("outcome is unknown",),
-    "POST /stations 503": ("outcome is unknown",),
-    "PATCH /stations/{id} 503": ("outcome is unknown",),
-    "GET /transactions 503": ("cannot be read",),
-    "POST /transactions/{id}/retry 409": ("not EXPIRED",),
-    "DELETE /stations/{id} 409": ("has transactions",),
-}
-
-
 def test_every_header_and_every_refusal_is_explained(document):
     headers = {"401": "WWW-Authenticate", "405": "Allow", "503": "Retry-After"}
-    for (method, path), says in operations(document).items():
+    for (_, path), says in operations(document).items():
         assert {"405", "503"} - says["responses"].keys() <= ({"503"} if path == "/openapi.json" else set())
         for status, answer in says["responses"].items():
             assert {"X-Request-ID", headers.get(status, "X-Request-ID")} <= answer["headers"].keys()
-            for words in MEANINGS.get(f"{method} {path} {status}", ()):
-                assert words in answer["description"], (method, path, status)
     assert all(header["description"] for header in document["components"]["headers"].values())
 
 
@@ -230,15 +198,3 @@ def test_every_documented_answer_occurs_as_documented(guarded):
         (*which, status) for which, says in operations(document).items() for status in says["responses"]
     }
     assert documented - seen == {("GET", "/readyz", "200")}  # this answer needs a broker
-
-
-def test_the_document_and_the_service_refuse_the_same_bodies(document):
-    tried = 0
-    for route, status, _, bodies in BODIES:
-        for body in bodies if status == 422 else ():
-            if not isinstance(body, bytes):
-                method, path = route.replace("/1", "/{id}").split()
-                schema = operations(document)[method, path]["requestBody"]["content"][JSON]["schema"]
-                assert complaints(document, body, schema), body
-                tried += 1
-    assert tried > 30
