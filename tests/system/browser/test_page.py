@@ -259,18 +259,9 @@ def test_a_row_opens_the_details_and_back_and_reload_keep_them(opened, tab):
     page.mouse.move(5, 5)
     page.mouse.up()
     tab.at_rest()
+    expect(page).to_have_url(f"{shared.service.url}/?transaction={stored['id']}")
     expect(details).to_be_visible()
     page.mouse.click(5, 5)
-    expect(details).to_be_hidden()
-    # The URL moves on before the answer comes.
-    go = tab.hold("**/transactions/*-*")
-    for one in stored, other:
-        page.evaluate("(id) => history.pushState({}, '', `/?transaction=${id}`)", one["id"])
-        page.evaluate("dispatchEvent(new PopStateEvent('popstate'))")
-        expect(details.locator("#id")).to_have_text(one["id"])
-    go()
-    expect(field(page, "Attempts")).to_have_text("1")
-    details.get_by_role("button", name="Close").click()
     expect(details).to_be_hidden()
     with frozen(shared.equipment):
         button(page, 1).click()
@@ -280,6 +271,14 @@ def test_a_row_opens_the_details_and_back_and_reload_keep_them(opened, tab):
         expect(field(page, "Expires in")).to_contain_text(re.compile(r"^\d+ s \("))
         expect(page.get_by_role("button", name="Ask again")).to_be_hidden()
     expect(field(page, "Status")).to_have_text(VERDICT)
+    # The URL moves on before the answer about a transaction that isn't listed comes.
+    go = tab.hold("**/transactions/*-*")
+    for one in stored, other:
+        page.evaluate("(id) => history.pushState({}, '', `/?status=EXPIRED&transaction=${id}`)", one["id"])
+        page.evaluate("dispatchEvent(new PopStateEvent('popstate'))")
+        expect(details.locator("#id")).to_have_text(one["id"])
+    go()
+    expect(field(page, "Attempts")).to_have_text("1")
 
 
 def test_a_transaction_is_found_by_its_id_or_by_its_key(opened, tab):
@@ -323,7 +322,7 @@ def test_nothing_is_asked_or_followed_while_the_page_is_paused(opened, tab):
     assert tab.at_rest() == asked
     shared.transact(1)
     page.get_by_label("Find a station").fill("Depot")  # what the user asks for
-    expect(page.locator("#no-stations")).to_have_text("No station matches.")
+    expect(button(page, 1)).to_have_count(0)
     expect(rows(page)).to_have_count(0)
     pause.click()
     expect(rows(page)).to_have_count(1)

@@ -116,7 +116,7 @@ def test_a_station_is_renamed_and_nothing_of_others_is_overwritten_unseen(opened
 
     with closing(sqlite3.connect(shared.folder / "energy2go.db", timeout=15)) as database, database:
         database.execute("UPDATE station SET description = 'a' || char(10) || 'b'")  # of an older release
-        old = "id = '0' || substr(id, 2), created = 0, status = 'PENDING'"
+        old = "id = '000' || substr(id, 4), created = 0, status = 'PENDING'"
         database.execute(f'UPDATE "transaction" SET {old}')
     page.reload()
     live(page)
