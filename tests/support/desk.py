@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
-from installation import Server, children
-from programs import COVERAGE, ROOT, free_port, listening, wait_until
+from installation import Server
+from programs import COVERAGE, ROOT, children, free_port, listening, wait_until
 
 FILES = [".env", "Makefile", "Procfile", "mosquitto.conf", "pyproject.toml"]
 FILES += ["requirements.txt", "requirements-dev.txt"]

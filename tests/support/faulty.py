@@ -5,7 +5,7 @@ import functools
 import shutil
 import subprocess
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from programs import ROOT, Service, wait_until
@@ -61,21 +61,14 @@ class FaultyTrial(Trial):
         super().__init__(folder, programs, **self.faults.environment | options)
 
 
-def database_says(service: Service) -> str:
-    """What /readyz says of the database; "" if there is no answer."""
-    with suppress(OSError):
-        return service.get("/readyz").json["database"]
-    return ""
-
-
 def says(service: Service, *words: str) -> None:
     """Wait until /readyz says one of these words of the database."""
-    wait_until(lambda: any(word in database_says(service) for word in words), f"/readyz says {words}")
+    wait_until(lambda: any(word in service.says("database") for word in words), f"/readyz says {words}")
 
 
 def recovers(service: Service) -> None:
     """Wait until the database is ok again."""
-    wait_until(lambda: database_says(service) == "ok", "the database is ok again")
+    wait_until(lambda: service.says("database") == "ok", "the database is ok again")
 
 
 def refused(service: Service, *words: str) -> str:

@@ -1,9 +1,7 @@
 """The three programs on one SQLite file, and what tests ask of them."""
 
 import contextlib
-import os
 import re
-import signal
 import sqlite3
 from pathlib import Path
 
@@ -12,25 +10,10 @@ from programs import Answer, Broker, Equipment, HttpServer, Service, wait_until
 ONLINE = {"validator": "online"}
 
 
-def children(pid: int) -> list[int]:
-    """The pids of a process's children."""
-    with contextlib.suppress(FileNotFoundError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
-
-
 def resident(pid: int, field: str = "VmRSS") -> float:
     """The memory of a process in MB: `VmRSS` is the current value, `VmHWM` the highest."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(fields[field].split()[0]) / 1024
-
-
-def kill(pids: list[int]) -> None:
-    """Kill processes (SIGKILL), and wait until they are gone."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids), "they are gone")
 
 
 def metric(service: HttpServer, name: str) -> float:
@@ -77,14 +60,7 @@ class Installation:
         return self
 
     def ready(self) -> None:
-        wait_until(lambda: self.online() == "online", "the whole job can be done")
-
-    def online(self) -> str | None:
-        """The equipment's status in /readyz, if the service is ready."""
-        with contextlib.suppress(OSError):
-            answer = self.service.get("/readyz")
-            return answer.json["equipment"].get("validator") if answer.status == 200 else None
-        return None
+        wait_until(self.service.online, "the whole job can be done")
 
     def station(self) -> int:
         """A new station, so that a test has transactions of its own."""
@@ -97,7 +73,7 @@ class Installation:
     @property
     def worker(self) -> int:
         """The pid of gunicorn's worker."""
-        return wait_until(lambda: children(self.service.pid), "there is a worker")[-1]
+        return wait_until(lambda: self.service.children, "there is a worker")[-1]
 
     def query(self, sql: str, *values) -> list[tuple]:
         with contextlib.closing(sqlite3.connect(self.folder / "energy2go.db", timeout=60)) as database:

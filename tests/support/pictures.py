@@ -9,7 +9,8 @@ from pathlib import Path
 
 from playwright.sync_api import expect, sync_playwright
 
-from programs import ROOT, Broker, Equipment, Service, wait_until
+from installation import Installation
+from programs import ROOT
 from tab import QUIET, VERDICT, live, part, rows
 
 STATIONS = "Hauptbahnhof", "Flughafen Nord", "Messe", "Depot West", "Hafen", "Universität"
@@ -20,39 +21,38 @@ SWAGGER = {"width": 1000, "height": 800}
 def main() -> None:
     with ExitStack() as ends:
         folder = Path(ends.enter_context(tempfile.TemporaryDirectory()))
-        broker = Broker(folder).start()
-        ends.callback(broker.close)
-        service, equipment = Service(folder, broker).start(), Equipment(folder, broker).start()
-        ends.callback(service.close)
-        ends.callback(equipment.close)
-        wait_until(lambda: service.ready() and service.get("/readyz").status == 200, "all is well")
+        run = Installation(folder, [])
+        for program in (run.broker, run.equipment, run.service):
+            ends.callback(program.close)
+            program.start()
+        run.ready()
         for description in STATIONS:
-            service.post("/stations", {"description": description})
+            run.service.post("/stations", {"description": description})
         playwright = ends.enter_context(sync_playwright())
         chromium = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), chromium_sandbox=False, args=QUIET
         )
         ends.callback(chromium.close)
         page = chromium.new_page(viewport=DESK)
-        page.goto(service.url)
+        page.goto(run.service.url)
         live(page)
         for number in range(90):
             time.sleep(random.random())
-            service.post("/transactions", {"station_id": 1 + number % 6})
+            run.service.post("/transactions", {"station_id": 1 + number % 6})
         expect(rows(page)).to_have_count(20)
         page.screenshot(path=ROOT / "docs/pictures/page.png")
         rows(page).nth(3).click()
         page.get_by_role("dialog").screenshot(path=ROOT / "docs/pictures/details.png")
         page.keyboard.press("Escape")
-        equipment.stop()
+        run.equipment.stop()
         page.emulate_media(color_scheme="dark")
         page.set_viewport_size(PHONE)
         expect(part(page, "Equipment").first).to_contain_text("offline")
         page.screenshot(path=ROOT / "docs/pictures/page-narrow.png")
-        equipment.start()
+        run.equipment.start()
         page.set_viewport_size(SWAGGER)
         page.emulate_media(color_scheme="light")
-        page.goto(f"{service.url}/swagger/")
+        page.goto(f"{run.service.url}/swagger/")
         operation = page.locator("#operations-transactions-create_transaction")
         operation.locator(".opblock-summary-control").click()
         operation.get_by_role("button", name="Execute").click()

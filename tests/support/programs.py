@@ -29,6 +29,12 @@ ACCOUNTS = {
     "VALIDATOR_PASSWORD": "equipment-secret",
 }
 
+SECRETS = {  # instead of those passwords, and a token
+    "MQTT_PASSWORD": "Kolibri-71",
+    "VALIDATOR_PASSWORD": "Zaunkoenig-72",
+    "API_TOKEN": "Mauersegler-73",
+}
+
 # A program that gets these measures its own coverage (`make coverage`).
 COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 
@@ -77,6 +83,21 @@ def listening(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False
+
+
+def children(pid: int) -> list[int]:
+    """The pids of a process's children."""
+    with contextlib.suppress(FileNotFoundError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def kill(pids: list[int]) -> None:
+    """Kill processes (SIGKILL), and wait until they are gone."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids), "they are gone")
 
 
 def assert_nothing_listens(port: int) -> None:
@@ -168,16 +189,13 @@ class Program:
     @property
     def children(self) -> list[int]:
         """The pids of its child processes."""
-        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+        return children(self.pid)
 
     def crash(self) -> None:
         """Kill it and its children (SIGKILL), and wait until they are gone."""
         children = self.children
         self.kill()
-        for pid in children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in children), "they are gone")
+        kill(children)
 
     def said(self) -> str:
         """What it has written to standard error since its last start."""
@@ -270,12 +288,31 @@ class HttpServer(Program):
     def post(self, path: str, body, **headers) -> Answer:
         return self.request("POST", path, body, **headers)
 
+    def says(self, part: str):
+        """What /readyz says of the database, the broker or the equipment; "" without an answer."""
+        with contextlib.suppress(OSError):
+            return self.get("/readyz").json.get(part, "")
+        return ""
+
+    def alive(self) -> bool:
+        """True once it has its database; the broker may be away."""
+        with contextlib.suppress(OSError):
+            return self.get("/healthz").status == 200
+        return False
+
     def ready(self) -> bool:
         """True once transactions can be stored and asked about, whether or not equipment is online."""
-        with contextlib.suppress(OSError):
-            answer = self.get("/readyz").json
-            return answer.get("database") == answer.get("broker") == "ok"
-        return False
+        return self.says("database") == self.says("broker") == "ok"
+
+    def online(self) -> bool:
+        """True once a transaction can be settled."""
+        return self.ready() and dict(self.says("equipment") or {}).get("validator") == "online"
+
+    def settles(self, **headers) -> bool:
+        """True if a new transaction gets its verdict."""
+        assert self.post("/stations", {"description": "Teste"}, **headers).status == 201
+        answer = self.post("/transactions", {"station_id": 1}, Prefer="wait=20", **headers)
+        return answer.status == 201 and answer.json["status"] in ("COMPLETED", "ERROR")
 
 
 class Service(HttpServer):

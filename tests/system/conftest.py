@@ -1,22 +1,44 @@
 """The broker, the equipment and the service, ended after each test."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from certificates import make_certificates
-from checks import alive
 from pair import Pair
 from programs import Broker, Equipment, Service, wait_until
 from scripted import ScriptedBroker
 from trial import Trial
 
+KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+AUTHORITY = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"]
+HERE = "DNS:localhost,IP:127.0.0.1"
+
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory) -> Path:
-    """A folder with certificates: see `make_certificates`."""
+    """A folder with certificates: `ours` signs `here` and `elsewhere`, `theirs` signs `stranger`.
+
+    Each has a .pem and a .key.
+    """
     folder = tmp_path_factory.mktemp("certificates")
-    make_certificates(folder)
+    (folder / "openssl.cnf").write_text("[req]\ndistinguished_name = name\n[name]\n")
+
+    def certificate(name: str, *options: str) -> None:
+        files = ["-config", "openssl.cnf", "-keyout", f"{name}.key", "-out", f"{name}.pem"]
+        command = ["openssl", "req", "-x509", *KEY, *files, "-subj", f"/CN={name}", *options]
+        made = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert made.returncode == 0, made.stderr
+
+    def signed(name: str, authority: str, address: str) -> None:
+        by = ["-CA", f"{authority}.pem", "-CAkey", f"{authority}.key"]
+        certificate(name, *by, "-addext", f"subjectAltName={address}")
+
+    certificate("ours", *AUTHORITY)
+    certificate("theirs", *AUTHORITY)
+    signed("here", "ours", HERE)
+    signed("elsewhere", "ours", "DNS:broker.example,IP:192.0.2.1")
+    signed("stranger", "theirs", HERE)
     return folder
 
 
@@ -64,10 +86,7 @@ def running(service, equipment):
     def start(**options):
         equipment()
         started = service(**options)
-        wait_until(
-            lambda: started.get("/readyz").json["equipment"] == {"validator": "online"},
-            "the equipment is online",
-        )
+        wait_until(started.online, "the equipment is online")
         assert started.post("/stations", {"description": "Teste"}).json == {"id": 1, "description": "Teste"}
         return started
 
@@ -82,7 +101,7 @@ def run(tmp_path, programs):
         programs.append(kind(tmp_path, *arguments, **options))
         started = programs[-1].start()
         if kind is Service:
-            wait_until(lambda: alive(started), "the service is alive")
+            wait_until(started.alive, "the service is alive")
         return started
 
     return run

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from faulty import Faults, database_says, recovers, refused, says
+from faulty import Faults, recovers, refused, says
 from files import NAME
 from installation import Installation
 from ledger import UNKNOWN
@@ -74,7 +74,7 @@ def test_a_doubt_that_lasts_is_answered_as_unknown(run, faults):
     with faults.during("sync-wal"):
         doubtful.append(post(run, key))
         refused(run.service, "disk I/O error")
-        assert "disk I/O error" in database_says(run.service)
+        assert "disk I/O error" in run.service.says("database")
     recovers(run.service)
     with faults.during("sync-wal"):
         doubtful.append(run.service.request("PUT", "/stations/1", {"description": "x"}))

@@ -4,7 +4,6 @@ import signal
 
 import pytest
 
-from checks import alive
 from installation import ONLINE, Installation, every_transaction
 from load import Load
 from programs import Broker, Equipment, wait_until
@@ -62,7 +61,7 @@ def test_the_programs_can_start_in_any_order(service, equipment, broker):
     """The service takes transactions without a broker, and asks once there is one."""
     broker.stop()
     started = service(ready=False)
-    wait_until(lambda: alive(started), "the service is alive")
+    wait_until(started.alive, "the service is alive")
     unready = started.get("/readyz")
     assert unready.status == 503
     wait_until(lambda: "cannot be reached" in started.get("/readyz").json["detail"], "it says why")

@@ -15,7 +15,7 @@ import pytest
 
 from faulty import FaultyTrial, recovers, refused, says
 from files import NAME, locked, move_away
-from installation import children, metric
+from installation import metric
 from programs import wait_until
 from replicas import Replicas
 from trial import FULL, Fault, each, endure
@@ -100,7 +100,7 @@ def jump_ahead(run: FaultyTrial) -> None:
 def jump_too_far(run: FaultyTrial) -> None:
     old = run.worker
     run.faults.set_clock(300 * 365 * 86_400)
-    wait_until(lambda: old not in children(run.service.pid), "the worker has ended")
+    wait_until(lambda: old not in run.service.children, "the worker has ended")
     run.faults.set_clock(0)
     assert run.load.statuses[500] <= len(run.load.unknown)  # the outcome is unknown
 

@@ -20,9 +20,9 @@ from urllib.parse import quote
 import pytest
 
 from idle import Crowd, everybody
-from installation import children, kill, metric, resident
+from installation import metric, resident
 from load import Load
-from programs import ROOT, wait_until
+from programs import ROOT, kill, wait_until
 from raw import talk
 from trial import FULL, Fault, Trial, each, endure
 
@@ -43,7 +43,7 @@ def kill_the_worker(run: Trial) -> None:
 def reload(run: Trial) -> None:
     old = run.worker
     run.service.send(signal.SIGHUP)
-    wait_until(lambda: old not in children(run.service.pid), "the old worker has gone")
+    wait_until(lambda: old not in run.service.children, "the old worker has gone")
 
 
 def stop(run: Trial) -> None:

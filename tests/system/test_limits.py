@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from idle import FOLLOW, KEPT, WAIT, Crowd, everybody, half_a_body
-from installation import children, metric, resident
+from installation import metric, resident
 from programs import Broker, Equipment, Service, wait_until
 from raw import BODY, POST, answer
 
@@ -51,7 +51,7 @@ def assert_answers(service: Service, worker: int) -> None:
         assert service.get("/healthz").status == 200
         assert service.post("/stations", {"description": "x"}).status == 201
         assert service.get("/stations").status == 200
-    assert children(service.pid) == [worker]
+    assert service.children == [worker]
     assert "Traceback" not in service.said()
 
 
@@ -70,7 +70,7 @@ def test_clients_that_do_nothing_lock_nobody_out(limited, many):
     """`test_faults_service.py` has each kind of client, under load."""
     service = limited(20_000)
     assert "room for" not in service.said()
-    (worker,) = children(service.pid)
+    (worker,) = service.children
     (kept,) = many(service, 1, KEPT, b"200 ")
     (slow,) = many(service, 1, POST + b"Content-Length: %d\r\n\r\n" % len(BODY))
     with Crowd(service) as crowd:
@@ -87,7 +87,7 @@ def test_with_few_descriptors_it_says_that_fewer_can_wait(limited, many, tmp_pat
     service = limited(1024)
     (count,) = map(int, re.findall(r"leaves room for WAITS=(\d+) only", service.said()))
     assert 100 < count < 1000
-    (worker,) = children(service.pid)
+    (worker,) = service.children
     for some in (everybody, half_a_body):
         with Crowd(service) as crowd:
             some(crowd)
@@ -103,7 +103,7 @@ def test_with_few_descriptors_it_says_that_fewer_can_wait(limited, many, tmp_pat
 
 def test_with_hardly_any_descriptors_it_still_works(limited, many):
     service = limited(64)
-    (worker,) = children(service.pid)
+    (worker,) = service.children
     assert "leaves room for WAITS=" in service.said()
     many(service, 300)
     assert_answers(service, worker)
@@ -111,7 +111,7 @@ def test_with_hardly_any_descriptors_it_still_works(limited, many):
 
 def test_those_that_wait_hold_up_no_others_and_past_waits_nobody_waits(limited, many):
     service = limited(20_000, THREADS="2", WAITS="50")
-    (worker,) = children(service.pid)
+    (worker,) = service.children
     for connection in many(service, 600, KEPT):  # more at once than there are readers
         assert answer(connection).startswith(b"HTTP/1.1 200 ")
     many(service, 50, WAIT)

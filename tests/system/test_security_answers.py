@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from checks import SECRETS, TOKEN, alive, online, settles
-from programs import ROOT, Broker, Equipment, Program, Service, free_port, wait_until
+from programs import ROOT, SECRETS, Broker, Equipment, Program, Service, free_port, wait_until
 from raw import connect
 
 KEY = "Rotkehlchen-74"
+TOKEN = SECRETS["API_TOKEN"]
 KNOWN = {"Authorization": f"Bearer {TOKEN}"}
 FAILING = """
 from app import app
@@ -44,7 +44,7 @@ def failing(folder, programs_of_file, equipment):
     service = Service(folder, broker, port, BIND=f"0.0.0.0:{port}", **options)
     service.command[-1] = "failing:app"
     programs_of_file.append(service.start())
-    wait_until(lambda: alive(service) and online(service), "all are online")
+    wait_until(service.online, "all are online")
     return service
 
 
@@ -58,7 +58,7 @@ def assert_holds_no_secret(program: Program, *more: str) -> None:
 
 def fails_in_many_ways(service: Service) -> None:
     """Send secrets in places where they do not belong, and cause errors."""
-    assert settles(service, **KNOWN)
+    assert service.settles(**KNOWN)
     for station, status in ((1, 201), (2**31 - 1, 422)):
         answer = service.post("/transactions", {"station_id": station}, Idempotency_Key=KEY, **KNOWN)
         assert answer.status == status

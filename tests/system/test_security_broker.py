@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from paho.mqtt.client import Client, MQTTv5, MQTTv31, MQTTv311
 
-from checks import SECRETS, online, settles
 from peer import Peer, dial
-from programs import ACCOUNTS, ROOT, Broker, Equipment, Service, wait_until
+from programs import ACCOUNTS, ROOT, SECRETS, Broker, Equipment, Service, wait_until
 
 QUESTIONS, VERDICTS = "EQUIPMENT/VALIDATION", "EQUIPMENT/VALIDATION/RESPONSE"
 STATUS = "EQUIPMENT/STATUS/validator"
@@ -107,7 +106,7 @@ def test_what_is_too_large_is_refused_and_the_service_survives(run, broker):
     limit = re.search(r"^max_packet_size (\d+)$", (ROOT / "mosquitto.conf").read_text(), re.MULTILINE)[1]
     run(Equipment, broker)
     service = run(Service, broker)
-    wait_until(lambda: online(service), "all are online")
+    wait_until(service.online, "all are online")
     with Peer(broker, VERDICTS, STATUS, account="MQTT") as reader, Peer(broker) as writer:
         for topic in (VERDICTS, STATUS):
             with Peer(broker) as large:
@@ -116,7 +115,7 @@ def test_what_is_too_large_is_refused_and_the_service_survives(run, broker):
         writer.publish(VERDICTS, "last")
         assert reader.before_the_last() == {STATUS}
         assert {message.payload for message in reader.messages} == {b"online", b"last"}
-    assert settles(service)
+    assert service.settles()
     assert "was lost" not in service.said()
 
 
@@ -169,7 +168,7 @@ def test_no_command_line_shows_a_secret(run):
     broker = run(Broker, **secrets)
     run(Equipment, broker)
     service = run(Service, broker, **secrets)
-    wait_until(lambda: online(service), "all are online")
+    wait_until(service.online, "all are online")
     lines = b""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

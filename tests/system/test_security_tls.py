@@ -8,8 +8,7 @@ import subprocess
 
 import pytest
 
-from checks import SECRETS, alive, broker_says, online, settles
-from programs import Broker, Equipment, Service, wait_until
+from programs import SECRETS, Broker, Equipment, Service, wait_until
 
 
 def test_both_programs_speak_tls(run, tls_broker, certificates):
@@ -17,8 +16,8 @@ def test_both_programs_speak_tls(run, tls_broker, certificates):
     ca = {"MQTT_CA_FILE": str(certificates / "ours.pem")}
     run(Equipment, broker, MQTT_HOST="localhost", **ca)
     service = run(Service, broker, MQTT_HOST="127.0.0.1", **ca)
-    wait_until(lambda: online(service), "all are online")
-    assert settles(service)
+    wait_until(service.online, "all are online")
+    assert service.settles()
     context = ssl.create_default_context(cafile=certificates / "ours.pem")
     with (
         socket.create_connection(("127.0.0.1", broker.port), 60) as plain,
@@ -35,10 +34,10 @@ def test_a_ca_file_that_is_renewed_counts_for_the_next_connection(run, tls_broke
     wait_until(lambda: "verify failed" in service.get("/readyz").json["broker"], "the service refuses it")
     wait_until(lambda: "TLS with the broker fails" in equipment.said(), "the equipment refuses it")
     ca.unlink()
-    wait_until(lambda: f"{ca} cannot be read: No such file" in broker_says(service), "it misses the file")
+    wait_until(lambda: f"{ca} cannot be read: No such file" in service.says("broker"), "it misses the file")
     shutil.copy(certificates / "ours.pem", tmp_path / "new.pem").replace(ca)
-    wait_until(lambda: online(service), "both have read the new file")
-    assert settles(service)
+    wait_until(service.online, "both have read the new file")
+    assert service.settles()
 
 
 @pytest.mark.parametrize(
@@ -64,7 +63,7 @@ def test_a_wrong_certificate_is_refused_in_words_until_the_right_one_is_there(
     assert (waiting.status, waiting.json["status"]) == (201, "PENDING")
     broker.stop()
     tls_broker("here", port=broker.port).start()
-    wait_until(lambda: online(service), "all are online")
+    wait_until(service.online, "all are online")
     wait_until(
         lambda: service.get(waiting.headers["Location"]).json["status"] in ("COMPLETED", "ERROR"),
         "the verdict",
@@ -97,13 +96,13 @@ def test_plain_and_tls_do_not_connect_and_no_program_crashes(run, tls_broker, ce
     equipment = run(Equipment, broker, **ca)
     service = run(Service, broker, **ca)
     words = "closes the connection instead of answering CONNECT|does not answer|cannot be reached"
-    found = lambda: re.search(words, broker_says(service))  # noqa: E731
+    found = lambda: re.search(words, service.says("broker"))  # noqa: E731
     wait_until(found, "the service says it")
-    assert f"127.0.0.1:{broker.port}" in broker_says(service)
+    assert f"127.0.0.1:{broker.port}" in service.says("broker")
     assert service.get("/readyz").status == 503
     wait_until(
         lambda: f"not connected to 127.0.0.1:{broker.port}" in equipment.said(), "the equipment says it"
     )
-    assert alive(service)
+    assert service.alive()
     assert equipment.running
     assert service.said().count("Booting worker") == 1

@@ -7,7 +7,6 @@ import time
 from itertools import takewhile
 
 import raw
-from installation import children
 from programs import wait_until
 
 BODY = b'{"station_id": 1}'
@@ -74,10 +73,10 @@ def test_what_was_sent_before_a_reload_and_before_the_end_is_answered(running):
     clients = Clients(service.port)
     for _ in range(2):
         clients.more()
-        (old,) = children(service.pid)
+        (old,) = service.children
         service.send(signal.SIGHUP)
-        wait_until(lambda gone=old: gone not in children(service.pid), "the old worker has gone")
-        wait_until(lambda: len(children(service.pid)) == 1, "there is one worker")
+        wait_until(lambda gone=old: gone not in service.children, "the old worker has gone")
+        wait_until(lambda: len(service.children) == 1, "there is one worker")
     clients.more()
     assert service.stop() == 0
     for thread in clients.threads:

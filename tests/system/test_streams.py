@@ -11,7 +11,7 @@ import pytest
 
 from events import to_text
 from following import Follower, assert_complete
-from installation import Installation, children, every_transaction, metric
+from installation import Installation, every_transaction, metric
 from load import Load
 from models import FIRST
 from programs import HttpServer, Nginx, Service, wait_until
@@ -75,7 +75,7 @@ def told(follower: Follower, wanted: dict[str, str]) -> None:
 
 
 def worker(service: Service) -> int:
-    return wait_until(lambda: children(service.pid), "there is a worker")[-1]
+    return wait_until(lambda: service.children, "there is a worker")[-1]
 
 
 # What a client is told
@@ -84,7 +84,7 @@ def worker(service: Service) -> int:
 def reload(service: Service) -> None:
     old = worker(service)
     service.send(signal.SIGHUP)
-    wait_until(lambda: old not in children(service.pid), "the old worker has gone")
+    wait_until(lambda: old not in service.children, "the old worker has gone")
 
 
 def kill_the_worker(service: Service) -> None:
@@ -205,7 +205,7 @@ def test_streams_end_as_http_says_and_clients_that_do_not_read_do_not_hold_up_th
             do_not_read(ends, service, 20)
             followers(service, 40)
             service.send(number)
-            wait_until(lambda gone=old: gone not in children(service.pid), "the worker has ended")
+            wait_until(lambda gone=old: gone not in service.children, "the worker has ended")
         wait_until(lambda now=clients: not any(client.running for client in now), "all streams have ended")
         assert [(client.ended, client.broken) for client in clients] == [(1, 0)] * 20
     assert "Traceback" not in service.said()
