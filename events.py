@@ -58,7 +58,7 @@ class Changes:
         self._recent: list[Event] = []  # all changes between these two cursors
         self._since = self._position = FIRST
         self._due = loop.create_future()  # wakes the reader
-        self._idle: set[asyncio.Future[None]] = set()  # each wakes a stream
+        self._idle: dict[asyncio.Future[None], None] = {}  # each wakes a stream
         self._waking: asyncio.TimerHandle | None = None  # will wake the streams
         self._readiness = b""  # the event that describes it
         self._one_at_a_time = asyncio.Lock()  # for reads that may come in crowds, so requests get theirs
@@ -130,13 +130,13 @@ class Changes:
     async def _news(self, until: float) -> None:
         """Wait until there is news for streams, or until this loop time."""
         news = self._loop.create_future()
-        self._idle.add(news)
+        self._idle[news] = None
         timer = self._loop.call_at(until, resolve, [(news, None)])  # asyncio.wait takes twice as long
         try:
             await news
         finally:
             timer.cancel()
-            self._idle.discard(news)
+            del self._idle[news]
 
     @contextmanager
     def _place(self, kind: str) -> Iterator[None]:

@@ -3,7 +3,6 @@
 Triggers write the changes into a table of the same file, so the journal has what was committed and no more.
 """
 
-import shutil
 import sqlite3
 
 from peewee import __exception_wrapper__
@@ -13,6 +12,7 @@ import models
 from kit import sql, storage
 from kit.clock import SECOND
 from programs import MIGRATIONS
+from rules import COLUMNS
 
 # How a write fails: what SQLite says, and the name of its code.
 FAULTS = {
@@ -23,57 +23,47 @@ FAULTS = {
     "stored": ("disk I/O error", "SQLITE_IOERR_FSYNC"),  # COMMIT fails, and all is stored
     "checkpoint": ("disk I/O error", "SQLITE_IOERR_FSYNC"),
 }
-COLUMNS = "id, status, created, updated, station_id, idempotency_key"
 JOURNAL = f"CREATE TABLE journal (number INTEGER PRIMARY KEY, what, {COLUMNS})"
-TRIGGER = """CREATE TRIGGER journal_{what} AFTER {what} {of} ON "transaction" BEGIN
-    INSERT INTO journal (what, {columns}) VALUES ('{what}', {values}); END"""
+TRIGGER = """CREATE TRIGGER journal_{0} AFTER {0} {1} ON "transaction" BEGIN
+    INSERT INTO journal (what, {2}) VALUES ('{0}', {3}); END"""
 
 
 class Database(PooledSqliteDatabase):
     """One process's connections. Each method is a call into the world, where the process may be killed."""
 
-    def _fail(self, kind: str) -> None:
-        if self.process.armed[kind]:
-            self.process.armed[kind] -= 1
-            self.process.world.note(self.process, "fails", kind)
-            text, code = FAULTS[kind]
-            error = sqlite3.OperationalError(text)
-            error.sqlite_errorname = code
-            raise error
+    def _call(self, name: str, *faults: str) -> None:
+        process = self.process
+        process.call(name)
+        for fault in faults:
+            if process.armed[fault]:
+                process.armed[fault] -= 1
+                if fault == "statement" and process.armed[fault]:  # so many statements still work
+                    continue
+                process.world.note(process, "fails", fault)
+                process.world.now += 5 * SECOND * (fault == "locked")
+                text, code = FAULTS[fault]
+                error = sqlite3.OperationalError(text)
+                error.sqlite_errorname = code
+                with __exception_wrapper__:
+                    raise error
 
     def begin(self, lock_type: str | None = None) -> None:
-        self.process.call("begin")
-        with __exception_wrapper__:
-            self._fail("refused")
-            if self.process.armed["locked"]:
-                self.process.world.now += 5 * SECOND
-                self._fail("locked")
+        self._call("begin", "refused", "locked")
         super().begin(lock_type)
-        self.process.call("begun")
+        self._call("begun")
 
     def execute_sql(self, statement: str, values=None):
-        self.process.call("execute")
-        with __exception_wrapper__:
-            if statement.startswith("PRAGMA wal_checkpoint"):
-                self._fail("checkpoint")
-            if self.process.armed["statement"] > 1:
-                self.process.armed["statement"] -= 1
-            else:
-                self._fail("statement")
+        self._call("execute", "statement", *["checkpoint"] * statement.startswith("PRAGMA wal_checkpoint"))
         return super().execute_sql(statement, values)
 
     def commit(self) -> None:
-        self.process.call("commit")
-        with __exception_wrapper__:
-            self._fail("lost")
+        self._call("commit", "lost")
         super().commit()
         self.process.world.rules.committed(self.process)
-        with __exception_wrapper__:
-            self._fail("stored")
-        self.process.call("committed")
+        self._call("committed", "stored")
 
     def rollback(self) -> None:
-        self.process.call("rollback")
+        self._call("rollback")
         super().rollback()
 
     def abandon(self) -> None:
@@ -81,17 +71,6 @@ class Database(PooledSqliteDatabase):
         used = [one.connection for one in self._in_use.values()]
         for connection in [*used, *(one for _, _, one in self._connections)]:
             connection.close()
-
-
-def connect(process):
-    """Stands for `kit.sql.connect` in one process."""
-
-    def connect(url: str, pool: int) -> Database:
-        database = sql.connect(url, pool)
-        database.__class__, database.process = Database, process
-        return database
-
-    return connect
 
 
 def template(file: str) -> None:
@@ -104,11 +83,5 @@ def template(file: str) -> None:
     for what, row in (("INSERT", "NEW"), ("UPDATE", "NEW"), ("DELETE", "OLD")):
         of = f"OF {COLUMNS}" if what == "UPDATE" else ""
         values = ", ".join(f"{row}.{column}" for column in COLUMNS.split(", "))
-        sql.execute(database, TRIGGER.format(what=what, of=of, columns=COLUMNS, values=values))
+        sql.execute(database, TRIGGER.format(what, of, COLUMNS, values))
     database.close_all()
-
-
-def copy(source: str, file: str) -> sqlite3.Connection:
-    """A new database for a world, and the world's own connection to it."""
-    shutil.copy(source, file)
-    return sqlite3.connect(file, isolation_level=None)

@@ -1,18 +1,16 @@
 """A process of the world: the real ledger, listener, store and events, with their own clock and loop."""
 
 import asyncio
-import selectors
 from collections import Counter
 from zlib import crc32
 
 from broker import Client
-from database import connect
+from database import Database
 from events import Changes
-from kit import storage
+from kit import sql, storage
 from kit.clock import SECOND
-from kit.errors import NotRead, Refusal
+from kit.errors import NotRead
 from kit.storage import Store, Unreadable
-from kit.threads import hand_over
 from ledger import JobQueue, Ledger
 from mqtt_listener import Listener
 from programs import MIGRATIONS
@@ -22,84 +20,62 @@ class Killed(KeyboardInterrupt):
     """The process ends here: no line of its code has an effect after this."""
 
 
-class Selector(selectors.SelectSelector):
-    def select(self, timeout=None) -> list:
-        return []
-
-
-class Loop(asyncio.SelectorEventLoop):
+class Loop(asyncio.BaseEventLoop):
     """A loop whose time is the world's, and that never waits."""
 
     def __init__(self, world):
-        self._world, self._number = world, 0
-        super().__init__(Selector())
+        super().__init__()
+        self._world, self._selector = world, self
         self.set_exception_handler(self._raised)
 
     def time(self) -> float:
         return self._world.now / SECOND
 
     def turn(self) -> None:
-        asyncio._set_running_loop(self)
-        try:
-            self._run_once()
-        finally:
-            asyncio._set_running_loop(None)
-
-    def create_future(self) -> "Future":
-        self._number += 1
-        return Future(self)
+        if self._ready or (self._scheduled and self._scheduled[0]._when <= self.time()):
+            asyncio._set_running_loop(self)
+            try:
+                self._run_once()
+            finally:
+                asyncio._set_running_loop(None)
 
     def _raised(self, _, context) -> None:
         if context["message"].startswith("Exception in callback"):
             self._world.failures.append(f"no callback raises: {context['exception']!r}")
 
-    def _make_self_pipe(self) -> None:
-        pass
+    def _nothing(self, *_) -> tuple:
+        return ()
 
-    _close_self_pipe = _write_to_self = _make_self_pipe
-
-
-class Future(asyncio.Future):
-    """Sets of futures keep their order in every run: the hash is a number and no address."""
-
-    def __init__(self, loop: Loop):
-        super().__init__(loop=loop)
-        self._hash = loop._number
-
-    def __hash__(self) -> int:
-        return self._hash
+    select = _process_events = _write_to_self = _nothing
 
 
-class Clock:
-    """One process's clocks: the wall clock jumps; the other one goes on from where that was at the start."""
+class Process:
+    """A process, from its start until it is killed. It is its own clock: only the wall clock jumps."""
 
-    def __init__(self, world, offset: int):
-        self.world, self.offset, self.begin = world, offset, offset
+    def __init__(self, world, number: int, offset: int):
+        self.world, self.number, self.offset, self.loop = world, number, offset, Loop(world)
+        self.steady = lambda: world.now + offset
+        self.fuse, self.dead = 0, False
+        self.subscribed_at = self.awake_since = self.writable_since = self.stepped = world.now
+        self.committed_at = 0
+        self.armed = Counter[str]()
+        self.tasks: dict[asyncio.Task, tuple[int, int | None]] = {}  # when each began, and its limit
+        storage.connect, settings, queue = self._connect, world.settings, JobQueue()
+        self.store = Store(settings.database_url, 6, MIGRATIONS, self)
+        self.store._tried.set()  # else a read would wait for a thread
+        self.listener = Listener(settings, queue.put, self, lambda *_, **__: Client(self))
+        self.client = self.listener._client
+        self.changes = Changes(self.read, lambda: b"{}", 50, self.loop)
+        self.ledger = Ledger(settings, self.store, queue, self.listener, self.loop, self.changes.wake)
 
     def wall(self) -> int:
         return self.world.now + self.offset
 
-    def steady(self) -> int:
-        return self.world.now + self.begin
-
-
-class Process:
-    """A process, from its start until it is killed."""
-
-    def __init__(self, world, number: int, offset: int):
-        self.world, self.number = world, number
-        self.clock, self.loop = Clock(world, offset), Loop(world)
-        self.fuse, self.dead = 0, False
-        self.subscribed_at = self.awake_since = self.writable_since = self.stepped = world.now
-        self.armed = Counter[str]()
-        self.tasks: dict[asyncio.Task, int | None] = {}  # requests, and when each must have been answered
-        storage.connect, settings = connect(self), world.settings
-        self.store = Store(settings.database_url, 6, MIGRATIONS, self.clock)
-        queue = JobQueue()
-        self.listener = Listener(settings, queue.put, self.clock, lambda *_, **__: Client(self))
-        self.changes = Changes(self.read, lambda: b"{}", 50, self.loop)
-        self.ledger = Ledger(settings, self.store, queue, self.listener, self.loop, self.changes.wake)
-        self.listener.__enter__()
+    def _connect(self, url: str, pool: int) -> Database:
+        """Stands for `kit.sql.connect`."""
+        database = sql.connect(url, pool)
+        database.__class__, database.process = Database, self
+        return database
 
     def call(self, name: str) -> None:
         """A call into the world, which may be the last one."""
@@ -112,57 +88,58 @@ class Process:
             if self.dead:
                 raise Killed(name)
 
-    async def read(self, function, *values, **named):
-        """What `Service.read` does with a thread."""
-        future = self.loop.create_future()
-        self.loop.call_soon(self._read, future, function, values, named)
-        return await future
-
-    def _read(self, future, function, values, named) -> None:
+    async def read(self, function, *values):
+        """What `Service.read` does with a thread: the loop turns before it and after it."""
+        await asyncio.sleep(0)
         self.call("read")
         try:
-            result = self.store.read(function, *values, **named)
+            result = self.store.read(function, *values)
         except Unreadable as error:
-            result = NotRead(str(error))
-        except Refusal as error:
-            result = error
-        hand_over(self.loop, [(future, result)])
+            raise NotRead(str(error)) from error
+        await asyncio.sleep(0)
+        return result
 
     def start(self, coroutine, seconds: int | None = None) -> asyncio.Task:
         """Let a client do something, which must end within this time if it is given."""
         task = self.loop.create_task(coroutine)
-        self.tasks[task] = seconds and self.world.now + seconds * SECOND
+        self.tasks[task] = self.world.now, seconds
         return task
 
-    def step(self) -> None:
+    def step(self, turns: int) -> None:
         """What the threads of a process do in a moment."""
-        storage.connect, now = connect(self), self.world.now
+        storage.connect, now = self._connect, self.world.now
         self.awake_since = self.awake_since if now - self.stepped < 4 * SECOND else now
-        self.stepped = now
-        session = self.listener.session
+        self.stepped, session = now, self.listener.session
         try:
-            self.listener._client.poll()
-            for turn in (lambda: self.ledger.step(0), self.loop.turn)[:: 1 - self.world.steps % 2 * 2]:
-                turn()
+            self.client.poll()
+            if self.world.steps % 2:
+                self.ledger.step(0)
+            for _ in range(turns):
+                self.loop.turn()
+            if not self.world.steps % 2:
+                self.ledger.step(0)
         except Killed:
             self.bury()
+            return
         if self.store.problem:
             self.writable_since = self.world.now
-        self.world.rules.in_time(self, self.listener._client.link)
+        self.world.rules.in_time(self)
         if self.listener.session > session or not self.listener.subscribed:
             self.subscribed_at = self.world.now
-        for task in [task for task in self.tasks if task.done()]:
-            del self.tasks[task]
-            if not task.cancelled():
-                task.result()
+        for task, (began, seconds) in [*self.tasks.items()]:
+            in_time = not seconds or self.world.now - max(began, self.awake_since) < seconds * SECOND
+            self.world.rules.require(in_time or task.done(), "a request is answered in time", seconds)
+            if task.done():
+                del self.tasks[task]
+                if not task.cancelled():
+                    task.result()
 
     def bury(self) -> None:
         """Forget all that was in the memory of a process that was killed."""
         self.dead = True
         self.world.note(self, "is dead")
         self.store.database.abandon()
-        if (link := self.listener._client.link) in self.world.broker.links:
-            self.world.broker.forget(link)
+        self.client.hang_up()
         for task in [*self.tasks, self.changes._reader]:
             if task and not task.done():
                 task._log_destroy_pending = False

@@ -2,23 +2,19 @@
 
 import json
 from bisect import insort
+from collections import Counter
 from typing import NamedTuple
 from uuid import UUID
 
-from broker import GARBAGE
+from broker import GARBAGE, TAKEN
 from kit.clock import SECOND, microseconds
-from mqtt_listener import VERDICTS
+from mqtt_listener import QUESTIONS, VERDICTS
 
 DAY = 86400 * SECOND
+ASKED = 7  # times that a question is asked at most until its deadline, as the pauses double
 SETTLED = ("COMPLETED", "ERROR")
 ALLOWED = {("PENDING", "COMPLETED"), ("PENDING", "ERROR"), ("PENDING", "EXPIRED"), ("EXPIRED", "PENDING")}
 ALLOWED |= {("EXPIRED", "COMPLETED"), ("EXPIRED", "ERROR")}
-CHANGES = "SELECT number, what, {} FROM journal WHERE number > ? ORDER BY number"
-OPENED = 'SELECT count(*) FROM "transaction" WHERE retry_at IS NOT NULL AND expires_at > 0'
-
-
-class Violation(AssertionError):
-    """A rule was broken; the text begins with the rule."""
 
 
 class Row(NamedTuple):
@@ -27,7 +23,18 @@ class Row(NamedTuple):
     created: int
     updated: int
     station_id: int
-    key: str | None
+    idempotency_key: str | None
+
+
+COLUMNS = ", ".join(Row._fields)
+CHANGES = f"SELECT number, what, {COLUMNS} FROM journal WHERE number > ? ORDER BY number"
+OPENED = 'SELECT count(*) FROM "transaction" WHERE retry_at IS NOT NULL AND expires_at > 0'
+ATTEMPTS = 'SELECT attempts FROM "transaction" WHERE id = ?'
+STORED = f'SELECT {COLUMNS} FROM "transaction"'
+
+
+class Violation(AssertionError):
+    """A rule was broken; the text begins with the rule."""
 
 
 class Rules:
@@ -37,13 +44,17 @@ class Rules:
         self.world = world
         self.rows: dict[str, Row] = {}  # committed
         self.deleted: dict[str, int] = {}  # and when
-        self.last = self.newest = self.stored = 0  # number in the journal; highest `updated`
-        self.keys: dict[str, str] = {}
+        self.last = self.newest = self.stored = 0  # number in the journal; highest `updated`; without a key
+        self.keys: dict[str | None, str] = {}
         self.requests = 0  # without a key, except those of which "nothing was stored"
         self.accepted: dict[str, tuple[int, int]] = {}  # ids that clients know, with station and creation
         self.denied: set[str] = set()  # ids of drafts of which "nothing was stored"
         self.sent: set[tuple[str, str]] = set()  # verdicts that the equipment has sent
+        self.pending: dict[str, int] = {}  # questions that are PENDING, and since when
         self.asked: set[str] = set()  # published since they became PENDING
+        self.clock_began: dict[str, int] = {}  # the broker took them late, and they were asked once
+        self.repeated = Counter[str]()  # how often they were asked since everything was asked again
+        self.settled: dict[str, tuple[int, int]] = {}  # when, and at which step
         self.verdicts: list[tuple[int, str, int]] = []  # cursor and station, in order
 
     def require(self, condition: object, rule: str, *about: object) -> None:
@@ -55,80 +66,96 @@ class Rules:
 
     def committed(self, process) -> None:
         """Look at what a process has just committed."""
-        columns = ", ".join(("id", "status", "created", "updated", "station_id", "idempotency_key"))
-        changes = self.world.connection.execute(CHANGES.format(columns), (self.last,)).fetchall()
+        process.committed_at = self.world.now
+        changes = self.world.connection.execute(CHANGES, (self.last,)).fetchall()
         times = {change[5] for change in changes if change[1] != "DELETE"}
         self.require(len(times) <= 1, "one time for a batch", times)
         for updated in times:
             self.require(updated > self.newest, "`updated` rises with every commit", updated, self.newest)
             self.newest = updated
+        steps = {"INSERT": self._insert, "UPDATE": self._update, "DELETE": self._delete}
         for number, what, *columns in changes:
             self.last = number
-            {"INSERT": self._insert, "UPDATE": self._update, "DELETE": self._delete}[what](
-                process, Row(*columns)
-            )
+            steps[what](process, Row(*columns))
         if changes:
             self.world.note(process, "commits", [f"{one[1]} {one[2][-6:]} {one[3]}" for one in changes])
         ((opened,),) = self.world.connection.execute(OPENED)
         self.require(opened <= self.world.window, "at most WINDOW questions are open", opened)
 
     def _insert(self, process, row: Row) -> None:
+        key = row.idempotency_key
         self.require(row.id not in self.rows, "an id is unique", row)
         self.require(row.status == "PENDING", "a new row is PENDING", row)
         self.require(row.id not in self.denied, "'nothing was stored' is true", row)
-        self.require(row.key is None or row.key not in self.keys, "one key, one transaction", row)
-        if row.key:
-            self.keys[row.key] = row.id
-        self.stored += row.key is None
+        self.require(key is None or key not in self.keys, "one key, one transaction", row)
+        if key:
+            self.keys[key] = row.id
+        self.stored += key is None
         self.require(self.stored <= self.requests, "one request, one transaction", row)
         self.rows[row.id] = row
+        self.pending[row.id] = self.world.now
 
     def _update(self, process, row: Row) -> None:
-        old = self.rows[row.id]
+        old, now = self.rows[row.id], self.world.now
         self.rows[row.id] = row
         if row == old:
             return
+        self.pending.pop(row.id, None)
         same = old._replace(status=row.status, updated=row.updated)
         self.require(same == row, "id, station, creation and key never change", old, row)
         self.require((old.status, row.status) in ALLOWED, "a stored verdict never changes", old, row)
         if row.status in SETTLED:
             self.require((row.id, row.status) in self.sent, "a verdict comes from equipment", row)
+            self.settled[row.id] = now, self.world.steps
             insort(self.verdicts, (row.updated, row.id, row.station_id))
         elif row.status == "PENDING":
+            self.pending[row.id] = now
             self.asked.discard(row.id)
-        else:
-            frozen = self.world.now - process.awake_since < self.world.timeout
-            asked = row.id in self.asked or self.world.skewed or frozen
+            self.clock_began.pop(row.id, None)
+        elif not self.world.skewed:
+            timeout = self.world.timeout
+            asked = row.id in self.asked or now - process.awake_since < timeout  # it was frozen
             self.require(asked, "a question that was not asked does not expire", row)
-            running = self.world.now - process.subscribed_at
-            enough = running >= self.world.timeout - SECOND
-            self.require(enough or self.world.skewed, "a clock runs only while subscribed", row, running)
+            subscribed = now - process.subscribed_at >= timeout - SECOND
+            self.require(subscribed, "a clock runs only while subscribed", row)
+            running = now - self.clock_began.get(row.id, 0) >= timeout - SECOND
+            self.require(running, "a clock starts when the broker takes the question", row)
 
     def _delete(self, process, row: Row) -> None:
         self.require(row.status != "PENDING", "retention deletes only finished rows", row)
-        age = process.clock.wall() - row.updated
+        age = process.wall() - row.updated
         self.require(self.world.retention, "without RETENTION_DAYS nothing is deleted", row)
         self.require(age > self.world.retention - SECOND, "retention deletes only old rows", row, age / DAY)
         del self.rows[row.id]
         self.deleted[row.id] = self.world.now
-        self.keys.pop(row.key, None)
+        self.keys.pop(row.idempotency_key, None)
 
     # What a process does
 
-    def published(self, process, key: str) -> None:
+    def published(self, topic: str, key: str) -> None:
+        self.require(topic == QUESTIONS, "questions have one topic", topic)
         self.require(key in self.rows or key in self.deleted, "a question is committed first", key)
         self.asked.add(key)
+        self.repeated[key] += 1
+        seldom = self.repeated[key] <= ASKED or self.world.skewed
+        self.require(seldom, "the pauses between two questions double", key)
 
-    def acknowledged(self, process, topic: str, payload: bytes) -> None:
+    def taken(self, process, key: str, code) -> None:
+        """The broker has acknowledged a question. Until the last commit before, its clock did not run."""
+        late = code == TAKEN and self.world.now - self.pending.get(key, self.world.now) > SECOND
+        if late and self.world.connection.execute(ATTEMPTS, (key,)).fetchall() == [(1,)]:
+            self.clock_began.setdefault(key, process.committed_at)
+
+    def acknowledged(self, topic: str, payload: bytes) -> None:
         if topic == VERDICTS and payload not in GARBAGE:
             key = UUID(json.loads(payload)["transaction_id"]).hex
             status = self.rows[key].status if key in self.rows else "COMPLETED"
             self.require(status in SETTLED, "a verdict is acknowledged after its commit", key, status)
 
-    def in_time(self, process, link) -> None:
+    def in_time(self, process) -> None:
         """While the database can be written, every message is acknowledged soon."""
-        if link and link.outstanding:
-            *_, received = next(iter(link.outstanding.values()))
+        if process.client.connected and process.client.outstanding:
+            *_, received = next(iter(process.client.outstanding.values()))
             since = max(received, process.awake_since, process.writable_since)
             self.require(self.world.now - since < 15 * SECOND, "a message is acknowledged in time", received)
 
@@ -137,13 +164,12 @@ class Rules:
     def answered(self, draft, transaction) -> None:
         """A client was told 201, or 200 if its key was used before."""
         key, known = transaction.id.hex, (transaction.station.id, microseconds(transaction.created))
+        self.require(known[0] == draft.station_id, "an answer is about the station of its request", key)
         if key not in self.deleted:
             self.require(key in self.rows, "what was answered 201 is stored", key)
             row = self.rows[key]
-            self.require(
-                (row.station_id, row.created) == known, "it has its station and creation", row, known
-            )
-            self.require(row.key == draft.idempotency_key, "it has its key", row)
+            self.require((row.station_id, row.created) == known, "it has its station and creation", row)
+            self.require(row.idempotency_key == draft.idempotency_key, "it has its key", row)
         self.accepted[key] = known
 
     def refused(self, draft) -> None:
@@ -162,9 +188,7 @@ class Rules:
 
     def everything(self) -> None:
         """Compare all rows with what the journal made of them, and with what clients know."""
-        columns = "id, status, created, updated, station_id, idempotency_key"
-        stored = self.world.connection.execute(f'SELECT {columns} FROM "transaction"').fetchall()
-        different = {Row(*row) for row in stored} ^ {*self.rows.values()}
+        different = {Row(*row) for row in self.world.connection.execute(STORED)} ^ {*self.rows.values()}
         self.require(not different, "the journal is complete", different)
         for key, known in self.accepted.items():
             if key not in self.deleted:
