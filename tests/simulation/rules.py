@@ -111,6 +111,7 @@ class Rules:
         elif row.status == "PENDING":
             self.pending[row.id] = now
             self.asked.discard(row.id)
+            self.repeated.pop(row.id, None)
             self.clock_began.pop(row.id, None)
         elif not self.world.skewed:
             timeout = self.world.timeout
