@@ -8,10 +8,8 @@ from programs import HttpServer
 
 # Texts that aren't the id of an event
 ZEROS = "0" * 31
-BAD = ["", " ", "x", "1", "1-", "-1", "1-0", "null", "9" * 5000, "019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"]
-BAD += [f"1-{ZEROS}1\n", f"1--{ZEROS}", f"1-{ZEROS}1,1-{ZEROS}1"]
-BAD += [f"{time}-{ZEROS}1" for time in ("-1", "+1", "1.0", "x1", 2**63, "\u0661")]
-BAD += [f"1-{ZEROS}{end}" for end in ("1x", "G", "A")]
+BAD = ["", " ", "x", "1-0", "9" * 5000, "019d31b4-7c5a-7e1f-9a40-6f2d8c1b3e57"]
+BAD += [f"1-{ZEROS}1\n", f"1-{ZEROS}A", *(f"{time}-{ZEROS}1" for time in ("-1", "1.0", 2**63, "\u0661"))]
 
 
 def fields(chunk: bytes) -> list[dict[str, str]]:

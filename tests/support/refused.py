@@ -15,16 +15,10 @@ def stations(*values) -> list[dict]:
     return [{"station_id": value} for value in values]
 
 
-NOT_JSON = [b"", b'{"description": "x"', b"{'description': 'x'}", b'{"description": "x"} y']
-NOT_JSON += [b"description=x", b'{"description": "x",}', '{"description": "x"}'.encode("utf-16")]
-NOT_JSON += [b'\xef\xbb\xbf{"description": "x"}', b'{"description": "\xff"}', b'{"description": "\n"}']
-NOT_JSON += [
-    b'{"description": "\xed\xa0\x80"}',
-    b'{"description": "\\ud800"}',
-    b'{"description": "\\udc00x"}',
-]
+NOT_JSON = [b"", b"{'description': 'x'}", b'{"description": "x"} y', '{"description": "x"}'.encode("utf-16")]
+NOT_JSON += [b'{"description": "\xff"}', b'{"description": "\n"}', b'{"description": "\\ud800"}']
 NO_NUMBER = [b'{"station_id": %s}' % number for number in (b"1e0", b"1e999", b"1" * 5000)]
-NO_JSON_NUMBER = [b'{"station_id": %s}' % text for text in (b"01", b"NaN", b"Infinity")]
+NO_JSON_NUMBER = [b'{"station_id": %s}' % text for text in (b"01", b"NaN")]
 TEXT = "1 to 255 characters, at least one of them visible"
 TIME = "must be a time with its zone, such as 2026-03-28T00:18:13Z (in a URL, write + as %2B)"
 BLANKS = "\u00a0\u2003\u3000\ufeff|\u200b|\u200d\ufe0f|\u00ad\u2060|\u2800|\u3164|\ufff9\ufffb"
@@ -36,18 +30,12 @@ BODIES = [
     ("PATCH /stations/1", 400, "body", [b'{"\\ud800": "x"}']),
     ("POST /transactions", 400, "body", NO_JSON_NUMBER),
     ("POST /stations", 422, "body", [[], [{"description": "x"}], "description", 1, b"null", DEEP]),
-    ("POST /transactions", 422, "body", [True]),
     ("POST /stations", 422, "body.description: is missing", [{}]),
-    ("PUT /stations/1", 422, "body.description: is missing", [{}]),
     ("POST /stations", 422, "body.x: is not one of description", [{"x": 1}, b'{"x": ' + DEEP]),
     ("POST /stations", 422, "body.description", descriptions(None, 1, "", " ", "a" * 256, "a\0b")),
-    ("POST /stations", 422, "body.description", [b'{"description": ' + DEEP]),
     ("PUT /stations/1", 422, TEXT, descriptions(*CONTROLS)),
-    ("PUT /stations/1", 422, "body.description", descriptions(["x"])),
     ("PATCH /stations/1", 422, "body.description", descriptions(None, "", *BLANKS.split("|"), "🔋" * 256)),
     ("POST /stations", 422, "body.colour", [{"description": "x", "colour": "red"}]),
-    ("POST /stations", 422, "body.id", [{"description": "x", "id": 5}]),
-    ("POST /stations", 422, "body.Description", [{"Description": "x"}]),
     ("PATCH /stations/1", 422, "body.colour", [{"colour": "red"}]),
     ("POST /transactions", 422, "station_id", [{}]),
     ("POST /transactions", 422, "body.station_id", stations(None, "1", True, [1], 0, -1, 1.5, 2**31, 2**64)),
@@ -55,7 +43,6 @@ BODIES = [
     ("POST /transactions", 422, "body.status", [{"station_id": 1, "status": "COMPLETED"}]),
     ("PUT /stations/x", 422, "id", [b"{"]),  # the path matters before the body
     ("POST /stations", 413, "65536", [LONG]),
-    ("POST /transactions", 413, "65536", [LONG * 16]),
     ("PUT /stations/1", 413, "65536", [LONG]),
 ]
 # What no schema describes: which stations exist; and in JSON Schema 1.0 is an integer.
@@ -66,46 +53,33 @@ BEYOND = [
 # The place that the detail names, and URLs.
 LATEST = "must be 1 to 200 ids of stations with commas, each from 1 to 2147483647"
 URLS = {
-    "id": f"""/stations/x /stations/0 /stations/-1 /stations/1.5 /stations/true /stations/null /stations/1%20
-        /stations/1%00 /stations/%D9%A1 /stations/2147483648 /stations/{"1" * 5000} /transactions/1
-        /transactions/x /transactions/{UNKNOWN[:18]} /transactions/%7B{UNKNOWN}%7D""",
+    "id": f"""/stations/x /stations/0 /stations/1.5 /stations/1%00 /stations/%D9%A1 /stations/2147483648
+        /stations/{"1" * 5000} /transactions/1 /transactions/{UNKNOWN[:18]} /transactions/%7B{UNKNOWN}%7D""",
     "query.q": f"/stations?q=%ed%a0%80 /stations?q= /stations?q={'x' * 256}",
     "query.q: must be UTF-8": "/stations?q=%ff",
-    "query.q: must have 1 to 255": "/stations?q=%00",
     "query.": "/stations?%ed%a0%80=1",
     "query.colour: is not one of q, limit, after": "/stations?colour=red",
     "query.q: is not one of status, station_id, idempotency_key, created_from": "/transactions?q=x",
-    "query.limit": """/stations?limit=x /transactions?limit=201 /transactions?limit=-1 /transactions?limit=
-        /transactions?limit=null /transactions?limit=%ff /stations?limit=1&limit=1
-        /stations?limit=1&%6cimit=1""",
+    "query.limit": "/stations?limit=x /transactions?limit=201 /stations?limit=1&%6cimit=1",
     "query.limit: Expected `int` from 1 to 200": "/stations?limit=0",
-    "query.status": """/stations?status=PENDING /transactions?status=%ed%b0%80 /transactions?status=pending
-        /transactions?status=null /transactions?status=""",
-    "query.status: 'DONE' is not one of PENDING, COMPLETED, ERROR, EXPIRED": """/transactions?status=DONE
-        /transactions?status=PENDING,DONE""",
+    "query.status": "/stations?status=PENDING /transactions?status=pending /transactions?status=",
+    "query.status: 'DONE' is not one of PENDING, COMPLETED": "/transactions?status=PENDING,DONE",
     "query.status: ''": "/transactions?status=ERROR,",
     f"query.created_from: {TIME}": "/transactions?created_from=2026-03-28T00:18:13",
-    "query.created_to: must be a time": """/transactions?created_to=2026-03-28 /transactions?created_to=2026
-        /transactions?created_to=2026-03-28T00:18:13+01:00 /transactions?created_to=-5
-        /transactions?created_to=2026-02-30T00:00:00Z""",
-    "query.station_id": """/transactions?station_id=x /transactions?station_id=null
-        /transactions?station_id=2147483648""",
+    "query.created_to: must be a time": """/transactions?created_to=2026-03-28
+        /transactions?created_to=2026-03-28T00:18:13+01:00 /transactions?created_to=2026-02-30T00:00:00Z""",
+    "query.station_id": "/transactions?station_id=x /transactions?station_id=2147483648",
     f"query.station_id: {LATEST}": f"""/transactions/latest?station_id=0
-        /transactions/latest?station_id=1,2147483648 /transactions/latest?station_id=1,1.0
-        /transactions/latest?station_id={",".join("1" * 201)}""",
+        /transactions/latest?station_id=1,1.0 /transactions/latest?station_id={",".join("1" * 201)}""",
     "query.station_id: Expected `int`, got `str`": "/transactions/latest?station_id=1,,2",
     "query.station_id: is missing": "/transactions/latest",
-    "query.limit: is not one of station_id": "/transactions/latest?limit=1&station_id=1",
     "query.to: must be later than query.from, by 31 days at most.": """
         /transactions/counts?from=2026-03-28T00:00:00Z&to=2026-03-28T00:00:00Z
-        /transactions/counts?from=2026-03-29T00:00:00Z&to=2026-03-28T00:00:00Z
         /transactions/counts?from=2026-03-28T00:00:00Z&to=2026-04-28T00:00:00.001Z
         /transactions/counts?from=2026-03-28T00:00:00Z /transactions/counts?to=0001-01-01T00:00:00Z
         /transactions/counts?from=9999-12-31T23:59:59.999999Z""",
-    "query.step: Expected `int` from 1 to 2678400": """/transactions/counts?step=0
-        /transactions/counts?step=2678401 /transactions/counts?step=3.0""",
+    "query.step: Expected `int` from 1 to 2678400": "/transactions/counts?step=0",
     "query.step: must be at least 3, for 200 steps at most.": "/transactions/counts?step=2",
     f"query.from: {TIME}": "/transactions/counts?from=2026",
-    "query.after": f"""/transactions?after=1 /transactions?after=null /stations?after={UNKNOWN}
-        /stations?after=0""",
+    "query.after": f"/transactions?after=1 /stations?after={UNKNOWN} /stations?after=0",
 }

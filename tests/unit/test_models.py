@@ -8,10 +8,10 @@ from peewee import IntegrityError, OperationalError
 from kit import storage
 from kit.clock import SECOND, moment
 from kit.errors import NotFound
-from models import CLAIM, Draft
+from models import CLAIM
 from postgres import BOTH
 from queries import MANY, NOW, TIMEOUTS
-from schemas import HasTransactions, NoStation, NotExpired, Question, Status
+from schemas import HasTransactions, NotExpired, Question, Status
 
 both = pytest.mark.parametrize("emptied", BOTH, indirect=True)
 
@@ -95,21 +95,6 @@ def test_a_claim_is_no_larger_when_the_planner_knows_nothing_of_the_table(databa
     storage.execute(database, "ANALYZE")
     queries.create(2000, room=0)
     assert len(queries.claim(NOW, CLAIM, waiting=True)) == CLAIM
-
-
-@both
-@pytest.mark.parametrize("room", [0, MANY])
-def test_a_batch_answers_each_draft_for_itself_as_it_reads_later(queries, room):
-    drafts = [Draft(1), Draft(77), Draft(1, "key"), Draft(1, "key")]
-    answers, questions = queries.create_transactions(drafts, NOW, NOW, TIMEOUTS, room)
-    unknown = answers.pop(1)
-    assert isinstance(unknown, NoStation)
-    assert "77" in str(unknown)
-    first, keyed, again = (queries.get_transaction(answer.id) for answer in answers)
-    assert [first, keyed, again] == answers
-    assert (first.id, keyed.id, again.id) == (drafts[0].id, drafts[2].id, drafts[2].id)
-    assert [one.transaction_id for one, _ in questions] == ([first.id, keyed.id] if room else [])
-    assert queries.pending()[0] == 2
 
 
 @both

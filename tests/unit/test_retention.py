@@ -11,7 +11,6 @@ from kit.storage import execute
 from ledger import DAY
 from models import FIRST
 from postgres import BOTH
-from schemas import Status
 from stepped import Bench
 
 DAYS = 30
@@ -45,18 +44,6 @@ def left(bench: Bench, rounds: int = 1) -> list[int]:
         bench.step(0.25)
         found.append(len(bench.list()))
     return found
-
-
-def test_what_is_finished_is_deleted_after_its_days_with_its_idempotency_key(bench):
-    (key, pending) = bench.create(key="used") + bench.create()
-    bench.ledger.listener.subscribed = False  # the clock of the other one stops
-    bench.answer(key)
-    bench.step()
-    bench.step(DAYS * DAY / SECOND - 1)
-    assert bench.status(key) is Status.COMPLETED
-    bench.step(2)
-    assert [one.id for one in bench.list()] == [pending]
-    assert bench.create(key="used") != [key]
 
 
 def test_a_clock_that_was_ahead_for_a_moment_deletes_nothing(bench, caplog):
