@@ -2,9 +2,7 @@
 
 import signal
 
-import hypothesis
 import pytest
-from hypothesis.configuration import set_hypothesis_home_dir
 
 from postgres import BOTH, Postgres
 from programs import Program
@@ -19,16 +17,6 @@ for number, action in (
         signal.signal(number, action)
 
 ROWS = pytest.StashKey[list]()
-
-# Run the same examples every time, set no deadline, and store no examples.
-hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
-hypothesis.settings.load_profile("same")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def hypothesis_home(tmp_path_factory):
-    """Keep the files that Hypothesis writes out of the tree."""
-    set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))
 
 
 def ending():
