@@ -44,7 +44,7 @@ def drawn(chance: Random, key: str) -> TestRequest:
     method, _, path = chance.choice([right, any_path]).partition(" ")
     names, values = "limit after status station_id x", f"{IDS} PENDING 200 % %ff %00 + null"
     fields = [f"{one(names, '')}={one(values, latin())}" for _ in parts]
-    objects = [one(JSON), '{"%s": %s}' % (one("description station_id id", ""), one(JSON))]
+    objects = one(JSON), f'{{"{one("description station_id id", "")}": {one(JSON)}}}'
     strange = [*(text.encode() for text in objects), chance.randbytes(60)]
     body = chance.choice([*BODIES, *strange * 5])
     request = TestRequest.blank("/", headers={}, method="POST", body=body)

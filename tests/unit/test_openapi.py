@@ -1,6 +1,5 @@
 """The OpenAPI document agrees with the service."""
 
-import copy
 import json
 import re
 
@@ -12,8 +11,6 @@ import app
 from calls import UNKNOWN, send, service
 from kit.storage import execute
 from refused import LONG
-
-PROBLEM = "application/problem+json"
 
 
 @pytest.fixture
@@ -28,39 +25,6 @@ def operations(document) -> dict[tuple[str, str], dict]:
         for path, item in document["paths"].items()
         for method, says in item.items()
     }
-
-
-def complaints(document, instance, schema) -> list[str]:
-    """What is wrong with an instance of a schema; unknown members are wrong too."""
-    components = copy.deepcopy(document["components"])
-    for component in components["schemas"].values():
-        if component.get("type") == "object":
-            component.setdefault("additionalProperties", False)
-    whole = {"allOf": [schema], "components": components}
-    return [
-        error.message
-        for error in OAS30Validator(whole, format_checker=oas30_format_checker).iter_errors(instance)
-    ]
-
-
-def assert_as_documented(document, method: str, path: str, answer) -> tuple[str, str, str]:
-    """Check an answer's status, type, headers and shape; returns its method, path and status."""
-    says = operations(document)[method, path]["responses"][str(answer.status_int)]
-    if "content" in says:
-        ((content_type, content),) = says["content"].items()
-        given = answer.headers["Content-Type"].partition(";")[0]
-        assert content_type in ("*/*", given), (method, path, answer)
-        if given.endswith("json"):
-            assert complaints(document, answer.json, content["schema"]) == []
-            assert (given == PROBLEM) == (answer.status_int >= 400)
-    else:
-        assert answer.body == b""
-    said, given = set(says["headers"]), set(answer.headers)  # in the same letter case, too
-    known = set(document["components"]["headers"])
-    assert known & given <= said, (method, path, answer)
-    sometimes = {"Link", "Preference-Applied", "Retry-After"} if answer.status_int < 300 else set()
-    assert said - sometimes <= given, (method, path, answer)
-    return method, path, str(answer.status_int)
 
 
 # The document
@@ -108,7 +72,9 @@ def test_every_example_is_one(document):
     found = list(examples(document))
     assert len(found) > 20
     for example, schema in found:
-        assert complaints(document, example, schema) == []
+        whole = {"allOf": [schema], "components": document["components"]}
+        validator = OAS30Validator(whole, format_checker=oas30_format_checker)
+        assert list(validator.iter_errors(example)) == []
 
 
 # What it documents
@@ -179,7 +145,8 @@ def provoke_503(document, provoke):
             provoke(503, method, path.format(id=UNKNOWN if transactions else 1), body)
 
 
-def test_every_documented_answer_occurs_as_documented(guarded):
+def test_every_documented_answer_occurs_and_no_other(guarded):
+    """Schemathesis looks at their shapes and headers: tests/system/test_schemathesis.py."""
     document, seen = guarded.get("/openapi.json").json, set()
 
     def provoke(status: int, method: str, path: str, body=None, **options):
@@ -188,7 +155,7 @@ def test_every_documented_answer_occurs_as_documented(guarded):
         documented = re.sub(r"(?<=s/)[\da-fx-]+(?=$|/)", "{id}", path.partition("?")[0])
         for known, place in operations(document):
             if place == documented and method in (known, "TRACE"):
-                seen.add(assert_as_documented(document, known, place, answer))
+                seen.add((known, place, str(answer.status_int)))
         return answer
 
     provoke_everything(document, provoke)
@@ -198,3 +165,4 @@ def test_every_documented_answer_occurs_as_documented(guarded):
         (*which, status) for which, says in operations(document).items() for status in says["responses"]
     }
     assert documented - seen == {("GET", "/readyz", "200")}  # this answer needs a broker
+    assert seen <= documented
