@@ -137,7 +137,6 @@ SPOILT = {  # by SQL, or by a function
     "it is of a later release, which has the migration 9999_next": (
         "INSERT INTO schema_migration (name, applied) VALUES ('9999_next', 0)"
     ),
-    "(.*malformed|the file is damaged.*)": damage,
     "the file is damaged: .*": CONFUSE,
     "it is not a database of this service": DROP,
     "file is not a database": lambda file: file.write_bytes(b"energy2go " * 1000),
@@ -145,7 +144,6 @@ SPOILT = {  # by SQL, or by a function
     'rows 1 and 2 of "transaction" have the same "idempotency_key": change one': (
         "DROP INDEX transaction_idempotency_key;" + ROW.format(1, 1) + ROW.format(2, 1)
     ),
-    r"Is a directory: .*backup\.db": lambda file: (file.unlink(), file.mkdir()),
     r"No such file or directory: .*backup\.db": lambda file: file.unlink(),
 }
 

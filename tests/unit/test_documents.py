@@ -72,12 +72,3 @@ def test_every_test_that_a_document_names_exists():
             found.append(name)
             assert not test or f"def {test}(" in file.read_text(), f"{page.name}: {file.name}::{test}"
     assert len(found) > 10
-
-
-def test_every_test_of_security_is_named_on_its_page():
-    page = (ROOT / "docs/SECURITY.md").read_text()
-    files = sorted((ROOT / "tests/system").glob("test_security_*.py"))
-    assert files
-    for file in files:
-        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE):
-            assert f"`tests/system/{file.name}::{name}`" in page

@@ -42,18 +42,6 @@ def test_every_variable_in_env_is_read_and_the_other_way_round():
     assert ENV.keys() == FIELDS.keys() | defaults_of_the_equipment().keys() | of_compose
 
 
-def test_every_variable_in_env_is_explained():
-    explained = False
-    for line in (ROOT / ".env").read_text().splitlines():
-        if not line:
-            explained = False
-        elif line.startswith("#"):
-            explained = len(line) > 20
-        else:
-            assert re.fullmatch(r"[A-Z_]+=\S*", line)
-            assert explained, line
-
-
 def test_the_values_in_env_are_the_defaults(environment):
     assert settings.load() == Settings(
         mqtt_username=ENV["MQTT_USERNAME"], mqtt_password=ENV["MQTT_PASSWORD"]
