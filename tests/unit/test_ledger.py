@@ -1,14 +1,11 @@
 """The single writer: called step by step with the test's own clock, and run as a thread."""
 
-import time
-
 import pytest
 
 import ledger as ledgers
 import models
 from batch import create
 from kit import storage
-from kit.clock import SECOND, Clock
 from kit.errors import Refusal, Unavailable
 from ledger import Draft
 from postgres import BOTH
@@ -46,18 +43,6 @@ def test_a_verdict_and_the_timeout_in_one_step_settle(bench):
     bench.answer(key)
     bench.step(61)
     assert bench.status(key) is Status.COMPLETED
-
-
-def test_the_steady_clock_ignores_steps_of_the_wall_clock(monkeypatch):
-    wall, monotonic = [1_800_000_000 * 10**9], [5]
-    monkeypatch.setattr(time, "time_ns", lambda: wall[0])
-    monkeypatch.setattr(time, "monotonic_ns", lambda: monotonic[0])
-    clock = Clock()
-    assert clock.steady() == clock.wall() == 1_800_000_000 * SECOND
-    wall[0] -= 3600 * 10**9
-    monotonic[0] += 2 * 10**9
-    assert clock.steady() == 1_800_000_002 * SECOND
-    assert clock.wall() == 1_799_996_400 * SECOND
 
 
 @pytest.mark.parametrize("emptied", ["postgresql"], indirect=True)
