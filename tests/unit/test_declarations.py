@@ -24,14 +24,6 @@ def right(id: StationId) -> Station:
     """Read a station."""
 
 
-def test_a_right_declaration_is_taken(api):
-    api.get("/stations/<id>", errors=(NotFound,))(right)
-    (declared,) = api.declarations.values()
-    assert declared.summary == "Read a station."
-    assert declared.path == {"id": StationId}
-    assert NotFound in declared.errors
-
-
 DOC = '"""Read a station."""'
 MISTAKES = {  # a handler, and a word of the error
     "def handle(id: StationId) -> Station: pass": "docstring",

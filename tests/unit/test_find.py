@@ -11,11 +11,9 @@ import pytest
 
 import models
 from calls import new_station, new_transaction, send, service, settle, walk
-from kit import storage
 from kit.clock import SECOND, microseconds, moment, uuid7
 from kit.storage import execute, is_postgresql
 from postgres import BOTH
-from programs import MIGRATIONS
 from schemas import Status
 
 ROWS, STATIONS, LIMIT = 10_000, 50, 51
@@ -180,10 +178,9 @@ STORED = [row(number) for number in range(ROWS)]
 
 
 @pytest.fixture
-def database(database_url):
+def database(emptied):
     """Many rows. Station 1 has only the oldest ones, and only the newest are PENDING or EXPIRED."""
-    database = storage.connect(database_url, 5)
-    storage.prepare(database, MIGRATIONS)
+    database, _ = emptied
     table = peewee.Table("transaction")
     fields = [table.c[name] for name in ("id", "station_id", "status", "created", "updated", "attempts")]
     with database.atomic():
@@ -192,10 +189,10 @@ def database(database_url):
         for some in peewee.chunked([(key.hex, *values) for key, *values in STORED], 500):
             table.insert(some, columns=fields).execute(database)
     execute(database, "ANALYZE")
-    yield database
-    database.close_all()
+    return database
 
 
+@pytest.mark.parametrize("emptied", BOTH, indirect=True)
 def test_every_combination_of_filters_finds_what_it_should_and_reads_little(database, caplog):
     caplog.set_level("DEBUG", "peewee")
     caplog.clear()

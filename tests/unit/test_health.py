@@ -39,3 +39,6 @@ def test_without_its_database_the_service_says_so(tmp_path):
         assert_problem(answer, 503, "Not ready", "database", "broker")
         assert answer.json["database"] != "ok"
         assert send(api, "GET", "/swagger/").status_int == 200
+        metrics = api.get("/metrics").text  # those that need no database
+        assert 'energy2go_ready{part="database"} 0.0' in metrics
+        assert "energy2go_pending_transactions" not in metrics

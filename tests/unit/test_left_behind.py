@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from files import NAME, backup, contents, damage, dies, made, problem, query
+from files import NAME, backup, contents, dies, made, problem, query
 from programs import MIGRATIONS
 
 MORE = """INSERT INTO "transaction" (id, station_id, status, created, updated, attempts)
@@ -35,11 +35,6 @@ def stays_refused(file: Path, words: str) -> None:
 def count(file: Path) -> int:
     assert query(file, "PRAGMA integrity_check") == [("ok",)]
     return query(file, 'SELECT count(*) FROM "transaction"')[0][0]
-
-
-def test_a_damaged_file_is_refused(file):
-    damage(file)
-    stays_refused(file, "^the file is damaged")
 
 
 def test_a_log_is_used_if_it_belongs_and_refused_if_not(file):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from calls import UNKNOWN, at_once, new_station, new_transaction, send, service, serving, settle
+from calls import UNKNOWN, at_once, new_station, new_transaction, send, service, settle
 from kit.settings import VERSION
 from mqtt_listener import VERDICTS
 from postgres import BOTH
@@ -134,14 +134,6 @@ def test_readiness_the_build_and_the_process_are_there(api):
     assert found["process_resident_memory_bytes"] > 1e6
     assert {"process_open_fds", "process_max_fds", "process_cpu_seconds_total"} <= found.keys()
     assert {"energy2go_followers", "energy2go_wal_bytes"} <= found.keys()
-
-
-def test_without_the_database_the_metrics_still_come(tmp_path):
-    with serving(tmp_path / "nowhere", ready=False) as api:
-        found = scrape(api)
-    assert found["energy2go_ready[database]"] == 0
-    assert "energy2go_waiters" in found
-    assert not {"energy2go_pending_transactions", "energy2go_wal_bytes"} & found.keys()
 
 
 def test_every_metric_and_every_alert_is_on_the_page_about_operations(api):
