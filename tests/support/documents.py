@@ -21,10 +21,10 @@ class Command:
     docker: bool  # `make docker-test` runs it, with the others of its block
 
 
-def commands(pages: list[Path] = PAGES) -> list[Command]:
+def commands() -> list[Command]:
     """Each command in a `console` block: the lines after `$` and `>`, and what they print."""
     found = []
-    for page in pages:
+    for page in PAGES:
         for part in re.split(r"^(?=#+ )", page.read_text(), flags=re.MULTILINE):
             section = part.partition("\n")[0].lstrip("# ")
             for block in re.findall(r"^ *```console\n(.*?)^ *```", part, re.DOTALL | re.MULTILINE):
