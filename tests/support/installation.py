@@ -70,11 +70,6 @@ class Installation:
         """A new transaction's answer, which waits for the verdict."""
         return self.service.post("/transactions", {"station_id": station}, **{"Prefer": "wait=20"} | headers)
 
-    @property
-    def worker(self) -> int:
-        """The pid of gunicorn's worker."""
-        return wait_until(lambda: self.service.children, "there is a worker")[-1]
-
     def query(self, sql: str, *values) -> list[tuple]:
         with contextlib.closing(sqlite3.connect(self.folder / "energy2go.db", timeout=60)) as database:
             return database.execute(sql, values).fetchall()

@@ -8,7 +8,7 @@ from itertools import count
 from uuid import uuid4
 
 from ledger import UNKNOWN
-from programs import Service
+from programs import Service, wait_until
 
 
 class Load:
@@ -56,6 +56,16 @@ class Load:
         self._stop.set()
         self.may_post.set()
         self.join()
+
+    def more(self, count: int = 30) -> None:
+        """Wait until `count` more are accepted."""
+        goal = len(self.accepted) + count
+        wait_until(lambda: len(self.accepted) >= goal, f"{count} more are accepted")
+
+    def refused_more(self, count: int) -> None:
+        """Wait until `count` more requests are answered with 503."""
+        goal = self.statuses[503] + count
+        wait_until(lambda: self.statuses[503] >= goal, "requests are refused")
 
     def _post(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=60)

@@ -300,6 +300,17 @@ class HttpServer(Program):
             return self.get("/healthz").status == 200
         return False
 
+    @property
+    def worker(self) -> int:
+        """The pid of gunicorn's worker."""
+        return wait_until(lambda: self.children, "there is a worker")[-1]
+
+    def reload(self) -> None:
+        """Let another worker take the place of this one."""
+        old = self.worker
+        self.send(signal.SIGHUP)
+        wait_until(lambda: old not in self.children, "the old worker has gone")
+
     def ready(self) -> bool:
         """True once transactions can be stored and asked about, whether or not equipment is online."""
         return self.says("database") == self.says("broker") == "ok"

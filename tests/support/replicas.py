@@ -44,21 +44,14 @@ class Replicas:
 
     def more(self, count: int = 30, loads: list[Load] | None = None) -> None:
         """Wait until each load has `count` more transactions accepted."""
-        loads = self.loads if loads is None else loads
-        goals = [len(load.accepted) + count for load in loads]
-        accepted = lambda: all(len(load.accepted) >= goal for load, goal in zip(loads, goals, strict=True))  # noqa: E731
-        wait_until(accepted, f"{count} more are accepted")
+        for load in self.loads if loads is None else loads:
+            load.more(count)
 
     def query(self, sql: str) -> list[tuple]:
         return self.postgres.execute(sql, self.database)
 
     def count(self, status: str) -> int:
         return self.query(f"SELECT count(*) FROM \"transaction\" WHERE status = '{status}'")[0][0]
-
-    def refused(self) -> None:
-        """Wait until some more requests are answered with 503."""
-        goal = self.loads[0].statuses[503] + 3
-        wait_until(lambda: self.loads[0].statuses[503] > goal, "requests are refused")
 
     def settled(self) -> None:
         wait_until(lambda: not self.count("PENDING"), "nothing is PENDING", SETTLED_WITHIN)

@@ -35,8 +35,7 @@ class Trial(Installation):
 
     def more(self, accepted: int = 30) -> None:
         """Wait until `accepted` more transactions are accepted."""
-        goal = len(self.load.accepted) + accepted
-        wait_until(lambda: len(self.load.accepted) >= goal, f"{accepted} more are accepted")
+        self.load.more(accepted)
 
     def post(self) -> None:
         """Start one transaction beside the load."""
@@ -66,11 +65,6 @@ class Trial(Installation):
         oldest = "SELECT min(created) FROM \"transaction\" WHERE status = 'PENDING'"
         old = lambda: (found := self.query(oldest)[0][0]) and found < (time.time() - seconds) * 1e6  # noqa: E731
         wait_until(old, f"one has been PENDING for {seconds} s")
-
-    def refused(self) -> None:
-        """Wait until some more requests are answered with 503."""
-        goal = self.load.statuses[503] + 8
-        wait_until(lambda: self.load.statuses[503] > goal, "requests are refused")
 
     def finish(self, name: str, table: list) -> None:
         """End the load; everything must be settled soon and agree with clients' answers."""

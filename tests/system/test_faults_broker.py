@@ -35,9 +35,9 @@ def kill_the_broker(run: Trial) -> None:
 def take_the_broker_away(run: Trial) -> None:
     run.broker.stop()
     run.more(100)
-    early = resident(run.worker)
+    early = resident(run.service.worker)
     run.outlast(30 if FULL else 6)
-    assert resident(run.worker) - early < 5, "the service's memory grows with the outage"
+    assert resident(run.service.worker) - early < 5, "the service's memory grows with the outage"
     run.broker.start()
 
 

@@ -61,7 +61,7 @@ def crash_before_a_checkpoint(run: FaultyTrial) -> None:
 def hold_the_lock(run: FaultyTrial) -> None:
     with locked(run.folder):
         says(run.service, "database is locked", "takes too long")
-        run.refused()
+        run.load.refused_more(8)
     recovers(run.service)
 
 
@@ -98,7 +98,7 @@ def jump_ahead(run: FaultyTrial) -> None:
 
 
 def jump_too_far(run: FaultyTrial) -> None:
-    old = run.worker
+    old = run.service.worker
     run.faults.set_clock(300 * 365 * 86_400)
     wait_until(lambda: old not in run.service.children, "the worker has ended")
     run.faults.set_clock(0)
@@ -147,7 +147,7 @@ def freeze_postgresql(run: Replicas) -> None:
         assert {answer.status for answer in answers} == {503}
         assert [answer.status for answer in health] == [503, 503, 200] * 3
         assert b"energy2go_pending_transactions" not in service.get("/metrics").body
-        run.refused()
+        run.loads[0].refused_more(3)
     wait_until(lambda: service.get("/readyz").status == 200, "all works again")
 
 

@@ -7,7 +7,6 @@ import contextlib
 import fcntl
 import os
 import random
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -37,13 +36,7 @@ def crash(run: Trial) -> None:
 
 
 def kill_the_worker(run: Trial) -> None:
-    kill([run.worker])
-
-
-def reload(run: Trial) -> None:
-    old = run.worker
-    run.service.send(signal.SIGHUP)
-    wait_until(lambda: old not in run.service.children, "the old worker has gone")
+    kill([run.service.worker])
 
 
 def stop(run: Trial) -> None:
@@ -54,7 +47,7 @@ def stop(run: Trial) -> None:
 
 
 def die(run: Trial, way: str) -> None:
-    worker = run.worker
+    worker = run.service.worker
     with contextlib.suppress(OSError):  # the process may die before it answers
         run.service.post(f"/die/{quote(way)}", {})
     wait_until(lambda: not Path(f"/proc/{worker}/exe").exists(), "the process has ended")
@@ -77,11 +70,11 @@ def can_be_broken(run: Trial) -> None:
 
 
 def come(run: Trial) -> None:
-    worker = run.worker
+    worker = run.service.worker
     with Crowd(run.service) as opened:
         everybody(opened)
         run.more()
-    assert run.worker == worker, "the worker died"
+    assert run.service.worker == worker, "the worker died"
 
 
 def few_descriptors(run: Trial) -> None:
@@ -91,7 +84,7 @@ def few_descriptors(run: Trial) -> None:
 FAULTS = {
     "service killed (SIGKILL, master and worker)": Fault(crash, 20, {201, None}),
     "worker killed (SIGKILL)": Fault(kill_the_worker, 10, {201, None}),
-    "service reloaded (SIGHUP)": Fault(reload, 10, load={"keep_alive": False}),
+    "service reloaded (SIGHUP)": Fault(lambda run: run.service.reload(), 10, load={"keep_alive": False}),
     "service stopped (SIGTERM)": Fault(stop, 10, {201, None}, load={"keep_alive": False}),
     **{
         f"a thread dies: {way}": Fault(partial(die, way=way), answers={201, 503, None}, before=can_be_broken)
@@ -126,10 +119,10 @@ def test_a_backlog_is_drained_while_http_stays_responsive(trial, table):
     run.load = Load(run.service, clients=2, pause=0.05).start()
     run.note()
     wait_until(lambda: run.status("PENDING") < 0.5 * count, "a part of it is settled", 600)
-    early = resident(run.worker)
+    early = resident(run.service.worker)
     assert run.service.get("/transactions?status=PENDING").status == 200
     wait_until(lambda: run.status("PENDING") < 1000, "the rest is settled", 600)
-    assert resident(run.worker) - early < 10, "the service's memory grows"
+    assert resident(run.service.worker) - early < 10, "the service's memory grows"
     run.finish(f"{count} PENDING at start, equipment slow", table)
     assert set(run.load.statuses) == {201}
 

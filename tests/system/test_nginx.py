@@ -70,13 +70,9 @@ def test_a_replica_that_dies_is_passed_over(postgres, service, nginx, equipment)
     proxy.post("/stations", {"description": "Teste"})
     load = Load(proxy, clients=4, pause=0.01).start()
 
-    def more(count: int) -> None:
-        goal = len(load.accepted) + count
-        wait_until(lambda: len(load.accepted) >= goal, "more are accepted")
-
-    more(30)
+    load.more(30)
     replicas[0].crash()
-    more(100)
+    load.more(100)
     replicas[0].start()
     said = len(proxy.output.read_text())
     wait_until(lambda: f":{replicas[0].port}\n" in proxy.output.read_text()[said:], "it has its share again")

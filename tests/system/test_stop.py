@@ -73,9 +73,7 @@ def test_what_was_sent_before_a_reload_and_before_the_end_is_answered(running):
     clients = Clients(service.port)
     for _ in range(2):
         clients.more()
-        (old,) = service.children
-        service.send(signal.SIGHUP)
-        wait_until(lambda gone=old: gone not in service.children, "the old worker has gone")
+        service.reload()
         wait_until(lambda: len(service.children) == 1, "there is one worker")
     clients.more()
     assert service.stop() == 0

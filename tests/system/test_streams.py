@@ -74,21 +74,11 @@ def told(follower: Follower, wanted: dict[str, str]) -> None:
     assert_complete(follower, wanted)
 
 
-def worker(service: Service) -> int:
-    return wait_until(lambda: service.children, "there is a worker")[-1]
-
-
 # What a client is told
 
 
-def reload(service: Service) -> None:
-    old = worker(service)
-    service.send(signal.SIGHUP)
-    wait_until(lambda: old not in service.children, "the old worker has gone")
-
-
 def kill_the_worker(service: Service) -> None:
-    os.kill(worker(service), signal.SIGKILL)
+    os.kill(service.worker, signal.SIGKILL)
 
 
 def kill_everything(service: Service) -> None:
@@ -99,11 +89,10 @@ def kill_everything(service: Service) -> None:
 def test_a_client_misses_nothing_over_a_restart(running, follow):
     service = running(VALIDATION_RETRY="1")
     clients = [follow(service) for _ in range(20)]
-    reload(service)  # none of them has been told anything yet
+    service.reload()  # none of them has been told anything yet
     load = Load(service, clients=4, pause=0.01, keep_alive=False).start()
-    for how in (reload, kill_the_worker, kill_everything):
-        goal = len(load.accepted) + 50
-        wait_until(lambda g=goal: len(load.accepted) >= g, "more are accepted")
+    for how in (Service.reload, kill_the_worker, kill_everything):
+        load.more(50)
         how(service)
     wait_until(service.ready, "it is ready")
     load.stop()
@@ -200,7 +189,7 @@ def test_streams_end_as_http_says_and_clients_that_do_not_read_do_not_hold_up_th
     for number in (signal.SIGHUP, signal.SIGTERM):
         wait_until(service.ready, "it is ready")
         clients = [follow(service, again=False) for _ in range(20)]
-        old = worker(service)
+        old = service.worker
         with ExitStack() as ends:
             do_not_read(ends, service, 20)
             followers(service, 40)
