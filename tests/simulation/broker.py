@@ -143,8 +143,6 @@ class Client:
             return
         self.inbox.popleft()
         self.process.call(kind)
-        if kind == "suback" or (kind == "publish" and content[0] != VERDICTS):
-            self.world.rules.repeated.clear()  # everything is asked again
         if kind == "connack":
             code, limits = content
             self.on_connect(self, None, FLAGS, code, limits)

@@ -40,7 +40,6 @@ class Database(PooledSqliteDatabase):
                 if fault == "statement" and process.armed[fault]:  # so many statements still work
                     continue
                 process.world.note(process, "fails", fault)
-                process.world.rules.repeated.clear()  # afterwards everything is asked again
                 process.world.now += 5 * SECOND * (fault == "locked")
                 text, code = FAULTS[fault]
                 error = sqlite3.OperationalError(text)

@@ -2,7 +2,6 @@
 
 import json
 from bisect import insort
-from collections import Counter
 from typing import NamedTuple
 from uuid import UUID
 
@@ -11,7 +10,6 @@ from kit.clock import SECOND, microseconds
 from mqtt_listener import QUESTIONS, VERDICTS
 
 DAY = 86400 * SECOND
-ASKED = 7  # times that a question is asked at most until its deadline, as the pauses double
 SETTLED = ("COMPLETED", "ERROR")
 ALLOWED = {("PENDING", "COMPLETED"), ("PENDING", "ERROR"), ("PENDING", "EXPIRED"), ("EXPIRED", "PENDING")}
 ALLOWED |= {("EXPIRED", "COMPLETED"), ("EXPIRED", "ERROR")}
@@ -53,7 +51,6 @@ class Rules:
         self.pending: dict[str, int] = {}  # questions that are PENDING, and since when
         self.asked: set[str] = set()  # published since they became PENDING
         self.clock_began: dict[str, int] = {}  # the broker took them late, and they were asked once
-        self.repeated = Counter[str]()  # how often they were asked since everything was asked again
         self.settled: dict[str, tuple[int, int]] = {}  # when, and at which step
         self.verdicts: list[tuple[int, str, int]] = []  # cursor and station, in order
 
@@ -111,7 +108,6 @@ class Rules:
         elif row.status == "PENDING":
             self.pending[row.id] = now
             self.asked.discard(row.id)
-            self.repeated.pop(row.id, None)
             self.clock_began.pop(row.id, None)
         elif not self.world.skewed:
             timeout = self.world.timeout
@@ -137,10 +133,6 @@ class Rules:
         self.require(topic == QUESTIONS, "questions have one topic", topic)
         self.require(key in self.rows or key in self.deleted, "a question is committed first", key)
         self.asked.add(key)
-        # In a busy world one process may have it in its queue while another asks.
-        alone = len(self.world.processes) == 1 or self.world.steps > self.world.calm_since + 200
-        self.repeated[key] += alone and not self.world.skewed
-        self.require(self.repeated[key] <= ASKED, "the pauses between two questions double", key)
 
     def taken(self, process, key: str, code) -> None:
         """The broker has acknowledged a question. Until the last commit before, its clock did not run."""
