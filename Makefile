@@ -24,10 +24,10 @@ fix: .venv/dev ## apply ruff's fixes, and format the Python and the C
 	.venv/bin/ruff format
 	.venv/bin/clang-format -i validator/*.[ch]
 
-test: lint setup browser ## run every check and every test on both databases, in ten minutes
+test: lint setup browser ## run every check and every test on both databases, in six minutes
 	@$(MAKE) -s -C validator lint validator-asan test_rules
 	@mkdir -p var
-	$(PYTEST) -n 3 --dist worksteal -m 'not fault'
+	$(PYTEST) -n 5 --dist worksteal -m 'not fault'
 
 test-faults: .venv/dev setup ## inject each fault many times under load, and print a table
 	@mkdir -p var
@@ -42,7 +42,7 @@ coverage: .venv/dev setup browser ## run every test and print the lines and bran
 	@$(MAKE) -s -C validator validator-asan test_rules
 	@mkdir -p var && chmod a+w var  # tests run some programs as another user
 	@rm -f var/coverage*
-	.venv/bin/coverage run -m pytest --basetemp=var/test -n 3 --dist worksteal
+	.venv/bin/coverage run -m pytest --basetemp=var/test -n 5 --dist worksteal
 	.venv/bin/coverage combine -q
 	.venv/bin/coverage report
 

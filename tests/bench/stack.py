@@ -86,7 +86,7 @@ class Stack(Installation):
     @property
     def pids(self) -> dict[str, int]:
         """The process of each program."""
-        pids = {"service": self.worker, "master": self.service.pid}
+        pids = {"service": self.service.worker, "master": self.service.pid}
         return pids | {"broker": self.broker.pid, "equipment": self.equipment.pid}
 
     def restart(self) -> tuple[float, float]:
