@@ -32,7 +32,7 @@ test: lint setup browser ## run every check and every test on both databases, in
 test-faults: .venv/dev setup ## inject each fault many times under load, and print a table
 	@mkdir -p var
 	FAULTS=full $(PYTEST) tests/simulation tests/unit/test_hostile_*.py tests/unit/test_backup.py \
-	    tests/system/test_faults_*.py tests/system/test_gunicorn_worker.py
+	    tests/system/test_faults_*.py
 
 simulate: .venv/dev ## run new worlds in one thread: SEED=7 STEPS=1000000; EVENTS=<file> repeats one
 	@PYTHONHASHSEED=0 PYTHONPATH=.:tests/support:tests/simulation $(VENV) tests/simulation/simulate.py \

@@ -1,6 +1,6 @@
 """A client's connection: gunicorn's ASGI protocol, plus limits, and without lost answers.
 
-tests/system/test_gunicorn_worker.py shows how gunicorn behaves without each addition.
+test_not_a_request.py, test_limits.py and test_stop.py in tests/system need these additions.
 """
 
 import re

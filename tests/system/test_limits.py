@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import os
 import re
+import signal
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -94,6 +97,8 @@ def test_with_few_descriptors_it_says_that_fewer_can_wait(limited, many, tmp_pat
             assert_answers(service, worker)
     waiting = many(service, count, WAIT)
     waits(service, count)
+    for connection in waiting[::2]:
+        connection.shutdown(socket.SHUT_WR)  # like `nc -N`: it still gets its answer
     assert_answers(service, worker)
     programs.append(Equipment(tmp_path, service.broker).start())
     for connection in waiting:
@@ -110,10 +115,15 @@ def test_with_hardly_any_descriptors_it_still_works(limited, many):
 
 
 def test_those_that_wait_hold_up_no_others_and_past_waits_nobody_waits(limited, many):
-    service = limited(20_000, THREADS="2", WAITS="50")
+    service = limited(20_000, THREADS="2", WAITS="50", GUNICORN_CMD_ARGS="--keep-alive=2")
     (worker,) = service.children
-    for connection in many(service, 600, KEPT):  # more at once than there are readers
+    os.kill(worker, signal.SIGSTOP)
+    burst = many(service, 600, KEPT)  # more at once than there are readers, and more than asyncio lets wait
+    os.kill(worker, signal.SIGCONT)
+    for connection in burst:
         assert answer(connection).startswith(b"HTTP/1.1 200 ")
+        assert connection.recv(1) == b""  # closed after --keep-alive
+    assert many(service, 1)[0].recv(1) == b""
     many(service, 50, WAIT)
     waits(service, 50)
     assert_answers(service, worker)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from installation import Installation
-from raw import BODY, POST, connect, get, reset, talk
+from raw import BODY, POST, answer, connect, get, reset, talk
 
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 CHUNK, LAST = b"14\r\n%b\r\n" % BODY, b"0\r\n\r\n"
@@ -101,9 +101,29 @@ def test_a_malformed_chunk_is_refused_and_so_is_what_follows(port):
 
 def test_what_gunicorn_refuses_reaches_no_route(port):
     for data in NOT_HTTP:
-        if answer := talk(port, data):
-            assert_problem(answer, int(answer[9:12]), "This is not HTTP as we take it: ")
+        if said := talk(port, data):
+            assert_problem(said, int(said[9:12]), "This is not HTTP as we take it: ")
         reset(port, data)
+
+
+def test_expect_host_and_upgrade_are_as_documented(port):
+    get = b"GET /stations/1 HTTP/1.1\r\n%b\r\n"
+    for headers, status in (
+        (b"Host: x\r\nExpect: pancakes\r\n", 417),
+        (b"", 400),
+        (b"Host: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n", 200),
+    ):
+        assert talk(port, get % headers).startswith(b"HTTP/1.1 %d " % status)
+
+
+def test_a_body_that_is_too_large_is_read_and_the_answer_announces_the_end(port):
+    with connect(port) as client:
+        client.sendall(POST + b"Content-Length: 5000000\r\n\r\n")
+        for _ in range(50):
+            client.sendall(bytes(100_000))
+        head = answer(client)
+    assert head.startswith(b"HTTP/1.1 413 ")
+    assert b"\r\nConnection: close" in head
 
 
 def test_a_chunked_body_may_have_extensions_trailers_and_a_request_behind_it(port):
@@ -117,9 +137,9 @@ def test_a_chunked_body_may_have_extensions_trailers_and_a_request_behind_it(por
 def test_an_answer_is_not_followed_by_another_if_the_body_was_malformed(port):
     for route, status in (("GET /stations/1", 200), ("DELETE /stations/1", 400)):
         for rest in (b"zz\r\n", b"5\r\nab", b"1\r\nabc\r\n"):
-            answer = talk(port, with_route(CHUNKED, route) + rest + NEXT)
-            assert answer.startswith(b"HTTP/1.1 %d " % status)
-            assert answer.count(b"HTTP/1.1 ") == 1
+            said = talk(port, with_route(CHUNKED, route) + rest + NEXT)
+            assert said.startswith(b"HTTP/1.1 %d " % status)
+            assert said.count(b"HTTP/1.1 ") == 1
 
 
 def test_an_encoded_body_is_refused(port):

@@ -70,15 +70,17 @@ def test_the_equipment_may_come_and_a_body_may_be_cut_off_while_it_stops(service
 
 def test_what_was_sent_before_a_reload_and_before_the_end_is_answered(running):
     service = running()
-    clients = Clients(service.port)
-    for _ in range(2):
+    for number in (signal.SIGTERM, signal.SIGINT):
+        clients = Clients(service.port)
         clients.more()
         service.reload()
         wait_until(lambda: len(service.children) == 1, "there is one worker")
-    clients.more()
-    assert service.stop() == 0
-    for thread in clients.threads:
-        thread.join(60)
-    assert set(clients.answers) == {b"HTTP/1.1 201"}
-    assert clients.ends == [ConnectionRefusedError] * len(clients.threads)
-    assert "being checked" not in service.said()  # the log was in use, not left behind
+        clients.more()
+        assert service.stop(number) == 0
+        for thread in clients.threads:
+            thread.join(60)
+        assert set(clients.answers) == {b"HTTP/1.1 201"}
+        assert clients.ends == [ConnectionRefusedError] * len(clients.threads)
+        assert "being checked" not in service.said()  # the log was in use, not left behind
+        service.start()
+        wait_until(service.ready, "it is ready again")
