@@ -5,8 +5,6 @@
 
 import contextlib
 import sqlite3
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
@@ -16,7 +14,7 @@ from faulty import Faults, recovers, refused, says
 from files import NAME
 from installation import Installation
 from ledger import UNKNOWN
-from programs import ROOT, wait_until
+from programs import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -111,33 +109,3 @@ def test_another_process_that_reads_the_log_is_named(run, faults):
     assert answer.status == 201 or UNKNOWN in answer.json["detail"]
     recovers(run.service)
     assert run.service.post("/transactions", {"station_id": 1}).status == 201
-
-
-STORE = """
-import sys
-from pathlib import Path
-import models
-from kit.storage import InDoubt, NotWritten, Store
-from programs import MIGRATIONS
-
-store, fault = Store(sys.argv[1], 3, MIGRATIONS), Path(sys.argv[2])
-store.recover()
-fault.touch()
-for step in (fault.unlink, store.recover, store.close):
-    try:
-        with store.transaction():
-            models.create_station(store.database, "Teste")
-        print("written")
-    except (InDoubt, NotWritten) as error:
-        print(type(error).__name__)
-    step()
-"""
-
-
-def test_between_a_failed_commit_and_the_checkpoint_nothing_is_written(tmp_path):
-    faults = Faults(tmp_path)
-    environment = faults.environment | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests/support"}
-    fault = faults.folder / "sync-wal"
-    command = [sys.executable, "-c", STORE, f"sqlite:///{tmp_path}/{NAME}", str(fault)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
-    assert ended.stdout.split() == ["InDoubt", "NotWritten", "written"]

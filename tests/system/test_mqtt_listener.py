@@ -54,22 +54,6 @@ def test_a_fresh_online_asks_again_at_once_and_a_replayed_one_does_not(start, br
     wait_until(lambda: len(peer.messages) == 2, "the question again")
 
 
-def test_a_broker_that_starts_later_and_restarts_is_found(start, broker):
-    broker.stop()
-    pair = start(broker.port)
-    pair.says(f"127.0.0.1:{broker.port}", "cannot be reached", "refused")
-    for kill in (True, False):
-        key = pair.create()
-        broker.start()
-        with Peer(broker, QUESTIONS) as peer:
-            wait_until(lambda peer=peer: peer.messages, "it is asked")
-            peer.publish(VERDICTS, json.dumps({"transaction_id": str(key), "status": "COMPLETED"}))
-            pair.settled(key)
-        if kill:
-            broker.kill()
-            pair.says("was lost")
-
-
 def test_a_listener_whose_thread_died_is_not_alive(pair):
     assert pair.listener.alive
     pair.listener._client.disconnect()
