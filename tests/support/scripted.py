@@ -114,11 +114,6 @@ class Connection:
             self.socket.shutdown(socket.SHUT_RDWR)
         self.may_read.set()
 
-    def reset(self) -> None:
-        """Close without the good manners of TCP."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.socket.close()
-
     def read(self) -> Packet | None:
         """The next packet, or None at the end."""
         head = self.socket.recv(1)

@@ -1,7 +1,6 @@
 """What tests of the equipment share: questions, what it answered and logged, and what it costs."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -83,19 +82,7 @@ def stops_at_once(program: Program, number: int = signal.SIGTERM) -> bool:
     return end(program, number, 8) == 0
 
 
-def connections(program: Program, state: str) -> list:
-    """Its IPv4 connections in this state: "01" established, "02" being made (see proc(5), net/tcp)."""
-    own = {os.readlink(entry) for entry in Path(f"/proc/{program.pid}/fd").iterdir()}
-    rows = [line.split() for line in Path(f"/proc/{program.pid}/net/tcp").read_text().splitlines()[1:]]
-    return [row for row in rows if row[3] == state and f"socket:[{row[9]}]" in own]
-
-
 def waits(program: Program) -> int:
     """How often it has gone to sleep until now, each time until a timer, a message or a signal."""
     status = Path(f"/proc/{program.pid}/status").read_text()
     return int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0])
-
-
-def ticks(program: Program) -> int:
-    """The CPU it has used until now, in hundredths of a second."""
-    return sum(map(int, Path(f"/proc/{program.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
