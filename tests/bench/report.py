@@ -66,13 +66,9 @@ def goals(found: dict) -> list[Goal]:
         *(comparison(found) if found["against"] else []),
         Goal("memory after start, master and service", median(s[0][1] for s in found["starts"]), 95, " MB"),
         Goal("CPU of the service for a GET, 16 clients", phases[READING]["cpu µs"]["service"], 250, " µs"),
-        Goal("post → verdict p50 at 1 client", phases["1 client"]["verdict ms"]["p50"], 2, " ms"),
-        Goal("post → verdict p50 at 32 clients", phases["32 clients"]["verdict ms"]["p50"], 30, " ms"),
-        Goal("PENDING at the end", found["pending"], 0),
         *crowd_goals(crowds["waits"], crowds["many"], crowds["follow"]),
         Goal("slowest p50 of a read among a million rows", max(one["p50"] for one in reads), 10, " ms"),
         Goal("slowest POST while a million old rows are deleted", posts["max"], 100, " ms"),
-        Goal("memory of the equipment, at most", found["equipment MB"], 6, " MB"),
     ]
 
 
