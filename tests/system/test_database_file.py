@@ -130,19 +130,3 @@ def test_a_file_that_is_mounted_by_itself_gets_a_warning(tmp_path):
     script = 'mount --bind "$1" "$2" && "$0" -c "$3" "$1" "$2"'
     (warning,) = in_a_namespace(script, str(file), str(place), WARN).stderr.splitlines()
     assert warning.startswith(f"{place} is a mount point")
-
-
-OPEN = """
-import models, sys
-from kit.storage import Store
-store = Store(f"sqlite:///{sys.argv[1]}/x.db", 3, "migrations")
-store.recover()
-print(store.problem or "ok")
-store.close()
-"""
-
-
-def test_a_disk_that_is_full_at_the_start_is_called_full(tmp_path):
-    script = 'mount -t tmpfs -o size=4m tmpfs "$1" && "$0" -c "$2" "$1"'
-    script += '; dd if=/dev/zero of="$1/fill" bs=4k 2>/dev/null; "$0" -c "$2" "$1"'
-    assert in_a_namespace(script, str(tmp_path), OPEN).stdout.splitlines() == ["ok", "the disk is full"]

@@ -49,14 +49,6 @@ def test_other_equipment_shares_the_work_and_changes_no_verdict(shared, programs
     assert settled(service, station) == before
 
 
-def test_one_call_waits_for_the_verdict(shared):
-    answer = shared.transact(shared.station(), Prefer="wait=20")
-    assert answer.status == 201
-    assert answer.headers["Preference-Applied"] == "wait=20"
-    assert answer.json["status"] in SETTLED
-    assert shared.service.get(answer.headers["Location"]).json == answer.json
-
-
 def test_the_programs_can_start_in_any_order(service, equipment, broker):
     """The service takes transactions without a broker, and asks once there is one."""
     broker.stop()

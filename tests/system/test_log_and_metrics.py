@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import pytest
 
 import raw
-from installation import Installation, metric
+from installation import Installation
 from programs import Service, wait_until
 
 
@@ -22,17 +22,6 @@ def installed(tmp_path_factory, programs_of_file):
 def lines(service: Service, word: str) -> list[dict]:
     """The complete lines of the log that have this word."""
     return [json.loads(line) for line in service.said().rpartition("\n")[0].splitlines() if word in line]
-
-
-def test_the_questions_and_the_connections_are_counted(installed):
-    service = installed.service
-    counters = 'questions_total{time="first"}', 'verdicts_total{kind="settled"}', "verdict_seconds_count"
-    before = [metric(service, f"energy2go_{name}") for name in counters]
-    for _ in range(20):
-        installed.transact()
-    assert [metric(service, f"energy2go_{name}") for name in counters] == [count + 20 for count in before]
-    assert metric(service, "energy2go_broker_connected") == 1
-    assert metric(service, 'energy2go_equipment_online{equipment="validator"}') == 1
 
 
 def test_a_transaction_is_followed_by_its_id_and_that_of_its_request(installed):

@@ -80,14 +80,6 @@ def test_it_needs_no_terminal(run):
     assert "make: ***" not in desk.said()
 
 
-def test_ctrl_c_while_it_starts_is_quiet_too(run):
-    desk = run()
-    desk.wait_for("web ")
-    desk.interrupt()
-    assert desk.wait() == 0
-    assert not re.search("traceback|make", desk.said(), re.IGNORECASE), desk.said()
-
-
 def test_if_one_dies_it_says_which_and_why_and_stops_the_others(run):
     desk = run()
     desk.wait_for("ready")
@@ -127,16 +119,6 @@ def test_only_one_runs_in_a_folder_until_the_kernel_frees_the_lock(run, folder):
     wait_until(lambda: free(folder / "var/lock"), "what is left of the first has ended")
 
 
-def test_a_folder_that_cannot_be_written_gets_a_sentence(run, folder):
-    (folder / "var").rename(folder / "away")
-    (folder / "var").symlink_to("/proc")
-    desk = run()
-    assert desk.wait() == 2
-    assert desk.said().startswith("var/lock cannot be opened: ")
-    (folder / "var").unlink()
-    (folder / "away").rename(folder / "var")
-
-
 def test_closing_the_terminal_stops_everything_unless_it_has_nohup(run, folder):
     first, said = run(), folder / "nohup.out"
     first.wait_for("ready")
@@ -154,11 +136,3 @@ def test_closing_the_terminal_stops_everything_unless_it_has_nohup(run, folder):
     os.kill(launcher, signal.SIGTERM)
     wait_until(lambda: not os.path.exists(f"/proc/{launcher}"), "it has ended")
     assert not listening(second.port)
-
-
-def test_it_stops_though_its_terminal_is_frozen(run):
-    desk = run()
-    desk.wait_for("ready at")
-    os.write(desk.end, b"\x13")  # Ctrl-S
-    os.kill(desk.launcher, signal.SIGTERM)
-    assert desk.wait() == 0

@@ -14,7 +14,6 @@ from installation import Installation
 from load import Load
 from programs import Nginx, wait_until
 
-MOST = 65_536  # bytes; the service accepts no larger body
 HEAD = b"POST /transactions HTTP/1.1\r\nHost: energy2go\r\nContent-Type: application/json\r\n"
 BODY = json.dumps({"station_id": 1}).encode()
 
@@ -182,22 +181,6 @@ def test_what_is_not_http_gets_a_problem_from_the_proxy_or_through_it(proxy):
         assert b"\r\nContent-Type: application/problem+json" in head, head
         assert json.loads(body)["status"] == status
     assert len(proxy.get("/stations?q=description").json["items"]) == 0
-
-
-def test_the_largest_body_gets_through_and_the_service_refuses_a_larger_one(proxy):
-    for size, status in ((MOST, 201), (MOST + 1, 413)):
-        body = BODY.replace(b"station_id", b"description").replace(b"1", b'"Teste"')
-        answer = proxy.post("/stations", body.ljust(size))
-        assert answer.status == status, answer.body
-    assert "65536" in answer.json["detail"]
-
-
-def test_events_are_not_compressed(proxy):
-    with raw.connect(proxy.port) as connection:
-        connection.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n")
-        head = connection.recv(4096).partition(b"\r\n\r\n")[0]
-    assert b"text/event-stream" in head
-    assert b"Content-Encoding" not in head
 
 
 def test_what_the_service_needs_reaches_it_and_no_secret_is_logged(nginx, service, equipment):

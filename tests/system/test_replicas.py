@@ -5,15 +5,13 @@ import os
 import signal
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from uuid import uuid4
 
-import psycopg
 import pytest
 
 from installation import metric
 from load import Load
 from peer import Peer
-from programs import Service, free_port, wait_until
+from programs import free_port, wait_until
 from replicas import Replicas
 
 COUNT = 150
@@ -67,70 +65,6 @@ def test_one_replica_is_killed_and_another_stopped_under_load(replicas):
     run.more(50, run.loads[2:])
     assert set(run.finish()) == {201}
     assert not run.loads[2].broken
-
-
-def test_postgresql_is_restarted_and_killed_under_load(replicas, postgres):
-    run = replicas(2).start()
-    run.load()
-    for number in (signal.SIGINT, None):  # restarted, killed
-        run.more()
-        try:
-            postgres.stop(number) if number else postgres.crash()
-            for service in run.services:
-                refused(service)
-        finally:
-            postgres.start()
-        run.more()
-    assert set(run.finish()) == {201, 503}
-    assert not any(load.broken for load in run.loads)
-    for service in run.services:
-        for _ in range(20):  # more requests than threads: each thread had a broken connection
-            assert service.get("/readyz").status == 200
-
-
-def test_a_commit_that_stays_in_doubt_is_answered_as_unknown(replicas, postgres):
-    """Eight clients wait for a commit that is on disk, and PostgreSQL is away."""
-    run = replicas(1).start()
-    (service,) = run.services
-    # From here on, a commit is on disk and does not return: it waits for a standby that does not exist.
-    postgres.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-    postgres.execute("SELECT pg_reload_conf()")
-    standby = lambda: postgres.execute("SHOW synchronous_standby_names") == [("nobody",)]  # noqa: E731
-    wait_until(standby, "it is to be confirmed")
-    postgres.execute("ALTER SYSTEM RESET synchronous_standby_names")
-    with psycopg.connect(postgres.url(run.database)) as other:
-        # The ledger waits for this lock, for 5 s at a time, and requests pile up behind it.
-        other.execute('LOCK TABLE "transaction" IN EXCLUSIVE MODE')
-        run.load(clients=8, pause=0)
-        wait_until(lambda: metric(service, "energy2go_queue_jobs") >= 7, "all clients wait")
-    waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-    wait_until(lambda: postgres.execute(waits), "the commit is under way")
-    (load,) = run.loads
-    try:
-        postgres.stop(signal.SIGQUIT)
-        refused(service)
-        wait_until(lambda: load.unknown, "clients are told that the outcome is unknown")
-    finally:
-        postgres.start()
-    wait_until(service.ready, "it is ready")
-    stored = dict(run.query('SELECT idempotency_key, id::text FROM "transaction"'))
-    for key in load.unknown:
-        answer = service.post("/transactions", {"station_id": 1}, Idempotency_Key=key)
-        assert answer.json["id"] == stored[key]
-    assert set(run.finish()) == {201, 503}
-    assert not load.broken
-
-
-def refused(service: Service) -> None:
-    """Check that a service without its database answers every request with 503."""
-    key = str(uuid4())
-    answers = [service.post("/transactions", {"station_id": 1}, Idempotency_Key=key)]
-    answers.append(service.post("/stations", {"description": "new"}))
-    answers += [service.get(path) for path in ("/transactions", "/stations/1", "/healthz", "/readyz")]
-    for answer in answers:
-        assert answer.status == 503, answer.body
-        assert answer.headers["Retry-After"]
-        assert answer.headers["Content-Type"] == "application/problem+json"
 
 
 def test_gunicorn_may_have_three_workers(replicas):

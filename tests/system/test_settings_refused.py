@@ -2,14 +2,12 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
 
 import pytest
 
-from kit.settings import Settings
 from programs import COVERAGE, ROOT, free_port
 
 
@@ -51,9 +49,8 @@ def test_gunicorn_refuses_what_it_cannot_do():
 # Ports, before `make run` starts anything
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_a_port_that_is_taken_is_named_with_a_way_out(tmp_path, host):
-    with socket.create_server((host, 0)) as taken:
+def test_a_port_that_is_taken_is_named_with_a_way_out(tmp_path):
+    with socket.create_server(("0.0.0.0", 0)) as taken:
         port = taken.getsockname()[1]
         for name, value in (("MQTT_PORT", f"{port}"), ("BIND", f"127.0.0.1:{port}")):
             ended = run_desk(tmp_path, **{name: value})
@@ -62,20 +59,3 @@ def test_a_port_that_is_taken_is_named_with_a_way_out(tmp_path, host):
             assert ended.stderr.startswith(f"{name}: port {port} on 127.0.0.1 {problem}")
             assert all(word in ended.stderr for word in (f"{name}=", "make run", ".env"))
             assert "Traceback" not in ended.stderr
-
-
-def test_an_address_of_another_machine_cannot_be_used(tmp_path):
-    for host in ("192.0.2.1", "[2001:db8::1]"):
-        ended = run_desk(tmp_path, BIND=f"{host}:8000")
-        assert ended.returncode == 1
-        assert ended.stderr.startswith(f"BIND: port 8000 on {host.strip('[]')} cannot be used")
-        assert "Traceback" not in ended.stderr
-
-
-def test_reading_the_settings_needs_no_env(tmp_path):
-    (tmp_path / "kit").mkdir()
-    for name in ("kit/settings.py", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    code = "from kit import settings; print(settings.load())"
-    ended = run(sys.executable, "-c", code, folder=tmp_path, THREADS="3")
-    assert ended.stdout.strip() == str(Settings(threads=3)), ended.stderr

@@ -1,7 +1,6 @@
 """Known traffic, and the numbers that Prometheus reads."""
 
 import contextlib
-import platform
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from calls import UNKNOWN, at_once, new_station, new_transaction, send, service, settle
-from kit.settings import VERSION
 from mqtt_listener import VERDICTS
 from postgres import BOTH
 from programs import ROOT, wait_until
@@ -123,17 +121,6 @@ def test_a_request_that_waits_is_in_progress_and_waits(api):
         settle(key)
         assert waiting.result(60).json["status"] == "COMPLETED"
     assert scrape(api)["http_requests_in_progress"] == 1
-
-
-def test_readiness_the_build_and_the_process_are_there(api):
-    found = scrape(api)
-    assert found["energy2go_ready[database]"] == 1
-    assert found["energy2go_ready[broker]"] == 0
-    assert "energy2go_ready[equipment]" not in found  # without a broker, nothing is known of it
-    assert found[f"energy2go_build_info[{platform.python_version()}][{VERSION}]"] == 1
-    assert found["process_resident_memory_bytes"] > 1e6
-    assert {"process_open_fds", "process_max_fds", "process_cpu_seconds_total"} <= found.keys()
-    assert {"energy2go_followers", "energy2go_wal_bytes"} <= found.keys()
 
 
 def test_every_metric_and_every_alert_is_on_the_page_about_operations(api):

@@ -1,8 +1,6 @@
 """X-Request-ID: every answer has one, and so have the log lines of that request."""
 
-import asyncio
-
-from calls import at_once, every_path, new_station, send, service
+from calls import at_once, every_path, new_station, send
 
 GIVEN = ["Z9._-", "0" * 64, "01a20ba3-dd5d-70fd-810d-baf08fa0945c"]
 NOT_TAKEN = ["", "0" * 65, "a b", "a,b", "ü", "a\tb", "a/b", "a=1", '"a"']
@@ -33,13 +31,3 @@ def test_requests_at_once_do_not_mix_up_their_ids(api):
         return answer.headers["X-Request-ID"] == wanted == answer.json["description"]
 
     assert all(at_once(16, create))
-
-
-def test_the_line_of_the_ledger_has_the_id_of_the_request(api, caplog):
-    new_station(api)
-    with caplog.at_level("DEBUG", "ledger"):
-        send(api, "POST", "/transactions", {"station_id": 1}, X_Request_ID="abc")
-        change = service().ledger.change(lambda database: None)  # after the batch before it
-        asyncio.run_coroutine_threadsafe(change, service().loop).result(60)
-    stored = [record for record in caplog.records if "is stored" in record.msg]
-    assert [record.request for record in stored] == ["abc"]
