@@ -1,12 +1,11 @@
 """The live page says what is wrong, and stops saying it when it is mended."""
 
 import re
-from urllib.parse import urlsplit
 
 from playwright.sync_api import expect
 
 from load import Load
-from programs import ROOT, Nginx
+from programs import Nginx
 from tab import NOTICES, VERDICT, button, chart, frozen, hide, live, outcome, part, row, rows
 
 
@@ -153,7 +152,7 @@ def test_a_slow_network_is_not_taken_for_a_service_that_is_away(opened, tab):
     assert "does not answer" not in page.get_by_role("log").inner_text()
 
 
-def test_an_answer_that_is_lost_or_late_starts_nothing_twice_and_hides_no_verdict(opened, tab):
+def test_an_answer_that_is_lost_starts_nothing_twice(opened, tab):
     shared, page = opened("Teste")
 
     def lose(route):
@@ -167,23 +166,7 @@ def test_an_answer_that_is_lost_or_late_starts_nothing_twice_and_hides_no_verdic
         expect(page.get_by_role("log")).to_contain_text("it won't start twice.")
         expect(row(page, 1).locator(".wrong")).to_be_hidden()
     expect(outcome(page, 1)).to_contain_text(VERDICT)
-    late = []
-
-    def delay(route):
-        late.append((route, route.fetch()))
-
-    page.route("**/transactions", delay, times=1)
-    button(page, 1).click()
-    expect(rows(page)).to_have_count(2)  # a new one
-    expect(rows(page).first).to_contain_text(VERDICT)
-    with page.expect_response("**/transactions"):
-        late[0][0].fulfill(response=late[0][1])  # PENDING, after its verdict
-    expect(row(page, 1)).to_have_attribute("aria-busy", "false")
-    read = page.get_by_role("log").locator("p")  # screen readers hear both verdicts
-    expect(read.filter(has_text=re.compile("(COMPLETED|ERROR) after"))).to_have_count(2)
-    expect(outcome(page, 1)).to_contain_text(VERDICT)
-    expect(rows(page).first).to_contain_text(VERDICT)
-    assert len(shared.service.get("/transactions").json["items"]) == 2
+    assert len(shared.service.get("/transactions").json["items"]) == 1
 
 
 def test_a_list_that_was_refused_is_asked_for_again_unless_that_cannot_help(opened, tab):
@@ -203,13 +186,3 @@ def test_a_list_that_was_refused_is_asked_for_again_unless_that_cannot_help(open
         page.get_by_role("button", name="Clear").click()
         expect(page.locator(NOTICES)).to_be_empty()
     expect(rows(page)).to_have_count(1)
-
-
-def test_the_page_asks_for_all_its_files_at_once(running, tab):
-    held, files = {}, {f"/static/{path.name}" for path in (ROOT / "static").glob("*.js")}
-    tab.page.route("**/static/*.js", lambda route: held.update({urlsplit(route.request.url).path: route}))
-    tab.page.goto(running("Teste").service.url, wait_until="commit")
-    tab.wait_until(lambda: held.keys() == files, "all are on their way")
-    for route in held.values():
-        route.continue_()
-    expect(button(tab.page, 1)).to_be_visible()
