@@ -17,10 +17,6 @@ from programs import COVERAGE, ROOT, children, free_port, listening, wait_until
 
 FILES = [".env", "Makefile", "Procfile", "mosquitto.conf", "pyproject.toml"]
 FILES += ["requirements.txt", "requirements-dev.txt"]
-NOBODY = 65534
-# Without rights over files, but able to read this project and its Python wherever they are.
-AS_NOBODY = f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups".split()
-AS_NOBODY += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
 
 
 def copy_tree(folder: Path) -> Path:
@@ -35,8 +31,6 @@ def copy_tree(folder: Path) -> Path:
     here = sysconfig.get_path("purelib")
     (packages / "running.pth").write_text(f"import site; site.addsitedir({here!r})\n")
     (folder / ".venv/run").touch()
-    if os.geteuid() == 0:
-        subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", folder], check=True)
     return folder
 
 
@@ -57,7 +51,7 @@ class Desk:
             command = ["setsid", "--ctty", "sh", "-c", line]
         self.end, end = os.openpty() if terminal else os.pipe()
         self.process = subprocess.Popen(
-            [*(AS_NOBODY if os.geteuid() == 0 else []), *command],
+            command,
             cwd=folder,
             env=self.environment,
             stdin=end if terminal else subprocess.DEVNULL,
