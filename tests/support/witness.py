@@ -15,9 +15,8 @@ from scripted import ANSWER, QUESTION, STATUS, Connection, ScriptedBroker
 
 GOOD_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 
-# The build that is shipped: for tests that measure something, and for one of each kind.
+# The build that is shipped: for what is measured. All tests with the other programs have it too.
 plain_build = pytest.mark.parametrize("build", ["validator"], indirect=True)
-both_builds = pytest.mark.parametrize("build", ["validator", "validator-asan"], indirect=True)
 
 
 def ids(count: int, seed: int = 7) -> list[str]:

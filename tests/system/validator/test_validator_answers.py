@@ -8,7 +8,7 @@ import time
 
 from programs import ROOT, wait_until
 from scripted import ANSWER, PUBLISH, QUESTION, STATUS
-from witness import GOOD_ID, answered, answers, ask, both_builds, ids, make, online
+from witness import GOOD_ID, answered, answers, ask, ids, make, online
 
 
 def test_its_rules_hold():
@@ -28,7 +28,6 @@ def test_the_verdict_depends_on_the_id_and_the_seed(meets):
     assert {answer["status"] for answer in first} == {"COMPLETED", "ERROR"}
 
 
-@both_builds
 def test_an_answer_is_json_about_the_id_in_lower_case(meets):
     validator, _, connection = meets(options={"VALIDATOR_CONFIRM_RATE": "0"})
     question = {"transaction_id": GOOD_ID.upper(), "station_id": 2147483647, "extra": [1, {"é": None}]}

@@ -20,7 +20,7 @@ from scripted import (
     nothing,
     puback,
 )
-from witness import GOOD_ID, answered, ask, both_builds, ids, lines, online, stops_at_once
+from witness import GOOD_ID, answered, ask, ids, lines, online, stops_at_once
 
 # What it says
 
@@ -64,7 +64,6 @@ def test_a_refused_answer_is_told_once_and_the_connection_stays(meets):
 # What it keeps to
 
 
-@both_builds
 def test_it_introduces_itself(meets):
     _, _, connection = meets()
     (connect,), (subscribe,) = connection.received(CONNECT), connection.received(SUBSCRIBE)

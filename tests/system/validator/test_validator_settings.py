@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from programs import Broker, wait_until
-from witness import a_newcomer_sees, both_builds
+from witness import a_newcomer_sees
 
 BAD = {
     "MQTT_PORT": ("0", "65536", "+1", "1883x", " 1883", "1" * 30),
@@ -36,7 +36,6 @@ def test_a_ca_file_that_does_not_come_stops_it(run, tmp_path):
     assert "Z validator: MQTT_CA_FILE must " in validator.said()
 
 
-@both_builds
 def test_good_values_are_taken_and_empty_ones_mean_the_defaults_and_the_host_name(run, broker):
     names = "VALIDATOR_CONFIRM_RATE", "VALIDATOR_SEED", "VALIDATOR_DELAY_MS", "MQTT_HOST", "MQTT_CA_FILE"
     good = dict(zip(names, ("0.000", "18446744073709551615", "3600000", "localhost", ""), strict=True))
