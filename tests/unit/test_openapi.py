@@ -135,22 +135,8 @@ def provoke_everything(document, provoke):
         provoke(405, "TRACE", path)
 
 
-SOMETIMES = {"Idempotent-Replayed", "Link", "Preference-Applied", "Retry-After"}
-
-
-def assert_documented(document: dict, says: dict, answer) -> None:
-    """Check that the content type, the body and the headers are those in the document."""
-    documented = says["responses"][str(answer.status_int)]
-    content = documented.get("content", {})
-    assert (answer.content_type in content) if answer.body else not content, answer
-    assert documented["headers"].keys() - SOMETIMES <= {*answer.headers}, answer
-    if "json" in (answer.content_type or ""):
-        whole = {"allOf": [content[answer.content_type]["schema"]], "components": document["components"]}
-        validator = OAS30Validator(whole, format_checker=oas30_format_checker)
-        assert list(validator.iter_errors(answer.json)) == []
-
-
 def test_every_documented_answer_occurs_and_no_other(guarded):
+    """Schemathesis looks at their shapes and headers: tests/system/test_schemathesis.py."""
     document, seen = guarded.get("/openapi.json").json, set()
 
     def provoke(status: int, method: str, path: str, body=None, **options):
@@ -160,7 +146,6 @@ def test_every_documented_answer_occurs_and_no_other(guarded):
         for known, place in operations(document):
             if place == documented and method in (known, "TRACE"):
                 seen.add((known, place, str(answer.status_int)))
-                assert_documented(document, operations(document)[known, place], answer)
         return answer
 
     provoke_everything(document, provoke)
