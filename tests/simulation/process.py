@@ -77,6 +77,11 @@ class Process:
         database.__class__, database.process = Database, self
         return database
 
+    def queues(self, key: str) -> bool:
+        """True if this question waits for one of the broker's slots."""
+        waiting = self.listener._connection.waiting
+        return any(question.transaction_id.hex == key for _, (question, _) in waiting)
+
     def call(self, name: str) -> None:
         """A call into the world, which may be the last one."""
         if self.dead:

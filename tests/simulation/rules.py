@@ -112,6 +112,8 @@ class Rules:
         elif not self.world.skewed:
             timeout = self.world.timeout
             asked = row.id in self.asked or now - process.awake_since < timeout  # it was frozen
+            # Or another process is frozen that still has it in its queue.
+            asked |= any(one and one.queues(row.id) for one in self.world.processes)
             self.require(asked, "a question that was not asked does not expire", row)
             subscribed = now - process.subscribed_at >= timeout - SECOND
             self.require(subscribed, "a clock runs only while subscribed", row)
