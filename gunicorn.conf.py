@@ -50,7 +50,7 @@ def on_starting(server: Any) -> None:
     if options["workers"] > 1 and settings.database_url.startswith("sqlite"):
         raise refusal("workers: must be 1 with SQLite; DATABASE_URL=postgresql://… takes more.")
     for where in server.cfg.address:
-        if isinstance(where, tuple):
+        if isinstance(where, tuple) and not server.cfg.reuse_port:
             check_port("BIND", where)
     server.app.reload = lambda: None  # SIGHUP loads new code; an unreadable setting would end gunicorn
 

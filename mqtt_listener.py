@@ -318,7 +318,7 @@ class Listener:
                 self._settle(read_verdict(payload), acknowledge)
                 return
             self._note(topic.removeprefix(STATUSES), payload.decode("ascii"), retained)
-        except ValueError as error:  # msgspec.DecodeError is one
+        except (ValueError, RecursionError) as error:  # msgspec.DecodeError is a ValueError
             self.unreadable += 1
             about = {"event": "message_ignored"}
             log.warning("ignored on %.80r: %.80s: %r", topic, error, payload[:64], extra=about)
@@ -361,11 +361,12 @@ class Listener:
 def read_verdict(payload: bytes) -> Verdict:
     """A verdict, without texts that can't be stored; raises ValueError."""
     try:
-        response = decode_response(payload)
+        try:
+            response = decode_response(payload)
+        except msgspec.DecodeError:
+            response = decode_response(whole(payload))
     except RecursionError:
-        response = decode_response(shallow(payload))
-    except msgspec.DecodeError:  # half a surrogate pair, as in a text that was cut, is JSON but no text
-        response = decode_response(ESCAPES.sub(lambda found: rb"\u0000" if found[1] else found[0], payload))
+        response = decode_response(whole(shallow(payload)))
     key, texts = response.transaction_id, list[str | None]()
     for field, raw in (("reason", response.reason), ("equipment", response.equipment)):
         text = None
@@ -376,6 +377,11 @@ def read_verdict(payload: bytes) -> Verdict:
             note(log.warning, "text_ignored", words, field=field, transaction=key)
         texts.append((text or "")[:LONGEST] or None)
     return Verdict(key, response.status, *texts)
+
+
+def whole(payload: bytes) -> bytes:
+    """JSON with NUL in place of half a surrogate pair, which is JSON but no text (perhaps it was cut)."""
+    return ESCAPES.sub(lambda found: rb"\u0000" if found[1] else found[0], payload)
 
 
 def shallow(payload: bytes) -> bytes:

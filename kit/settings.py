@@ -79,8 +79,11 @@ def load() -> Settings:
     """Read the environment, and `.env` for variables that aren't set there. Raises SystemExit."""
     try:
         content = DOTENV.read_text("utf-8") if DOTENV.exists() else ""
-        for wrong in (one.original.line for one in parse_stream(StringIO(content)) if one.error):
-            raise refusal(f".env: line {wrong} must be NAME=value, with a quote at both ends or none.")
+        for one in parse_stream(StringIO(content)):
+            if one.error or (one.key and one.value is None):
+                raise refusal(
+                    f".env: line {one.original.line} must be NAME=value, with a quote at both ends or none."
+                )
         for name, text in dotenv_values(stream=StringIO(content)).items():
             os.environb.setdefault(name.encode(), (text or "").encode())  # os.environ may know ASCII only
     except (OSError, ValueError) as error:

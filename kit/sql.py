@@ -16,7 +16,7 @@ POOL_TIMEOUT = 5  # seconds that a thread waits for a connection, or until the d
 PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "journal_size_limit": 2**23}
 PRAGMAS |= {"temp_store": "memory"}  # else most commits make a file in /var/tmp, which may be full
 # We notice within eleven seconds that a server has vanished (libpq, "Parameter Key Words").
-NETWORK = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "fallback_application_name": "energy2go"}
+NETWORK = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
 NETWORK |= {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 LONGEST_READ = 5  # seconds
 LONGEST_WRITE = 5.0  # seconds; also how long SQLite waits for a lock

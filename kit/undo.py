@@ -11,7 +11,7 @@ from kit.sql import begin, connect, execute, is_postgresql, path
 from kit.storage import ERRORS
 
 SESSIONS = """SELECT 1 FROM pg_stat_activity WHERE datname = current_database()
-    AND application_name = 'energy2go' AND pid <> pg_backend_pid()"""
+    AND backend_type = 'client backend' AND pid <> pg_backend_pid()"""
 
 if __name__ == "__main__":
     database = connect(load().database_url, 1)

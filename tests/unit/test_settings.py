@@ -161,6 +161,18 @@ def test_the_settings_are_shown_without_secrets():
     assert "API_TOKEN= " in settings.shown(Settings())
 
 
+def test_a_line_of_env_that_names_no_value_is_refused(tmp_path, monkeypatch, environment):
+    monkeypatch.setattr(settings, "DOTENV", tmp_path / ".env")
+    for line in ('API_TOKEN="open sesame', "API_TOKEN", "THREADS: 9"):
+        settings.DOTENV.write_text(f"THREADS=3\n{line}\n")
+        with pytest.raises(SystemExit, match=r"^\.env: line 2 must be NAME=value"):
+            settings.load()
+    for content in (b"THREADS=3\0", b"'a=b'=7", b"API_TOKEN=\xff"):
+        settings.DOTENV.write_bytes(content)
+        with pytest.raises(SystemExit, match=r"^\.env: cannot be read \("):
+            settings.load()
+
+
 def test_a_refusal_is_a_line_of_json_if_the_log_is(environment):
     environment |= {"API_TOKEN": " x", "LOG_FORMAT": "Json"}
     with pytest.raises(SystemExit) as refused:
