@@ -92,7 +92,8 @@ $("token").onsubmit = () => {
   $("token").reset();
   $("pause").focus(); // before the form hides
   change({ token: "" });
-  resume();
+  ask(); // even if paused
+  reconsider();
 };
 
 $("forget").onclick = () => {

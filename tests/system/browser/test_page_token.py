@@ -55,6 +55,10 @@ def test_the_token_is_asked_for_once_and_kept_for_its_tab(running, tab):
         expect(rows(page)).to_have_count(0)
     expect(page.get_by_role("button", name="Forget token")).to_be_hidden()
     assert page.evaluate("sessionStorage.length") == 0
+    page.get_by_role("button", name="Pause").click()
+    token.fill("Schlüssel")
+    token.press("Enter")
+    expect(rows(page)).to_have_count(1)  # although the page is paused
 
 
 def use_token(page) -> None:
