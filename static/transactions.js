@@ -196,14 +196,15 @@ parts.push(({ view, again, rows }) => {
 
 /** Open the transaction in the URL, or close the last one. */
 export async function open() {
-  const { transaction: id } = state.view;
+  const { view } = state;
+  const id = view.transaction?.toLowerCase(); // as the API writes it
   if (id !== state.details?.id) {
     delete state.wrong.details;
     change({ details: id ? (state.rows.items.find((one) => one.id === id) ?? { id }) : null });
   }
   if (!id) return;
   const found = await attempt("details", () => get(id), "Close it and try again.");
-  if (state.view.transaction !== id) return ask("details"); // the user has moved on
+  if (state.view.transaction !== view.transaction) return ask("details"); // the user has moved on
   if (!found) return;
   if (!state.followed.has(id)) state.followed.set(id, found.status);
   learn([found]);

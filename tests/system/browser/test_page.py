@@ -267,6 +267,8 @@ def test_a_transaction_is_found_by_its_id_or_by_its_key(opened, tab):
     page.keyboard.press("Escape")
     expect(details).to_be_hidden()
     expect(page).to_have_url(f"{shared.service.url}/")
+    page.goto(f"{shared.service.url}/?transaction={by_id.upper()}")
+    expect(field(page, "Status")).to_have_text(VERDICT)
 
 
 def test_nothing_is_asked_or_followed_while_the_page_is_paused(opened, tab):
