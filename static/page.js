@@ -63,8 +63,8 @@ parts.push((state) => {
 
 /** Show the problems and when we noticed them, and let screen readers read each out once. */
 parts.push((state) => {
-  const notices = noticesOf(state).map(([look, text]) => ({ look, text, key: text.split(/[:(]/)[0] }));
-  const before = state.announced; // by the sentence without the reason, which may change
+  const notices = noticesOf(state);
+  const before = state.announced;
   state.announced = new Map(notices.map(({ key }) => [key, before.get(key) ?? clock(Date.now())]));
   notices.forEach(({ key, text }) => before.has(key) || say(text));
   if (before.size && !notices.length) say("Everything works again.");

@@ -69,7 +69,8 @@ function equipmentOf(ready) {
   return part("Equipment", each.length ? word : "none", look, each);
 }
 
-/** The problems, worst first: how bad each is, and a sentence. */
+/** The problems, worst first: how bad each is, a sentence, and as its key the sentence without the reason, which
+ * may change. */
 export function noticesOf({ away, seen, ready, refused, broken, slow, paused, token }) {
   const { database = "ok", broker = "ok" } = ready ?? {};
   const all = [
@@ -82,5 +83,7 @@ export function noticesOf({ away, seen, ready, refused, broken, slow, paused, to
     ["odd", slow && "The network or the service is slow. Still waiting for an answer."],
     ["", paused && "Paused: the page doesn't update by itself."],
   ];
-  return token ? [] : all.filter(([, text]) => text);
+  const given = all.filter(([, text]) => text && !token);
+  const notices = given.map(([look, text]) => ({ look, text, key: text.split(/[:(]/)[0] }));
+  return notices.filter(({ key }, index) => notices.findIndex((one) => one.key === key) === index);
 }

@@ -26,14 +26,18 @@ STATES = [
     (ready(equipment={"c": "offline", "a": "online", "b": "online"}), "ok ok ok 2·of·3·online live", []),
     (ready(equipment={"a": "offline", "b": "offline"}), "ok ok ok none·of·2·online live", []),
     (ready(equipment={"a": "offline"}, status=503), "ok ok ok a·offline! live", ["No equipment is online."]),
-    ({"refused": {"list": "Not now."}, "slow": True}, "ok ok ok a·online live", ["Not now.", "The network"]),
+    (
+        {"refused": {"list": "Not now.", "counts": "Not now."}, "slow": True},
+        "ok ok ok a·online live",
+        ["Not now.", "The network"],
+    ),
     ({"broken": "Many.", "paused": True}, "ok ok ok a·online live", ["Live updates are down", "Paused"]),
 ]
 WORDS = """async (given) => {
     const { partsOf, noticesOf } = await import("/static/words.js");
     const state = { seen: new Date(), updates: "live", refused: {}, ...given };
     const word = ({ word, look }) => word.replaceAll(" ", "·") + (look === "bad" ? "!" : "");
-    return [partsOf(state).map(word).join(" "), noticesOf(state).map(([, text]) => text)];
+    return [partsOf(state).map(word).join(" "), noticesOf(state).map(({ text }) => text)];
 }"""
 
 
