@@ -2,7 +2,7 @@
 
 import { Failure, call, follow, forgetToken, hasToken, keepToken, listener } from "./api.js";
 import * as chart from "./chart.js";
-import { $, ask, change, draw, h, parts, refresh, render, say, sign, state } from "./state.js";
+import { $, ask, change, draw, h, moved, parts, refresh, render, say, sign, state } from "./state.js";
 import * as stations from "./stations.js";
 import * as transactions from "./transactions.js";
 import { clock, noticesOf, partsOf } from "./words.js";
@@ -116,12 +116,14 @@ const loaders = {
 
 /** Load a part of the page. If that fails, show why, and try again if that may help. */
 async function load(name) {
+  const { view } = state;
   state.asking += 1;
   try {
     await loaders[name]();
     delete state.refused[name];
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
+    if (moved(view).includes(name)) return; // the user has moved on
     const { status = 503, detail = "" } = error.problem ?? {}; // the header already shows that the service is away
     const invalid = "The page's address has a value that isn't valid. Clear the filter.";
     state.refused[name] = { 401: "", 422: invalid }[status] ?? detail;

@@ -141,11 +141,14 @@ export function href(view) {
   return query.size ? `/?${query}` : "/";
 }
 
+/** The parts that depend on what has changed in the URL. */
+export const moved = (before) =>
+  Object.keys(DEPENDS).filter((part) => DEPENDS[part].some((name) => state.view[name] !== before[name]));
+
 function arrive() {
   const before = state.view;
   state.view = parameters();
-  const moved = (name) => state.view[name] !== before[name];
-  const names = Object.keys(DEPENDS).filter((name) => DEPENDS[name].some(moved));
+  const names = moved(before);
   if (names.length) ask(...names);
 }
 addEventListener("popstate", arrive);

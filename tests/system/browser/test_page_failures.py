@@ -189,4 +189,12 @@ def test_a_list_that_was_refused_is_asked_for_again_unless_that_cannot_help(open
         expect(page.locator(NOTICES)).to_contain_text("has a value that isn't valid. Clear the filter.")
         page.get_by_role("button", name="Clear").click()
         expect(page.locator(NOTICES)).to_be_empty()
-    expect(rows(page)).to_have_count(1)
+        expect(rows(page)).to_have_count(1)
+        go = tab.hold("**/transactions?station_id=*")
+        page.goto(f"{shared.service.url}/?station_id=1e1")
+        page.get_by_role("button", name="Clear").click()
+        expect(rows(page)).to_have_count(1)
+        with page.expect_response("**/transactions?station_id=*"):  # 422, after the user has moved on
+            go()
+        tab.at_rest()
+        expect(page.locator(NOTICES)).to_be_empty()
