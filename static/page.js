@@ -28,11 +28,11 @@ listener.slow = () => change({ slow: true });
 listener.answered = () => {
   const back = state.away;
   change({ seen: new Date(), away: "", slow: false });
-  if (back) refresh();
+  if (back) ask(...(state.paused ? ["unanswered"] : []));
 };
 listener.away = (away) => {
   change({ away, ready: null });
-  if (live()) setTimeout(ask, PAUSE, "readiness");
+  if (live() || state.paused) setTimeout(ask, PAUSE, "readiness");
 };
 
 /** A component and its state. */

@@ -170,7 +170,13 @@ def test_an_answer_that_is_lost_starts_nothing_twice(opened, tab):
         expect(page.get_by_role("log")).to_contain_text("it won't start twice.")
         expect(row(page, 1).locator(".wrong")).to_be_hidden()
     expect(outcome(page, 1)).to_contain_text(VERDICT)
-    assert len(shared.service.get("/transactions").json["items"]) == 1
+    page.get_by_role("button", name="Pause").click()
+    page.route("**/transactions", lose, times=1)
+    with tab.trouble():
+        button(page, 1).click()
+        expect(rows(page)).to_have_count(2)  # it is looked for although the page is paused
+    expect(page.locator(NOTICES)).to_have_text(re.compile(r"^\d\d:\d\d:\d\d Paused"))
+    assert len(shared.service.get("/transactions").json["items"]) == 2
 
 
 def test_a_list_that_was_refused_is_asked_for_again_unless_that_cannot_help(opened, tab):
