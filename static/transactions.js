@@ -128,9 +128,9 @@ parts.push(({ view }) => {
   const statuses = view.status?.split(",") ?? [];
   for (const box of $("filters").elements.status) draw(box, { checked: statuses.includes(box.value) });
   draw($("station_id"), { value: view.station_id ?? "" });
-  // A field with the focus belongs to the user, who may be typing a year.
+  // A field with the focus belongs to the user, who may be typing a year. The others show the URL.
   const times = Object.keys(TIMES).map($).filter((field) => field !== document.activeElement);
-  for (const field of times) draw(field, { value: local(view[field.id]) });
+  for (const field of times) field.value = local(view[field.id]);
 });
 
 /** Apply the field that changed, and leave the others as they are in the URL. */

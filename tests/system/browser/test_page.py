@@ -161,6 +161,12 @@ def test_filters_are_in_the_url_so_that_back_and_reload_work(opened, tab):
     # A time range is asked for in local time.
     page.get_by_label("Created from").fill("2020-03-28T12:00:00")
     expect(page).to_have_url(re.compile("created_from="))
+    page.go_back()
+    expect(page).to_have_url(f"{shared.service.url}/")
+    page.get_by_label("Created to").focus()
+    expect(page.get_by_label("Created from")).to_have_value("")
+    page.go_forward()
+    expect(page.get_by_label("Created from")).to_have_value("2020-03-28T12:00")
     page.get_by_label("Created to").fill("2020-03-28T13:00:00")
     expect(page.locator("#no-transactions")).to_have_text("No transaction matches.")
     expected = page.evaluate("new Date('2020-03-28T13:00:00').toISOString().slice(0, 19)")
