@@ -156,6 +156,7 @@ addEventListener("popstate", arrive);
 /** Go to a view, as a new history entry or in place of the last one. The history keeps `pages`. */
 export function go(view, pages = {}, replace = false) {
   const kept = { ...history.state, ...pages, opened: view.transaction };
+  replace ||= href(view) === href(state.view); // a second click
   history[replace ? "replaceState" : "pushState"](kept, "", href(view));
   arrive();
 }

@@ -242,7 +242,7 @@ parts.push(({ view, details, opened, token }) => {
 $("details").onclose = () => {
   const { transaction, ...view } = state.view;
   if (!state.opened || $("details").open) return; // the URL closed it, and may have opened it again since
-  change({ opened: false, details: null });
+  change({ view, opened: false, details: null }); // the same view opens it again
   if (history.state?.opened === transaction) history.back();
   else go(view, {}, true);
 };

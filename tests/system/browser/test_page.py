@@ -235,6 +235,13 @@ def test_a_row_opens_the_details_and_back_and_reload_keep_them(opened, tab):
     expect(details).to_be_visible()
     page.mouse.click(5, 5)
     expect(details).to_be_hidden()
+    expect(page).to_have_url(f"{shared.service.url}/")
+    for _ in range(2):  # however often it is opened, and however fast it is clicked
+        rows(page).nth(1).get_by_role("link").evaluate("(link) => (link.click(), link.click())")
+        expect(details).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(details).to_be_hidden()
+        expect(page).to_have_url(f"{shared.service.url}/")
     with frozen(shared.equipment):
         button(page, 1).click()
         expect(rows(page)).to_have_count(4)
