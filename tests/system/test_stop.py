@@ -1,6 +1,7 @@
 """The service reloads and stops under load: each request that a client has sent completely is answered."""
 
 import signal
+import socket
 import threading
 import time
 from itertools import takewhile
@@ -48,6 +49,22 @@ class Clients:
     def more(self) -> None:
         goal = len(self.answers) + 300
         wait_until(lambda: len(self.answers) > goal, "they post")
+
+
+def test_the_equipment_may_come_and_a_body_may_be_cut_off_while_it_stops(service, equipment):
+    started = service(ready=False)
+    wait_until(lambda: started.get("/healthz").status == 200, "it is alive")
+    bundle = b"GET /swagger/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    with raw.connect(started.port) as slow, raw.connect(started.port) as cut:
+        slow.sendall(bundle * 10)  # and reads nothing
+        cut.sendall(POST[:-5])
+        assert slow.recv(1)
+        started.send(signal.SIGTERM)
+        cut.shutdown(socket.SHUT_WR)
+        equipment()
+        wait_until(lambda: not started.running, "it has stopped")
+    assert "Traceback" not in started.said()
+    assert "died" not in started.said()
 
 
 def test_what_was_sent_before_a_reload_and_before_the_end_is_answered(running):

@@ -80,6 +80,14 @@ def test_a_backup_has_what_is_only_in_the_log_and_leaves_nothing_else(file, run)
     assert copy.stat().st_mode == file.stat().st_mode
 
 
+def test_backups_at_the_same_time_have_names_of_their_own(file):
+    environment = os.environ | {"DATABASE_URL": f"sqlite:///{file}"}
+    options = {"stdout": subprocess.PIPE, "text": True, "env": environment}
+    started = [subprocess.Popen([sys.executable, "-m", "kit.backup"], **options) for _ in range(4)]
+    names = {process.communicate()[0].strip() for process in started}
+    assert len([name for name in names if stations(name)]) == 4
+
+
 def test_a_restored_backup_takes_the_place_of_the_file_which_is_kept(file, run, tmp_path):
     copy = tool.backup(file)
     query(file, STORE("later"))
