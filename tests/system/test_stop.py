@@ -17,11 +17,11 @@ PAUSE = 0.05  # seconds between an answer and the next request; without it, they
 
 
 class Clients:
-    """Sixteen of each kind send what they ask again and again, until their connection is refused."""
+    """Four of each kind send what they ask again and again, until their connection is refused."""
 
     def __init__(self, port: int):
         self.port, self.answers, self.ends = port, [], []
-        self.threads = [threading.Thread(target=self._post, args=[asked]) for asked in ASKED * 16]
+        self.threads = [threading.Thread(target=self._post, args=[asked]) for asked in ASKED * 4]
         for thread in self.threads:
             thread.daemon = True
             thread.start()
@@ -47,7 +47,7 @@ class Clients:
         return not head or b"\r\nConnection: close" in head
 
     def more(self) -> None:
-        goal = len(self.answers) + 300
+        goal = len(self.answers) + 100
         wait_until(lambda: len(self.answers) > goal, "they post")
 
 
