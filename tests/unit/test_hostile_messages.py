@@ -83,7 +83,7 @@ def drawn(chance: Random) -> Message:
     who, status = chance.choice([None, 0, 1, 2, 3]), chance.choice([*OTHER])
     template = chance.choice(READABLE[:4] * 4 + READABLE[4:])
     template = template.replace(b"{status}", status.encode()).replace(b"{other}", OTHER[status])
-    cut = template.strip()[: -chance.randint(1, 50)]
+    cut = template.strip()[: -chance.randint(1, 50)] or b"{"
     garbage = chance.choice([*UNREADABLE, *[cut] * 5, chance.randbytes(60)])
     known, strange, retained = chance.choice(NAMES), chance.choice(NO_NAMES), chance.random() < 0.5
     return chance.choice(
