@@ -39,6 +39,7 @@ class Tab:
         # equipment is online.
         unready = message.location.get("url", "").endswith("/readyz")
         expected = (self._trouble or unready) and message.text.startswith("Failed to load resource")
+        expected |= "ERR_NETWORK_CHANGED" in message.text  # Docker has added a network to this machine
         if message.type in ("error", "warning") and not expected:
             self.complaints.append(f"{message.text} ({message.location})")
 
