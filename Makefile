@@ -24,7 +24,7 @@ fix: .venv/dev ## apply ruff's fixes, and format the Python and the C
 	.venv/bin/ruff format
 	.venv/bin/clang-format -i validator/*.[ch]
 
-test: lint setup browser ## run every check and every test on both databases, in six minutes
+test: lint setup browser ## run every check and every test on both databases, in four minutes
 	@$(MAKE) -s -C validator lint validator-asan test_rules
 	@mkdir -p var
 	$(PYTEST) -n 5 --dist worksteal -m 'not fault'
