@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote
@@ -34,8 +35,11 @@ def backup(database: Path) -> Path:
             source.execute("VACUUM INTO ?", (str(part),))
         shutil.copymode(database, part)
         sync(part)
-        name = unused_name(database, "")
-        os.link(part, name)  # fails if another backup has taken that name; a rename would replace it
+        while True:
+            name = unused_name(database, "")
+            with suppress(FileExistsError):  # another backup was faster; a rename would replace it
+                os.link(part, name)
+                break
         sync(name.parent)
     finally:
         part.unlink(missing_ok=True)

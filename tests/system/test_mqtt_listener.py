@@ -7,7 +7,9 @@ import socket
 
 import pytest
 
-from mqtt_listener import QUESTIONS, STATUSES, VERDICTS
+from kit.clock import Clock
+from kit.settings import Settings
+from mqtt_listener import QUESTIONS, STATUSES, VERDICTS, Listener
 from peer import Peer
 from programs import wait_until
 
@@ -54,10 +56,12 @@ def test_a_fresh_online_asks_again_at_once_and_a_replayed_one_does_not(start, br
     wait_until(lambda: len(peer.messages) == 2, "the question again")
 
 
-def test_a_listener_whose_thread_died_is_not_alive(pair):
-    assert pair.listener.alive
-    pair.listener._client.disconnect()
-    wait_until(lambda: not pair.listener.alive, "the thread has ended")
+def test_a_listener_whose_thread_died_is_not_alive(broker):
+    with Listener(Settings(mqtt_port=broker.port), lambda job: None, Clock()) as listener:  # no ledger dies
+        wait_until(lambda: listener._thread, "it connects")
+        assert listener.alive
+        listener._client.disconnect()
+        wait_until(lambda: not listener.alive, "the thread has ended")
 
 
 def test_stopping_does_not_wait_for_a_broker_that_hangs(pair, broker):
