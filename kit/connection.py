@@ -129,7 +129,7 @@ class Connection(Protocol):  # type: ignore[misc]
         self._half_closed = True
         if self._unread:
             self._refuse_body()
-        self._look()
+        self.worker.loop.call_later(0 if self._streams else HANGUP_INTERVAL, self._look)
         return True
 
     def _look(self) -> None:
@@ -192,7 +192,7 @@ class Connection(Protocol):  # type: ignore[misc]
         if names.count(b"host") != 1 and request.version > (1, 0):  # RFC 9112, section 3.2
             self._send_error_response(400, "Host must be sent once")
             return False
-        if b"expect" in names and dict(request.headers_bytes)[b"expect"].lower() != CONTINUE:
+        if any(name == b"expect" and value.lower() != CONTINUE for name, value in request.headers_bytes):
             self._send_error_response(417, "Expect must be 100-continue")
             return False
         return bool(await self._handle_http_request(request, sockname, peername))

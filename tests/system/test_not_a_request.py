@@ -110,6 +110,7 @@ def test_expect_host_and_upgrade_are_as_documented(port):
     get = b"GET /stations/1 HTTP/1.1\r\n%b\r\n"
     for headers, status in (
         (b"Host: x\r\nExpect: pancakes\r\n", 417),
+        (b"Host: x\r\nExpect: pancakes\r\nExpect: 100-continue\r\n", 417),
         (b"", 400),
         (b"Host: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n", 200),
     ):
