@@ -107,7 +107,7 @@ def uuid(found: str | UUID) -> UUID:
 
 
 def newest(table: str, equal: Sequence[tuple[str, Any]], lowest: UUID, bound: UUID) -> tuple[str, list[Any]]:
-    """The SELECT of the newest rows of a table with these values in these columns, and an id in this range.
+    """A SELECT for a table's newest rows that have these values and an id in this range.
 
     The last of these columns and the id are compared as a pair. For `status = ? AND id < ?` PostgreSQL may
     read the primary key, and skip all other rows on the way to that status. The pair is in one index only.

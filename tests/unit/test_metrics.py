@@ -31,6 +31,24 @@ def test_scrapes_at_the_same_time_have_all_gauges(api):
             assert "\nenergy2go_database_bytes " in text
 
 
+EXPECTED = {
+    "energy2go_transactions_total[PENDING]": 5,
+    "energy2go_transactions_total[COMPLETED]": 2,
+    "energy2go_transactions_total[ERROR]": 1,
+    "energy2go_transactions_total[EXPIRED]": 0,
+    "energy2go_verdicts_total[settled]": 3,
+    "energy2go_verdicts_total[late]": 0,
+    "energy2go_verdicts_total[duplicate]": 1,
+    "energy2go_verdicts_total[contradiction]": 1,
+    "energy2go_verdicts_total[unknown]": 1,
+    "energy2go_verdicts_total[unreadable]": 1,
+    "energy2go_questions_total[first]": 0,
+    "energy2go_questions_total[again]": 0,
+    "energy2go_verdict_seconds_count": 0,  # none of them was asked about
+    "energy2go_batch_jobs_sum": 6 + 3 + 3,
+}
+
+
 @pytest.mark.parametrize("api", BOTH, indirect=True)
 def test_known_traffic_gives_these_numbers(api):
     new_station(api)
@@ -47,30 +65,14 @@ def test_known_traffic_gives_these_numbers(api):
     done = threading.Event()
     service().listener.receive(VERDICTS, b"garbage", False, done.set)
     assert done.wait(60)
-    expected = {
-        "energy2go_transactions_total[PENDING]": 5,
-        "energy2go_transactions_total[COMPLETED]": 2,
-        "energy2go_transactions_total[ERROR]": 1,
-        "energy2go_transactions_total[EXPIRED]": 0,
-        "energy2go_verdicts_total[settled]": 3,
-        "energy2go_verdicts_total[late]": 0,
-        "energy2go_verdicts_total[duplicate]": 1,
-        "energy2go_verdicts_total[contradiction]": 1,
-        "energy2go_verdicts_total[unknown]": 1,
-        "energy2go_verdicts_total[unreadable]": 1,
-        "energy2go_questions_total[first]": 0,
-        "energy2go_questions_total[again]": 0,
-        "energy2go_verdict_seconds_count": 0,  # none of them was asked about
-        "energy2go_batch_jobs_sum": 6 + 3 + 3,
-    }
 
     def found() -> dict[str, float]:
         after = scrape(api)
-        return {name: after[name] - before.get(name, 0) for name in expected}
+        return {name: after[name] - before.get(name, 0) for name in EXPECTED}
 
     with contextlib.suppress(AssertionError):
-        wait_until(lambda: found() == expected, "the ledger has done its work")
-    assert found() == expected
+        wait_until(lambda: found() == EXPECTED, "the ledger has done its work")
+    assert found() == EXPECTED
     now = scrape(api)
     names = "queue_jobs", "waiters", "broker_connected", "pending_transactions"
     assert [now[f"energy2go_{name}"] for name in names] == [0, 0, 0, 2]
